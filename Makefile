@@ -1,0 +1,56 @@
+# `make demo` and `make test` need nothing but Python 3.11 with venv, and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+SEEDS ?= 200
+SEED  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt proto sim bench torch clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train digits with 4 workers, one of them killed on the way
+	$(BIN)/holdfast run --name digits -n 4 --restart-scope rank --chaos kill-worker@step=200 -- $(BIN)/python examples/digits.py
+
+test: $(READY) ## every test
+	$(BIN)/pytest
+
+lint: $(READY) ## style, types, layers, protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+
+fmt: $(READY) ## rewrite the code in the house style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+proto: $(READY) ## generate client/holdfast/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -I proto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --python_out=client --grpc_python_out=client --mypy_out=client --mypy_grpc_out=client \
+	  proto/holdfast/v1/*.proto
+
+sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
+	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks
+
+torch: $(READY) ## add torch to the venv, for the tests and examples that use it
+	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+
+clean: ## remove what was made here
+	rm -rf $(VENV) .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

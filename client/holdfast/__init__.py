@@ -1,0 +1,3 @@
+"""holdfast: training jobs that finish, whatever dies under them."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,131 @@
+"""The heartbeat file: one page that a worker writes through mmap and its agent reads.
+
+It is the contract of HOLDFAST_HEARTBEAT_FILE for both sides. Touching the file is a heartbeat too; what is
+described here adds the step, the section and metrics to it. A report costs a few stores into a mapped page:
+no system call, no lock. A reader may see a report half written; each field is whole, and the next read sees
+the rest, which is all that progress needs.
+
+Layout, little-endian, one page of 4,096 bytes:
+
+====== ======== ====================================================================
+offset format   meaning
+====== ======== ====================================================================
+0      8s       magic, ``HOLDFST1``
+8      q        step: the last one reported, -1 before the first
+16     q        steps done by this attempt
+24     q        CLOCK_MONOTONIC nanoseconds of its first report of a step, 0: none yet
+32     q        the same of its last report
+64     32s      section, UTF-8, zero-padded
+96     q        number of metrics, at most 32
+128    48 each  metric: 40s name, d value
+====== ======== ====================================================================
+"""
+
+import math
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass, field
+
+SIZE = 4096
+MAX_METRICS = 32
+
+_MAGIC = b"HOLDFST1"
+_HEAD = struct.Struct("<8sqqqq")
+_STEP = struct.Struct("<qqqq")
+_STEP_AT = 8
+_SECTION = struct.Struct("<32s")
+_SECTION_AT = 64
+_COUNT = struct.Struct("<q")
+_COUNT_AT = 96
+_METRIC = struct.Struct("<40sd")
+_VALUE = struct.Struct("<d")
+_METRICS_AT = 128
+_NAME_BYTES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a heartbeat file said at one moment."""
+
+    step: int | None = None
+    steps_done: int = 0
+    stepping_seconds: float = 0.0
+    section: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Writer:
+    """The worker's side. Not thread-safe: the training loop alone writes it, which is what makes it a heartbeat."""
+
+    def __init__(self, path: str) -> None:
+        """Map the file at `path`, making it when it is not there. Raises OSError."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, SIZE)  # a full disk shows here, not as SIGBUS in the training loop
+            self._map = mmap.mmap(fd, SIZE)
+        finally:
+            os.close(fd)
+        _HEAD.pack_into(self._map, 0, _MAGIC, -1, 0, 0, 0)
+        self._steps_done = 0
+        self._first = 0
+        self._slots: dict[str, int] = {}
+        self.section("setup")
+
+    def step(self, step: int) -> None:
+        """Report that `step` is done."""
+        now = time.monotonic_ns()
+        self._steps_done = done = self._steps_done + 1
+        first = self._first
+        if not first:
+            self._first = first = now
+            self.section("step")
+        _STEP.pack_into(self._map, _STEP_AT, step, done, first, now)
+
+    def section(self, name: str) -> None:
+        """Say what the worker is in from here on; cut to 32 bytes."""
+        _SECTION.pack_into(self._map, _SECTION_AT, name.encode()[:32])
+
+    def metric(self, name: str, value: float) -> None:
+        """Set one metric. The first 32 names are kept; more are ignored."""
+        at = self._slots.get(name)
+        if at is None:
+            index = len(self._slots)
+            if index == MAX_METRICS:
+                return
+            at = _METRICS_AT + index * _METRIC.size
+            _METRIC.pack_into(self._map, at, name.encode()[:_NAME_BYTES], value)
+            self._slots[name] = at
+            _COUNT.pack_into(self._map, _COUNT_AT, index + 1)
+            return
+        _VALUE.pack_into(self._map, at + _NAME_BYTES, value)
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._map.close()
+
+
+def read(page: bytes | mmap.mmap) -> Reading:
+    """Read one page. A page without the magic (touched by a program that uses no library) reads as nothing."""
+    if len(page) < SIZE or page[:8] != _MAGIC:
+        return Reading()
+    _, step, done, first, last = _HEAD.unpack_from(page, 0)
+    (section,) = _SECTION.unpack_from(page, _SECTION_AT)
+    (count,) = _COUNT.unpack_from(page, _COUNT_AT)
+    metrics = {}
+    for index in range(min(max(count, 0), MAX_METRICS)):
+        name, value = _METRIC.unpack_from(page, _METRICS_AT + index * _METRIC.size)
+        if math.isfinite(value):
+            metrics[_text(name)] = value
+    return Reading(
+        step=None if step < 0 else step,
+        steps_done=done,
+        stepping_seconds=max(0, last - first) / 1e9,
+        section=_text(section),
+        metrics=metrics,
+    )
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="replace")
