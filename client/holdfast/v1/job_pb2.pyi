@@ -911,7 +911,9 @@ class JobSummary(_message.Message):
     def elapsed(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def badput_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Rank-seconds lost, by cause: "start", "redone", "restart", "other"."""
+        """Rank-seconds lost, by cause: "setup" (start-up, restore, whatever is no step), "redone" (steps done
+        again) and "waiting" (no process: backoff, placement, a lost node).
+        """
 
     def __init__(
         self,

@@ -1,0 +1,1 @@
+"""The services: thin. A handler translates, asks the engine, and translates back."""

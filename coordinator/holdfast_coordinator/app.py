@@ -1,0 +1,145 @@
+"""The coordinator put together: store, engine, services, one server."""
+
+import asyncio
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from holdfast import wire
+from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
+from holdfast_coordinator.core.state import Settings
+from holdfast_coordinator.engine import Clock, Engine
+from holdfast_coordinator.rpc.agents import AgentService
+from holdfast_coordinator.rpc.jobs import JobService
+from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.rpc.nodes import NodeService
+from holdfast_coordinator.store.sqlite import SqliteStore
+
+STOP_GRACE_S = 1.0
+
+SERVICES = tuple(
+    file.services_by_name[name].full_name
+    for file, name in (
+        (job_pb2.DESCRIPTOR, "JobService"),
+        (node_pb2.DESCRIPTOR, "NodeService"),
+        (agent_pb2.DESCRIPTOR, "AgentService"),
+    )
+)
+
+log = structlog.get_logger(__name__)
+
+
+class ListenError(Exception):
+    """The address can't be listened on; the message is one sentence with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorConfig:
+    """What the operator decides.
+
+    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`.
+    """
+
+    listen: str
+    state_dir: Path
+    insecure: bool = False
+    lost_after_ms: int = 10_000
+
+
+class Coordinator:
+    """A coordinator in this process."""
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._engine: Engine | None = None
+        self._server: grpc.aio.Server | None = None
+        self._loop: asyncio.Task[None] | None = None
+        self._store: SqliteStore | None = None
+
+    async def start(self) -> str:
+        """Open the store, lead, and listen. Return the address that clients use.
+
+        Raises ListenError, StoreError.
+        """
+        config = self._config
+        check_address(config.listen, insecure=config.insecure)
+        self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
+        settings = Settings(lost_after_ms=config.lost_after_ms, suspect_after_ms=config.lost_after_ms // 2)
+        self._engine = Engine(self._store, settings, Clock())
+        self._loop = asyncio.create_task(self._engine.run())
+        self._server, health_servicer = _server(self._engine)
+        target = self._bind(self._server)
+        leading = asyncio.create_task(self._engine.wait_leading())
+        await asyncio.wait({leading, self._loop}, return_when=asyncio.FIRST_COMPLETED)
+        if self._loop.done():
+            leading.cancel()
+            await self._loop
+        await self._server.start()
+        for service in ("", *SERVICES):
+            await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        log.info("listening", address=target, state_dir=str(config.state_dir))
+        return target
+
+    async def wait(self) -> None:
+        """Wait until the engine fails: it never ends by itself."""
+        assert self._loop is not None
+        await self._loop
+
+    async def stop(self) -> None:
+        """Stop serving. Workers and agents go on; everything acknowledged is in the store."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        if self._server is not None:
+            await self._server.stop(STOP_GRACE_S)
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+
+    def _bind(self, server: grpc.aio.Server) -> str:
+        listen = self._config.listen
+        try:
+            port = server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise ListenError(
+                f"can't listen on {listen}: is another coordinator running there? Choose another with --listen"
+            ) from error
+        if listen.startswith("unix:"):
+            path = Path(listen.removeprefix("unix:"))
+            path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            return listen
+        host, _, _ = listen.rpartition(":")
+        return f"{host}:{port}"
+
+
+def check_address(listen: str, *, insecure: bool) -> None:
+    """Raise ListenError when an address is malformed, or open to others without saying so."""
+    if listen.startswith("unix:"):
+        return
+    host, colon, port = listen.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65_535:
+        raise ListenError(f'"{listen}" is no address; write host:port, for instance 127.0.0.1:7070')
+    if host in ("127.0.0.1", "localhost", "[::1]"):
+        return
+    if not insecure:
+        raise ListenError(
+            f"{listen} can be reached from other machines, and whoever reaches it can run commands on every node; "
+            "listen on 127.0.0.1, or add --insecure on a network that you trust"
+        )
+    log.warning("anyone who reaches this address can run commands on every node", address=listen)
+
+
+def _server(engine: Engine) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(options=wire.server_options())
+    logs = LogRelay(engine)
+    job_pb2_grpc.add_JobServiceServicer_to_server(JobService(engine, logs), server)
+    node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(engine), server)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(engine, logs), server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server, health_servicer

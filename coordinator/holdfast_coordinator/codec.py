@@ -1,0 +1,421 @@
+"""proto <-> core: the only translation.
+
+`ValueError` means that a message says something that no version of the other side would say.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
+from holdfast_coordinator.core import effects, events, model
+from holdfast_coordinator.core.account import Summary, last_committed
+
+_SCOPES = {
+    job_pb2.RESTART_SCOPE_UNSPECIFIED: model.Scope.GANG,
+    job_pb2.RESTART_SCOPE_GANG: model.Scope.GANG,
+    job_pb2.RESTART_SCOPE_RANK: model.Scope.RANK,
+}
+_JOB_STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in model.JobState}
+_WORKER_STATES = {
+    state: job_pb2.WorkerState.Value(f"WORKER_STATE_{state.name}") for state in model.WorkerState
+}
+_NODE_STATES = {state: node_pb2.NodeState.Value(f"NODE_STATE_{state.name}") for state in model.NodeState}
+_DESIRED = {state: job_pb2.DesiredState.Value(f"DESIRED_STATE_{state.name}") for state in model.Desired}
+
+Outgoing = effects.Command | agent_pb2.OpenLog | agent_pb2.Pace | agent_pb2.Welcome
+"""What goes out on a session: the core's commands, and what the shell says of its own accord."""
+
+JOB_STATES = {number: state for state, number in _JOB_STATES.items()}
+"""Proto number to core state."""
+
+
+# Specs
+
+
+def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
+    """Read a spec, with the defaults where fields are absent."""
+    restart, default = spec.restart, model.RestartPolicy()
+    has = restart.HasField
+    return model.JobSpec(
+        name=spec.name,
+        command=tuple(spec.command),
+        world_size=spec.world_size,
+        env=dict(spec.env),
+        working_dir=spec.working_dir,
+        resources=model.Resources(spec.resources.cpus, spec.resources.memory_bytes, spec.resources.gpus),
+        restart=model.RestartPolicy(
+            scope=_SCOPES.get(restart.scope, model.Scope.GANG),
+            backoff_ms=_to_ms(restart.backoff) if has("backoff") else default.backoff_ms,
+            backoff_cap_ms=_to_ms(restart.backoff_cap) if has("backoff_cap") else default.backoff_cap_ms,
+            jitter=restart.jitter if has("jitter") else default.jitter,
+            budget=restart.budget if has("budget") else default.budget,
+            window_ms=_to_ms(restart.window),
+        ),
+        stop_grace_ms=(
+            _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else model.DEFAULT_STOP_GRACE_MS
+        ),
+        checkpoint_uri=spec.checkpoint_uri,
+        labels=dict(spec.labels),
+    )
+
+
+def spec_to_proto(spec: model.JobSpec) -> job_pb2.JobSpec:
+    """Write a spec, every default spelt out."""
+    restart = spec.restart
+    return job_pb2.JobSpec(
+        name=spec.name,
+        command=spec.command,
+        world_size=spec.world_size,
+        env=spec.env,
+        working_dir=spec.working_dir,
+        resources=job_pb2.Resources(
+            cpus=spec.resources.cpus,
+            memory_bytes=spec.resources.memory_bytes,
+            gpus=spec.resources.gpus,
+        ),
+        restart=job_pb2.RestartPolicy(
+            scope=job_pb2.RestartScope.Value(f"RESTART_SCOPE_{restart.scope.name}"),
+            backoff=_duration(restart.backoff_ms),
+            backoff_cap=_duration(restart.backoff_cap_ms),
+            jitter=restart.jitter,
+            budget=restart.budget,
+            window=_duration(restart.window_ms) if restart.window_ms else None,
+        ),
+        stop_grace=_duration(spec.stop_grace_ms),
+        checkpoint_uri=spec.checkpoint_uri,
+        labels=spec.labels,
+    )
+
+
+# What users read
+
+
+def job_to_proto(
+    job: model.Job,
+    gangs: Iterable[model.Gang],
+    workers: Iterable[model.Worker],
+    running: Mapping[int, model.Progress],
+) -> job_pb2.Job:
+    """Write a job. `running` holds the newest progress by rank."""
+    by_index = {gang.index: gang for gang in gangs}
+    return job_pb2.Job(
+        id=job.id,
+        spec=spec_to_proto(job.spec),
+        desired=_DESIRED[job.desired],
+        state=_JOB_STATES[job.state],
+        reason=job.reason,
+        attempt=max(gang.attempt for gang in by_index.values()),
+        restarts=sum(gang.restarts for gang in by_index.values()),
+        last_committed_step=last_committed(by_index.values()),
+        created_at=_timestamp(job.created_ms),
+        started_at=_timestamp(job.started_ms),
+        finished_at=_timestamp(job.finished_ms),
+        workers=[_worker(worker, by_index[worker.gang], running) for worker in workers],
+    )
+
+
+def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.Progress]) -> job_pb2.Worker:
+    progress = running.get(worker.rank, worker.progress)
+    return job_pb2.Worker(
+        rank=worker.rank,
+        node=worker.node,
+        pid=worker.pid,
+        state=_WORKER_STATES[worker.state],
+        attempt=worker.attempt,
+        step=progress.step,
+        section=progress.section,
+        metrics=progress.metrics,
+        last_exit=_exit_status(worker.exit) if worker.exit else None,
+        restarts=gang.restarts,
+        resume_step=worker.resume_step,
+        started_at=_timestamp(worker.started_ms),
+    )
+
+
+def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.Node:
+    """Write a node."""
+    return node_pb2.Node(
+        name=node.name,
+        state=_NODE_STATES[node.state],
+        reason=node.reason,
+        address=node.address,
+        capacity=node_pb2.Capacity(
+            slots=node.capacity.slots,
+            cpus=node.capacity.cpus,
+            memory_bytes=node.capacity.memory_bytes,
+            gpus=node.capacity.gpus,
+        ),
+        slots_used=slots_used,
+        labels=node.labels,
+        joined_at=_timestamp(node.joined_ms),
+        last_heard_at=_timestamp(heard_ms),
+        agent_version=node.agent_version,
+    )
+
+
+def checkpoint_to_proto(commit: model.Commit, uri: str) -> job_pb2.Checkpoint:
+    """Write a committed checkpoint; `uri` is the job's checkpoint directory, empty where only the nodes know it."""
+    return job_pb2.Checkpoint(
+        job_id=commit.job_id,
+        step=commit.step,
+        attempt=commit.attempt,
+        rank=commit.rank,
+        committed_at=_timestamp(commit.at_ms),
+        size_bytes=sum(shard.size_bytes for shard in commit.shards),
+        shard_count=len(commit.shards),
+        uri=uri,
+    )
+
+
+def event_to_proto(entry: model.Entry) -> job_pb2.Event:
+    """Write a line of the timeline."""
+    return job_pb2.Event(
+        seq=entry.seq,
+        at=_timestamp(entry.at_ms),
+        job_id=entry.job_id,
+        node=entry.node,
+        rank=entry.rank,
+        attempt=entry.attempt,
+        kind=entry.kind,
+        message=entry.message,
+    )
+
+
+def summary_to_proto(job: model.Job, summary: Summary) -> job_pb2.JobSummary:
+    """Write a job in numbers."""
+    return job_pb2.JobSummary(
+        job_id=job.id,
+        name=job.spec.name,
+        state=_JOB_STATES[job.state],
+        reason=job.reason,
+        world_size=job.spec.world_size,
+        restarts=summary.restarts,
+        steps=summary.steps,
+        last_committed_step=summary.last_committed_step,
+        steps_redone=summary.steps_redone,
+        steps_per_second=summary.steps_per_second,
+        elapsed=_duration(summary.elapsed_ms),
+        goodput=summary.goodput,
+        badput_seconds={cause: ms / 1000 for cause, ms in summary.badput_ms.items()},
+    )
+
+
+# What agents say
+
+
+def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int) -> events.AgentJoined:
+    """Read the Hello that opens a session."""
+    capacity = hello.capacity
+    return events.AgentJoined(
+        at=at,
+        node=hello.node,
+        session=session,
+        instance_id=hello.instance_id,
+        address=hello.address,
+        capacity=model.Capacity(capacity.slots, capacity.cpus, capacity.memory_bytes, capacity.gpus),
+        inventory=tuple(_found(record) for record in hello.inventory),
+        boot_id=hello.boot_id,
+        ports=tuple(hello.ports),
+        labels=dict(hello.labels),
+        agent_version=hello.agent_version,
+    )
+
+
+def _found(record: agent_pb2.WorkerRecord) -> events.Found:
+    ended = record.HasField("exit")
+    return events.Found(
+        key=key_from_proto(record.key),
+        pid=record.pid,
+        pid_start=record.pid_start_time,
+        exit=_exit(record.exit) if ended else None,
+        progress=progress_from_proto(record.exit.progress) if ended else model.Progress(),
+    )
+
+
+def event_from_proto(
+    message: agent_pb2.AgentMessage, *, node: str, session: str, at: int
+) -> events.AgentEvent:
+    """Read what an agent says after its Hello; heartbeats are read by `heartbeat_from_proto`."""
+    match message.WhichOneof("message"):
+        case "worker_started":
+            started = message.worker_started
+            key = key_from_proto(started.key)
+            return events.WorkerStarted(at, node, session, key, started.pid, started.pid_start_time)
+        case "worker_exited":
+            ended = message.worker_exited.exit
+            return events.WorkerExited(
+                at,
+                node,
+                session,
+                key_from_proto(message.worker_exited.key),
+                _exit(ended),
+                progress_from_proto(ended.progress),
+            )
+        case "shard_prepared":
+            prepared = message.shard_prepared
+            shard = shard_from_proto(prepared.shard)
+            key = key_from_proto(prepared.key)
+            return events.ShardPrepared(at, node, session, key, prepared.step, shard)
+        case "ports_offered":
+            return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
+        case other:
+            raise ValueError(f"an agent does not say {other} here")
+
+
+def heartbeat_from_proto(heartbeat: agent_pb2.Heartbeat) -> Iterable[tuple[model.Key, model.Progress]]:
+    """Read the progress in a heartbeat."""
+    for item in heartbeat.workers:
+        yield key_from_proto(item.key), progress_from_proto(item.progress)
+
+
+def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:
+    """Read a worker's name."""
+    return model.Key(key.job_id, key.rank, key.attempt)
+
+
+def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
+    """Read a worker's progress."""
+    return model.Progress(
+        step=progress.step if progress.HasField("step") else None,
+        steps_done=progress.steps_done,
+        stepping_ms=_to_ms(progress.stepping),
+        section=progress.section,
+        metrics=dict(progress.metrics),
+    )
+
+
+def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
+    """Read a shard."""
+    return model.Shard(shard.rank, shard.file, shard.size_bytes, shard.digest, shard.cursor)
+
+
+def _exit(ended: agent_pb2.Exit) -> model.Exit:
+    status = ended.status
+    at = status.at.ToMilliseconds()
+    return model.Exit(status.code, status.signal, status.message, at, ended.never_ran)
+
+
+# What agents are told
+
+
+def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorMessage:
+    """Write what goes out on a session."""
+    message = agent_pb2.CoordinatorMessage(epoch=epoch)
+    match command:
+        case agent_pb2.OpenLog():
+            message.open_log.CopyFrom(command)
+        case agent_pb2.Pace():
+            message.pace.CopyFrom(command)
+        case agent_pb2.Welcome():
+            message.welcome.CopyFrom(command)
+        case effects.StartWorkers():
+            message.start_workers.CopyFrom(_start(command))
+        case effects.StopWorkers(keys, force, reason):
+            message.stop_workers.keys.extend(map(key_to_proto, keys))
+            message.stop_workers.force = force
+            message.stop_workers.reason = reason
+        case effects.ReleaseWorkers(keys):
+            message.release_workers.keys.extend(map(key_to_proto, keys))
+        case effects.AckCommit():
+            message.ack_commit.CopyFrom(
+                agent_pb2.AckCommit(
+                    job_id=command.job_id,
+                    attempt=command.attempt,
+                    step=command.step,
+                    ranks=command.ranks,
+                    publish=_record(command.publish) if command.publish else None,
+                )
+            )
+        case effects.RefuseShard(key, step, reason):
+            message.refuse_shard.CopyFrom(
+                agent_pb2.RefuseShard(key=key_to_proto(key), step=step, reason=reason)
+            )
+        case effects.ForgetJob(job_id):
+            message.forget_job.job_id = job_id
+        case effects.Welcome() | effects.CloseSession():
+            raise ValueError(f"{command} is the session's own business")
+    return message
+
+
+def pace_to_proto(heartbeat_interval_ms: int, lost_after_ms: int) -> agent_pb2.Pace:
+    """Write how often an agent is to be heard."""
+    return agent_pb2.Pace(
+        heartbeat_interval=_duration(heartbeat_interval_ms), lost_after=_duration(lost_after_ms)
+    )
+
+
+def key_to_proto(key: model.Key) -> agent_pb2.WorkerKey:
+    """Write a worker's name."""
+    return agent_pb2.WorkerKey(job_id=key.job_id, rank=key.rank, attempt=key.attempt)
+
+
+def _start(command: effects.StartWorkers) -> agent_pb2.StartWorkers:
+    return agent_pb2.StartWorkers(
+        job_id=command.job_id,
+        spec=spec_to_proto(command.spec),
+        assignments=[
+            agent_pb2.Assignment(
+                rank=a.rank,
+                attempt=a.attempt,
+                local_rank=a.local_rank,
+                local_world_size=a.local_world_size,
+                group_rank=a.group_rank,
+                gpus=a.gpus,
+                restart_count=a.restart_count,
+            )
+            for a in command.assignments
+        ],
+        master_addr=command.master_addr,
+        master_port=command.master_port,
+        resume=[_record(commit) for commit in command.resume],
+    )
+
+
+def _record(commit: model.Commit) -> worker_pb2.CommitRecord:
+    return worker_pb2.CommitRecord(
+        job_id=commit.job_id,
+        step=commit.step,
+        attempt=commit.attempt,
+        rank=commit.rank,
+        world_size=commit.world_size,
+        committed_at_ms=commit.at_ms,
+        shards=[
+            worker_pb2.Shard(
+                rank=shard.rank,
+                file=shard.file,
+                size_bytes=shard.size_bytes,
+                digest=shard.digest,
+                cursor=shard.cursor,
+            )
+            for shard in commit.shards
+        ],
+    )
+
+
+# Times
+
+
+def _exit_status(ended: model.Exit) -> job_pb2.ExitStatus:
+    return job_pb2.ExitStatus(
+        code=ended.code, signal=ended.signal, message=ended.message, at=_timestamp(ended.at_ms)
+    )
+
+
+def _timestamp(ms: int) -> Timestamp | None:
+    if not ms:
+        return None
+    stamp = Timestamp()
+    stamp.FromMilliseconds(ms)
+    return stamp
+
+
+def _duration(ms: int) -> Duration:
+    duration = Duration()
+    duration.FromMilliseconds(ms)
+    return duration
+
+
+def _to_ms(duration: Duration) -> int:
+    return duration.ToMilliseconds()

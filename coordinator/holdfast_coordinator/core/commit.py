@@ -1,0 +1,59 @@
+"""When a checkpoint becomes the one to resume from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from holdfast_coordinator.core.model import Commit, Gang, Prepared, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The shard will never be part of a commit."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AckAgain:
+    """It is committed already; its ack was lost."""
+
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Kept until the rest of the gang has prepared the step."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """With this shard the step is whole."""
+
+    shards: tuple[Shard, ...]
+
+
+def decide(
+    gang: Gang, ranks: tuple[int, ...], held: Mapping[int, Prepared], new: Prepared
+) -> Refuse | AckAgain | Wait | Complete:
+    """Decide about a newly prepared shard, given those that the gang's other ranks hold prepared.
+
+    Steps only grow and attempts only grow: what is at or below the newest commit, or of an attempt that is not
+    the gang's own, can never replace anything (P1, P2).
+    """
+    if new.attempt != gang.attempt:
+        return Refuse(f"attempt {new.attempt} is superseded by attempt {gang.attempt}")
+    newest = gang.commit
+    if newest is not None and new.step <= newest.step:
+        if new.step == newest.step and new.attempt == newest.attempt and new.shard in newest.shards:
+            return AckAgain(newest)
+        return Refuse(f"step {new.step} is not after the committed step {newest.step}")
+    shards = {new.rank: new.shard}
+    for rank, prepared in held.items():
+        if rank != new.rank and prepared.step == new.step and prepared.attempt == gang.attempt:
+            shards[rank] = prepared.shard
+    missing = [rank for rank in ranks if rank not in shards]
+    if missing:
+        return Wait(f"step {new.step} waits for {len(missing)} of {len(ranks)} ranks")
+    return Complete(tuple(shards[rank] for rank in ranks))

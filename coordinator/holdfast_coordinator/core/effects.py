@@ -1,0 +1,171 @@
+"""What to do: rows to make durable, then commands to send.
+
+`Effects.writes` are one transaction. Nothing of `Effects.commands` may leave the process before that
+transaction is on disk (P3); a command that is lost is made good when its agent opens its next session.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, JobSpec, Key, Node, Prepared, Worker
+
+Row = Job | Gang | Worker | Node | Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Insert the row, or replace the one with its key."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove the row."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Add to a history that is never rewritten."""
+
+    item: Entry | Commit
+
+
+@dataclass(frozen=True, slots=True)
+class SetEpoch:
+    """Take over as the leader of this epoch."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropHistory:
+    """Remove the commits of a job that was deleted."""
+
+    job_id: str
+
+
+Write = Put | Delete | Append | SetEpoch | DropHistory
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Open the session: always the first command on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One worker to start."""
+
+    rank: int
+    attempt: int
+    local_rank: int
+    local_world_size: int
+    group_rank: int
+    gpus: tuple[int, ...]
+    restart_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorkers:
+    """Start workers of a job, each at most once for its key."""
+
+    job_id: str
+    spec: JobSpec
+    assignments: tuple[Assignment, ...]
+    master_addr: str
+    master_port: int
+    resume: tuple[Commit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorkers:
+    """Stop workers: SIGTERM, grace, SIGKILL; or at once."""
+
+    keys: tuple[Key, ...]
+    force: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWorkers:
+    """These exits are durable; the agent may forget them."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AckCommit:
+    """The checkpoint is committed."""
+
+    job_id: str
+    attempt: int
+    step: int
+    ranks: tuple[int, ...]
+    publish: Commit | None
+
+
+@dataclass(frozen=True, slots=True)
+class RefuseShard:
+    """The shard was not taken and never will be."""
+
+    key: Key
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetJob:
+    """Remove the job's logs and scratch files."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """End the session: it no longer speaks for its node, or may not."""
+
+    reason: str
+
+
+Command = (
+    Welcome | StartWorkers | StopWorkers | ReleaseWorkers | AckCommit | RefuseShard | ForgetJob | CloseSession
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A command and the session it is for."""
+
+    session: str
+    command: Command
+
+
+class Problem(StrEnum):
+    """Why a request was refused."""
+
+    NOT_FOUND = "not_found"
+    ALREADY_EXISTS = "already_exists"
+    FAILED_PRECONDITION = "failed_precondition"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that changed nothing, and why."""
+
+    problem: Problem
+    message: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What one event brings about."""
+
+    writes: tuple[Write, ...] = ()
+    commands: tuple[Send, ...] = ()
+    reason: str = ""
+    """Why nothing was done, when an event was dropped."""
+    refusal: Refusal | None = None

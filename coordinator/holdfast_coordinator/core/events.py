@@ -1,0 +1,141 @@
+"""What happened: past-tense nouns that carry their own time and ids.
+
+`at` is milliseconds since the Unix epoch. Events of an agent name the session they came in on; from a session
+that no longer speaks for its node they are dropped.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from holdfast_coordinator.core.model import Capacity, Exit, JobSpec, Key, Progress, Shard
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderElected:
+    """This coordinator took over: started, restarted, or read its state anew after the store failed."""
+
+    at: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed. `heard` says when each node was last heard from; one that is not in it counts as heard now."""
+
+    at: int
+    heard: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSubmitted:
+    """A user wants a job. The spec has been validated."""
+
+    at: int
+    job_id: str
+    request_id: str
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True)
+class JobStopRequested:
+    """A user wants a job to end."""
+
+    at: int
+    job_id: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobDeleteRequested:
+    """A user wants an ended job to be forgotten."""
+
+    at: int
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A worker in an agent's inventory: running, or ended and not yet released."""
+
+    key: Key
+    pid: int = 0
+    pid_start: int = 0
+    exit: Exit | None = None
+    progress: Progress = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentJoined:
+    """An agent opened a session and said what runs on its node."""
+
+    at: int
+    node: str
+    session: str
+    instance_id: str
+    address: str
+    capacity: Capacity
+    inventory: tuple[Found, ...] = ()
+    boot_id: str = ""
+    ports: tuple[int, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    agent_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLost:
+    """The stream of a session broke."""
+
+    at: int
+    node: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """A worker's process exists."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    pid: int
+    pid_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """A worker's process tree is gone, or could not be started."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    exit: Exit
+    progress: Progress = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPrepared:
+    """A rank's file of a checkpoint is durable."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    step: int
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class PortsOffered:
+    """An agent holds these ports free."""
+
+    at: int
+    node: str
+    session: str
+    ports: tuple[int, ...]
+
+
+AgentEvent = StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered
+ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested
+Event = LeaderElected | Ticked | AgentJoined | AgentEvent | ClientEvent

@@ -1,0 +1,315 @@
+"""What is: the rows that the coordinator keeps, one frozen dataclass an entity.
+
+Times are milliseconds since the Unix epoch, durations milliseconds. A row is replaced, never changed.
+
+Scope decides who restarts and commits together, and that is all a `Gang` is: in restart scope "gang" a job has
+one gang of all its ranks, in scope "rank" it has one gang of one rank for each. Nothing else in the core
+asks for the scope.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Scope(StrEnum):
+    """What has to be restarted when a rank dies."""
+
+    GANG = "gang"
+    RANK = "rank"
+
+
+class Desired(StrEnum):
+    """What the user wants of a job."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+class JobState(StrEnum):
+    """What is observed of a job."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    RESTARTING = "restarting"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class WorkerState(StrEnum):
+    """What is observed of a rank, in its newest attempt."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    LOST = "lost"
+
+
+class NodeState(StrEnum):
+    """What is known of a node."""
+
+    READY = "ready"
+    SUSPECT = "suspect"
+    LOST = "lost"
+
+
+DEFAULT_STOP_GRACE_MS = 30_000
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
+"""Job states that nothing leaves."""
+
+LIVE = frozenset({WorkerState.STARTING, WorkerState.RUNNING, WorkerState.STOPPING})
+"""Worker states in which a process may exist on the worker's node."""
+
+DEAD = frozenset({WorkerState.FAILED, WorkerState.STOPPED, WorkerState.LOST})
+"""Worker states after an attempt that did not succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one worker needs beside its slot."""
+
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When to restart, how long to wait before, and when to give up."""
+
+    scope: Scope = Scope.GANG
+    backoff_ms: int = 500
+    backoff_cap_ms: int = 30_000
+    jitter: float = 0.1
+    budget: int = 50
+    window_ms: int = 0
+    """0: the whole life of the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What the user asked for; never changed after the job was created."""
+
+    name: str
+    command: tuple[str, ...]
+    world_size: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str = ""
+    resources: Resources = Resources()
+    restart: RestartPolicy = RestartPolicy()
+    stop_grace_ms: int = DEFAULT_STOP_GRACE_MS
+    checkpoint_uri: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training command with what is wanted of it and what has become of it."""
+
+    id: str
+    request_id: str
+    spec: JobSpec
+    desired: Desired
+    state: JobState
+    reason: str
+    """Why it is in this state, in one sentence."""
+    created_ms: int
+    started_ms: int = 0
+    finished_ms: int = 0
+    ending: JobState | None = None
+    """The terminal state that it is being brought to, while workers are still being stopped."""
+    force: bool = False
+    """Stop without grace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's file of a checkpoint; see worker.proto."""
+
+    rank: int
+    file: str
+    size_bytes: int
+    digest: str
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A checkpoint that all of its ranks prepared; the one to resume from, or one before it."""
+
+    job_id: str
+    gang: int
+    step: int
+    attempt: int
+    at_ms: int
+    rank: int | None
+    """Set in scope "rank"."""
+    world_size: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gang:
+    """Ranks that are placed, restarted and committed together.
+
+    `attempt` is the fencing token: whatever a worker of a lower attempt says is refused from the moment that
+    this number grows, which is the moment that the first death in the gang is known.
+    """
+
+    job_id: str
+    index: int
+    """0 in scope "gang"; the rank in scope "rank"."""
+    attempt: int = 1
+    restarts: int = 0
+    streak: tuple[int, ...] = ()
+    """When it was restarted since it last made progress: what the budget and the backoff count."""
+    best_step: int = -1
+    """The furthest step at which any attempt ended; going beyond it is progress."""
+    not_before_ms: int = 0
+    """Its backoff ends here."""
+    cause: str = ""
+    """Why its last attempt ended, in one sentence."""
+    master_addr: str = ""
+    master_port: int = 0
+    commit: Commit | None = None
+    """The newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How an attempt ended."""
+
+    code: int
+    signal: int
+    message: str
+    at_ms: int
+    never_ran: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an attempt came: what its heartbeat file says."""
+
+    step: int | None = None
+    steps_done: int = 0
+    stepping_ms: int = 0
+    section: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Where a rank's time went in the attempts that are over; see summary.py."""
+
+    steps_done: int = 0
+    steps_redone: int = 0
+    alive_ms: int = 0
+    stepping_ms: int = 0
+    kept_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One rank of a job, in its newest attempt."""
+
+    job_id: str
+    rank: int
+    gang: int
+    state: WorkerState
+    attempt: int = 1
+    node: str = ""
+    homes: tuple[str, ...] = ()
+    """Every node that it was placed on: where its logs are."""
+    local_rank: int = 0
+    group_rank: int = 0
+    local_world_size: int = 1
+    gpus: tuple[int, ...] = ()
+    pid: int = 0
+    pid_start: int = 0
+    started_ms: int = 0
+    resume_step: int | None = None
+    exit: Exit | None = None
+    """Of the newest attempt that ended."""
+    progress: Progress = Progress()
+    """As it was when the attempt ended; while it runs, see the engine's telemetry."""
+    account: Account = Account()
+
+    @property
+    def key(self) -> "Key":
+        """Names this attempt of this rank for ever."""
+        return Key(self.job_id, self.rank, self.attempt)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Names one attempt of one rank for ever."""
+
+    job_id: str
+    rank: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A shard that waits for the rest of its gang."""
+
+    job_id: str
+    gang: int
+    rank: int
+    attempt: int
+    step: int
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What a node has."""
+
+    slots: int = 0
+    cpus: float = 0.0
+    memory_bytes: int = 0
+    gpus: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine and the agent on it."""
+
+    name: str
+    instance_id: str
+    state: NodeState
+    reason: str
+    address: str
+    capacity: Capacity
+    joined_ms: int
+    session: str = ""
+    """The session that speaks for it; empty while none is open."""
+    boot_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    agent_version: str = ""
+    ports: tuple[int, ...] = ()
+    """Held free by its agent for MASTER_PORT."""
+    strays: tuple[Key, ...] = ()
+    """Superseded workers that are still being killed there; nothing is placed on it before they are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the timeline."""
+
+    seq: int
+    at_ms: int
+    kind: str
+    message: str
+    job_id: str = ""
+    node: str = ""
+    rank: int | None = None
+    attempt: int = 0

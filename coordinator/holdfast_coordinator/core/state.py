@@ -1,0 +1,150 @@
+"""All that the leader knows: rows by key, and the indexes that follow from them.
+
+Only `put` and `delete` change it, so that the same writes applied to an empty state give the same state:
+`load(store) == state` (tests/sim holds it to that after every event).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, Row, SetEpoch, Write
+from holdfast_coordinator.core.model import (
+    LIVE,
+    TERMINAL,
+    Entry,
+    Gang,
+    Job,
+    Node,
+    Prepared,
+    Scope,
+    Worker,
+    WorkerState,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the operator decides; not part of the store."""
+
+    lost_after_ms: int = 10_000
+    suspect_after_ms: int = 5_000
+
+
+@dataclass(slots=True)
+class State:
+    """Rows by key. Mutable; one writer."""
+
+    settings: Settings = field(default_factory=Settings)
+    epoch: int = 0
+    next_seq: int = 1
+    jobs: dict[str, Job] = field(default_factory=dict)
+    gangs: dict[tuple[str, int], Gang] = field(default_factory=dict)
+    workers: dict[tuple[str, int], Worker] = field(default_factory=dict)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    prepared: dict[tuple[str, int], Prepared] = field(default_factory=dict)
+    # Indexes; they follow from the rows.
+    requests: dict[str, str] = field(default_factory=dict)
+    """request_id to job id."""
+    unfinished: dict[str, None] = field(default_factory=dict)
+    """Ids of the jobs that are not terminal, oldest first."""
+    on_node: dict[str, dict[tuple[str, int], None]] = field(default_factory=dict)
+    """The live workers of each node."""
+    waiting: dict[str, int] = field(default_factory=dict)
+    """How many workers of a job wait to be placed; jobs with none are not in it."""
+
+    def gangs_of(self, job: Job) -> list[Gang]:
+        """The gangs of a job by index."""
+        count = job.spec.world_size if job.spec.restart.scope is Scope.RANK else 1
+        return [self.gangs[job.id, index] for index in range(count)]
+
+    def workers_of(self, job: Job) -> list[Worker]:
+        """All workers of a job by rank."""
+        return [self.workers[job.id, rank] for rank in range(job.spec.world_size)]
+
+    def members(self, gang: Gang) -> list[Worker]:
+        """The workers of a gang by rank."""
+        job = self.jobs[gang.job_id]
+        if job.spec.restart.scope is Scope.RANK:
+            return [self.workers[gang.job_id, gang.index]]
+        return self.workers_of(job)
+
+    def live_on(self, node: str) -> list[Worker]:
+        """The workers that may have a process on a node, in the order of their keys."""
+        return [self.workers[key] for key in sorted(self.on_node.get(node, ()))]
+
+    def put(self, row: Row) -> None:
+        """Insert a row, or replace the one with its key."""
+        match row:
+            case Job():
+                self.jobs[row.id] = row
+                if row.request_id:
+                    self.requests[row.request_id] = row.id
+                if row.state in TERMINAL:
+                    self.unfinished.pop(row.id, None)
+                else:
+                    self.unfinished[row.id] = None
+            case Gang():
+                self.gangs[row.job_id, row.index] = row
+            case Worker():
+                self._index(self.workers.get((row.job_id, row.rank)), row)
+                self.workers[row.job_id, row.rank] = row
+            case Node():
+                self.nodes[row.name] = row
+            case Prepared():
+                self.prepared[row.job_id, row.rank] = row
+
+    def delete(self, row: Row) -> None:
+        """Remove a row."""
+        match row:
+            case Job():
+                del self.jobs[row.id]
+                self.requests.pop(row.request_id, None)
+                self.unfinished.pop(row.id, None)
+            case Gang():
+                del self.gangs[row.job_id, row.index]
+            case Worker():
+                self._index(row, None)
+                del self.workers[row.job_id, row.rank]
+            case Node():
+                del self.nodes[row.name]
+            case Prepared():
+                del self.prepared[row.job_id, row.rank]
+
+    def apply(self, writes: Iterable[Write]) -> None:
+        """Apply writes, as a store does."""
+        for write in writes:
+            match write:
+                case Put(row):
+                    self.put(row)
+                case Delete(row):
+                    self.delete(row)
+                case Append(Entry() as entry):
+                    self.next_seq = max(self.next_seq, entry.seq + 1)
+                case SetEpoch(epoch):
+                    self.epoch = epoch
+                case Append() | DropHistory():
+                    pass
+
+    def rows(self) -> Iterator[Row]:
+        """Every row."""
+        yield from self.jobs.values()
+        yield from self.gangs.values()
+        yield from self.workers.values()
+        yield from self.nodes.values()
+        yield from self.prepared.values()
+
+    def _index(self, old: Worker | None, new: Worker | None) -> None:
+        if old is not None and old.state is WorkerState.WAITING:
+            self.waiting[old.job_id] -= 1
+            if not self.waiting[old.job_id]:
+                del self.waiting[old.job_id]
+        if new is not None and new.state is WorkerState.WAITING:
+            self.waiting[new.job_id] = self.waiting.get(new.job_id, 0) + 1
+        if old is not None and old.state in LIVE:
+            key = (old.job_id, old.rank)
+            there = self.on_node[old.node]
+            there.pop(key, None)
+            if not there:
+                del self.on_node[old.node]
+        if new is not None and new.state in LIVE:
+            self.on_node.setdefault(new.node, {})[new.job_id, new.rank] = None

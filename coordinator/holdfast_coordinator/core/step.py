@@ -1,0 +1,485 @@
+"""The heart: `step(state, event) -> Effects`.
+
+A handler an event changes rows; then the jobs it touched are reconciled (stop, renew), whatever waits is placed,
+and the states of the jobs are observed anew. The state is advanced in place, and `Effects.writes` is exactly
+the difference.
+"""
+
+from dataclasses import replace
+
+from holdfast_coordinator.core import commit, liveness, restart
+from holdfast_coordinator.core.effects import (
+    AckCommit,
+    CloseSession,
+    Effects,
+    ForgetJob,
+    Problem,
+    RefuseShard,
+    ReleaseWorkers,
+    StopWorkers,
+    Welcome,
+)
+from holdfast_coordinator.core.events import (
+    AgentEvent,
+    AgentJoined,
+    Event,
+    Found,
+    JobDeleteRequested,
+    JobStopRequested,
+    JobSubmitted,
+    LeaderElected,
+    PortsOffered,
+    ShardPrepared,
+    StreamLost,
+    Ticked,
+    WorkerExited,
+    WorkerStarted,
+)
+from holdfast_coordinator.core.model import (
+    LIVE,
+    TERMINAL,
+    Commit,
+    Desired,
+    Exit,
+    Gang,
+    Job,
+    JobState,
+    Key,
+    Node,
+    NodeState,
+    Prepared,
+    Progress,
+    Scope,
+    Shard,
+    Worker,
+    WorkerState,
+)
+from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command
+from holdfast_coordinator.core.state import State
+from holdfast_coordinator.core.turn import Turn
+
+
+def step(state: State, event: Event) -> Effects:
+    """Advance the state by one event, and say what to write and whom to tell."""
+    turn = Turn(state, event.at)
+    touched: dict[str, None] = dict.fromkeys(_handle(turn, event))
+    for job_id in touched:
+        settle(turn, job_id)
+    touched |= dict.fromkeys(place_waiting(turn))
+    for job_id in touched:
+        observe(turn, job_id)
+    return turn.effects()
+
+
+def deadline(state: State) -> int | None:
+    """When the next backoff ends: the moment at which a Ticked has something to start."""
+    ends = [
+        gang.not_before_ms
+        for job_id in state.waiting
+        for gang in state.gangs_of(state.jobs[job_id])
+        if gang.not_before_ms and any(w.state is WorkerState.WAITING for w in state.members(gang))
+    ]
+    return min(ends, default=None)
+
+
+def _handle(turn: Turn, event: Event) -> list[str]:
+    """Run the handler of an event; return the ids of the jobs that it touched."""
+    match event:
+        case Ticked():
+            return _ticked(turn, event)
+        case LeaderElected():
+            return _leader_elected(turn, event)
+        case JobSubmitted():
+            return _job_submitted(turn, event)
+        case JobStopRequested():
+            return _job_stop_requested(turn, event)
+        case JobDeleteRequested():
+            return _job_delete_requested(turn, event)
+        case AgentJoined():
+            return _agent_joined(turn, event)
+        case _:
+            return _from_agent(turn, event)
+
+
+def _from_agent(turn: Turn, event: AgentEvent) -> list[str]:
+    node = turn.state.nodes.get(event.node)
+    if node is None or node.session != event.session:
+        turn.drop(f"session {event.session} does not speak for node {event.node}")
+        return []
+    match event:
+        case StreamLost():
+            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason="its stream broke"))
+            turn.tell("NodeSuspect", "its stream broke; nothing is killed", node=node.name)
+            return []
+        case PortsOffered():
+            turn.put(replace(node, ports=event.ports))
+            return []
+        case WorkerStarted():
+            return _worker_started(turn, event)
+        case WorkerExited():
+            return _worker_exited(turn, event.node, event.key, event.exit, event.progress)
+        case ShardPrepared():
+            return _shard_prepared(turn, event)
+
+
+# Jobs
+
+
+def _job_submitted(turn: Turn, event: JobSubmitted) -> list[str]:
+    known = turn.state.requests.get(event.request_id) if event.request_id else None
+    if known is not None:
+        if turn.state.jobs[known].spec != event.spec:
+            turn.refuse(
+                Problem.ALREADY_EXISTS,
+                f"request id {event.request_id} was used for another job, {known}",
+                "use a new request id for every job",
+            )
+        return []
+    spec = event.spec
+    job = Job(
+        id=event.job_id,
+        request_id=event.request_id,
+        spec=spec,
+        desired=Desired.RUNNING,
+        state=JobState.PENDING,
+        reason="created",
+        created_ms=event.at,
+    )
+    turn.put(job)
+    by_rank = spec.restart.scope is Scope.RANK
+    for index in range(spec.world_size if by_rank else 1):
+        turn.put(Gang(job.id, index))
+    for rank in range(spec.world_size):
+        turn.put(Worker(job.id, rank, gang=rank if by_rank else 0, state=WorkerState.WAITING))
+    turn.tell("JobCreated", f"{spec.name}: {spec.world_size} workers", job_id=job.id)
+    return [job.id]
+
+
+def _job_stop_requested(turn: Turn, event: JobStopRequested) -> list[str]:
+    job = _find_job(turn, event.job_id)
+    if job is None or job.state in TERMINAL:
+        return []
+    reason = "stopped by its user" + (", by force" if event.force else "")
+    if job.desired is Desired.STOPPED and job.force >= event.force:
+        return []
+    ending = job.ending or JobState.STOPPED
+    turn.put(
+        replace(
+            job,
+            desired=Desired.STOPPED,
+            ending=ending,
+            force=job.force or event.force,
+            reason=reason if ending is JobState.STOPPED else job.reason,
+        )
+    )
+    turn.tell("JobStopRequested", reason, job_id=job.id)
+    return [job.id]
+
+
+def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> list[str]:
+    job = _find_job(turn, event.job_id)
+    if job is None:
+        return []
+    if job.state not in TERMINAL:
+        turn.refuse(
+            Problem.FAILED_PRECONDITION,
+            f"job {job.id} is {job.state}",
+            "stop it first, and wait until it has ended",
+        )
+        return []
+    for worker in turn.state.workers_of(job):
+        turn.delete(worker)
+    for gang in turn.state.gangs_of(job):
+        turn.delete(gang)
+    turn.drop_history(job.id)
+    turn.delete(job)
+    turn.tell("JobDeleted", f"{job.spec.name} was {job.state}", job_id=job.id)
+    for name in sorted(turn.state.nodes):
+        turn.send(name, ForgetJob(job.id))
+    return []
+
+
+def _find_job(turn: Turn, job_id: str) -> Job | None:
+    job = turn.state.jobs.get(job_id)
+    if job is None:
+        turn.refuse(Problem.NOT_FOUND, f"there is no job {job_id}", "list the jobs to see their ids")
+    return job
+
+
+# Nodes
+
+
+def _leader_elected(turn: Turn, event: LeaderElected) -> list[str]:
+    """Take over: nobody is connected, nobody is presumed dead, no worker is touched."""
+    turn.set_epoch(event.epoch)
+    for node in list(turn.state.nodes.values()):
+        if node.state is NodeState.LOST:
+            turn.put(replace(node, session=""))
+        else:
+            waits = "a new leader waits for its agent"
+            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=waits))
+    for job_id in list(turn.state.waiting):
+        job = turn.state.jobs[job_id]
+        for gang in turn.state.gangs_of(job):
+            # A clock set back must not turn a backoff into an eternity.
+            latest = event.at + job.spec.restart.backoff_cap_ms
+            if gang.not_before_ms > latest:
+                turn.put(replace(gang, not_before_ms=latest))
+    turn.tell("LeaderElected", f"epoch {event.epoch}")
+    return list(turn.state.unfinished)
+
+
+def _ticked(turn: Turn, event: Ticked) -> list[str]:
+    touched: list[str] = []
+    for node in list(turn.state.nodes.values()):
+        if node.state is NodeState.LOST:
+            continue
+        silent = event.at - event.heard.get(node.name, event.at)
+        verdict, reason = liveness.judge(silent, connected=bool(node.session), settings=turn.state.settings)
+        if verdict is NodeState.LOST:
+            touched += _lose_node(turn, node, reason)
+        elif verdict is not node.state:
+            turn.put(replace(node, state=verdict, reason=reason))
+            turn.tell(f"Node{verdict.capitalize()}", reason, node=node.name)
+    return touched
+
+
+def _lose_node(turn: Turn, node: Node, reason: str) -> list[str]:
+    """Give up a node: from here on nothing that its workers say is accepted."""
+    turn.send(node.name, CloseSession(f"node {node.name} was lost: {reason}"))
+    turn.put(replace(node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=()))
+    turn.tell("NodeLost", reason, node=node.name)
+    lost = turn.state.live_on(node.name)
+    for worker in lost:
+        _lose_worker(turn, worker, f"node {node.name} was lost: {reason}")
+    return [worker.job_id for worker in lost]
+
+
+def _agent_joined(turn: Turn, event: AgentJoined) -> list[str]:
+    old = turn.state.nodes.get(event.node)
+    if old is not None and old.session and old.instance_id != event.instance_id:
+        taken = f"another agent is connected as node {event.node}; start this one with another --name"
+        turn.send_session(event.session, CloseSession(taken))
+        turn.drop(taken)
+        return []
+    if old is not None and old.session != event.session:
+        turn.send(event.node, CloseSession("a newer session speaks for this node"))
+    expected = {worker.key: worker for worker in turn.state.live_on(event.node)}
+    strays = tuple(f.key for f in event.inventory if f.exit is None and f.key not in expected)
+    turn.put(
+        Node(
+            name=event.node,
+            instance_id=event.instance_id,
+            state=NodeState.READY,
+            reason="connected",
+            address=event.address,
+            capacity=event.capacity,
+            joined_ms=event.at,
+            session=event.session,
+            boot_id=event.boot_id,
+            labels=event.labels,
+            agent_version=event.agent_version,
+            ports=event.ports,
+            strays=strays,
+        )
+    )
+    turn.send(event.node, Welcome())
+    turn.tell("AgentJoined", _joined_message(event, expected), node=event.node)
+    if strays:
+        turn.send(event.node, StopWorkers(strays, force=True, reason="their attempts are superseded"))
+    touched = _reattach(turn, event, expected)
+    found = {f.key: f for f in event.inventory}
+    for key, item in found.items():
+        if key not in expected and item.exit is not None:
+            touched += _worker_exited(turn, event.node, key, item.exit, item.progress)
+    return touched
+
+
+def _joined_message(event: AgentJoined, expected: dict[Key, Worker]) -> str:
+    running = [f.key for f in event.inventory if f.exit is None]
+    reattached = sum(key in expected for key in running)
+    message = f"{event.capacity.slots} slots"
+    if reattached:
+        message += f"; {reattached} workers reattached"
+    if len(running) > reattached:
+        message += f"; {len(running) - reattached} superseded workers to stop"
+    return message
+
+
+def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker]) -> list[str]:
+    """Settle the difference between what should run on the node and what its agent found."""
+    found: dict[Key, Found] = {f.key: f for f in event.inventory}
+    never_arrived: dict[str, list[Worker]] = {}
+    stop_again: list[Key] = []
+    for key, worker in expected.items():
+        item = found.get(key)
+        if item is not None and item.exit is not None:
+            _worker_exited(turn, event.node, key, item.exit, item.progress)
+        elif item is not None:
+            if worker.state is WorkerState.STOPPING:
+                stop_again.append(key)
+            else:
+                running = WorkerState.RUNNING
+                turn.put(replace(worker, state=running, pid=item.pid, pid_start=item.pid_start))
+        elif worker.state is WorkerState.STARTING:
+            never_arrived.setdefault(worker.job_id, []).append(worker)
+        else:
+            _lose_worker(turn, worker, f"it was gone when the agent of node {event.node} came back")
+    for job_id, workers in never_arrived.items():
+        # Those whose gang was superseded by a loss found above are stopped, not started, by `settle`.
+        turn.send(event.node, start_command(turn, turn.state.jobs[job_id], workers))
+    by_force = {key: turn.state.jobs[key.job_id].force for key in stop_again}
+    for force in (False, True):
+        keys = tuple(key for key in stop_again if by_force[key] is force)
+        if keys:
+            turn.send(event.node, StopWorkers(keys, force, "it was told to stop before"))
+    return [worker.job_id for worker in expected.values()]
+
+
+# Workers
+
+
+def _worker_started(turn: Turn, event: WorkerStarted) -> list[str]:
+    worker = turn.state.workers.get((event.key.job_id, event.key.rank))
+    if worker is None or worker.key != event.key or worker.state not in LIVE:
+        turn.drop(f"{event.key} is superseded")
+        return []
+    state = WorkerState.RUNNING if worker.state is WorkerState.STARTING else worker.state
+    turn.put(replace(worker, state=state, pid=event.pid, pid_start=event.pid_start))
+    job = turn.state.jobs[worker.job_id]
+    if not job.started_ms:
+        turn.put(replace(job, started_ms=event.at))
+    turn.tell_worker("WorkerStarted", f"pid {event.pid}", worker)
+    return [worker.job_id]
+
+
+def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progress) -> list[str]:
+    turn.send(node, ReleaseWorkers((key,)))
+    there = turn.state.nodes[node]
+    if key in there.strays:
+        turn.put(replace(there, strays=tuple(k for k in there.strays if k != key)))
+    worker = turn.state.workers.get((key.job_id, key.rank))
+    if worker is None or worker.key != key or worker.node != node or worker.state not in LIVE:
+        turn.drop(f"{key} is not expected on node {node}")
+        return []
+    at = min(max(ended.at_ms, worker.started_ms), turn.at)
+    ended = replace(ended, at_ms=at)
+    if worker.state is WorkerState.STOPPING:
+        state = WorkerState.STOPPED
+    elif ended.code == 0 and not ended.signal:
+        state = WorkerState.SUCCEEDED
+    else:
+        state = WorkerState.FAILED
+    worker = replace(worker, state=state, exit=ended, progress=progress)
+    turn.put(worker)
+    job = turn.state.jobs[key.job_id]
+    if not job.started_ms:
+        turn.put(replace(job, started_ms=worker.started_ms))
+    at_step = "" if progress.step is None else f" at step {progress.step}"
+    turn.tell_worker("WorkerExited", f"{ended.message}{at_step}", worker)
+    if state is WorkerState.FAILED:
+        _after_exit(turn, worker, f"rank {worker.rank} on node {node}: {ended.message}{at_step}")
+    return [key.job_id]
+
+
+def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
+    job = turn.state.jobs[worker.job_id]
+    gang = turn.state.gangs[worker.job_id, worker.gang]
+    if job.ending is not None or worker.attempt < gang.attempt or worker.exit is None:
+        return  # the job is being stopped, or this one fell with its gang: nothing to decide
+    committed = gang.commit.step if gang.commit else -1
+    reached = worker.progress.step if worker.progress.step is not None else -1
+    best = max(committed, reached)
+    decision = restart.after_exit(job.spec.restart, gang, worker.exit, cause, best)
+    if isinstance(decision, restart.GiveUp):
+        turn.put(replace(job, ending=JobState.FAILED, reason=decision.reason))
+        turn.tell_worker("JobGivenUp", decision.reason, worker)
+        return
+    _supersede(turn, gang, decision, cause)
+
+
+def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
+    lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at)
+    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress()))
+    turn.tell_worker("WorkerLost", cause, worker)
+    job = turn.state.jobs[worker.job_id]
+    gang = turn.state.gangs[worker.job_id, worker.gang]
+    if job.ending is None and worker.attempt == gang.attempt:
+        _supersede(turn, gang, restart.after_loss(gang), f"rank {worker.rank}: {cause}")
+
+
+def _supersede(turn: Turn, gang: Gang, decision: restart.Retry, cause: str) -> None:
+    """Fence the gang's attempt: from here on nothing that it says is accepted (P2)."""
+    for member in turn.state.members(gang):
+        held = turn.state.prepared.get((gang.job_id, member.rank))
+        if held is not None:
+            turn.delete(held)
+    gang = replace(
+        gang,
+        attempt=gang.attempt + 1,
+        restarts=gang.restarts + 1,
+        streak=decision.streak,
+        not_before_ms=turn.at + decision.delay_ms if decision.delay_ms else 0,
+        cause=cause,
+    )
+    turn.put(gang)
+    resume = f"from step {gang.commit.step}" if gang.commit else "from the beginning"
+    turn.tell_gang("RestartDecided", f"{cause}; restarts {resume} ({decision.reason})", gang)
+
+
+# Checkpoints
+
+
+def _shard_prepared(turn: Turn, event: ShardPrepared) -> list[str]:
+    key, state = event.key, turn.state
+    worker = state.workers.get((key.job_id, key.rank))
+    if worker is None or worker.node != event.node or worker.state not in LIVE:
+        reason = f"rank {key.rank} of job {key.job_id} does not run on node {event.node}"
+        turn.send(event.node, RefuseShard(key, event.step, reason))
+        turn.drop(reason)
+        return []
+    gang = state.gangs[key.job_id, worker.gang]
+    ranks = tuple(member.rank for member in state.members(gang))
+    held = {rank: state.prepared[key.job_id, rank] for rank in ranks if (key.job_id, rank) in state.prepared}
+    new = Prepared(key.job_id, gang.index, key.rank, key.attempt, event.step, event.shard)
+    match commit.decide(gang, ranks, held, new):
+        case commit.Refuse(reason):
+            turn.send(event.node, RefuseShard(key, event.step, reason))
+            turn.drop(reason)
+        case commit.AckAgain(done):
+            ack = AckCommit(key.job_id, done.attempt, done.step, (key.rank,), publish=done)
+            turn.send(event.node, ack)
+        case commit.Wait():
+            turn.put(new)
+        case commit.Complete(shards):
+            for prepared in held.values():
+                if prepared.step <= event.step:
+                    turn.delete(prepared)
+            _commit(turn, gang, event.step, shards)
+    return []
+
+
+def _commit(turn: Turn, gang: Gang, at_step: int, shards: tuple[Shard, ...]) -> None:
+    job = turn.state.jobs[gang.job_id]
+    done = Commit(
+        job_id=job.id,
+        gang=gang.index,
+        step=at_step,
+        attempt=gang.attempt,
+        at_ms=turn.at,
+        rank=turn.rank_of(gang),
+        world_size=job.spec.world_size,
+        shards=shards,
+    )
+    turn.put(replace(gang, commit=done))
+    turn.record(done)
+    size = sum(shard.size_bytes for shard in shards)
+    turn.tell_gang("CheckpointCommitted", f"step {at_step}, {len(shards)} shards, {size} bytes", gang)
+    waiting = [w for w in turn.state.members(gang) if w.state in LIVE]
+    by_node: dict[str, list[int]] = {}
+    for worker in waiting:
+        by_node.setdefault(worker.node, []).append(worker.rank)
+    publisher = waiting[0].node
+    for name, ranks in by_node.items():
+        publish = done if name == publisher else None
+        turn.send(name, AckCommit(job.id, done.attempt, done.step, tuple(ranks), publish))

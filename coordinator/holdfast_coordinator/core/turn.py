@@ -1,0 +1,128 @@
+"""One event's turn: reads the state, advances it, and keeps what has to be written and said."""
+
+from holdfast_coordinator.core import edges
+from holdfast_coordinator.core.effects import (
+    Append,
+    Command,
+    Delete,
+    DropHistory,
+    Effects,
+    Problem,
+    Put,
+    Refusal,
+    Row,
+    Send,
+    SetEpoch,
+    Write,
+)
+from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Scope, Worker
+from holdfast_coordinator.core.state import State
+
+
+class Turn:
+    """Collects what `step` does with one event. Every change of the state goes through here."""
+
+    def __init__(self, state: State, at: int) -> None:
+        self.state = state
+        self.at = at
+        self._writes: list[Write] = []
+        self._commands: list[Send] = []
+        self._refusal: Refusal | None = None
+        self._reason = ""
+
+    def put(self, row: Row) -> None:
+        """Insert or replace a row. Raises IllegalEdgeError for a change of state that the tables do not allow."""
+        match row:
+            case Job():
+                old_job = self.state.jobs.get(row.id)
+                if old_job == row:
+                    return
+                if old_job is not None:
+                    edges.check(edges.JOB_EDGES, f"job {row.id}", old_job.state, row.state)
+            case Worker():
+                old_worker = self.state.workers.get((row.job_id, row.rank))
+                if old_worker == row:
+                    return
+                if old_worker is not None:
+                    what = f"rank {row.rank} of job {row.job_id}"
+                    edges.check(edges.WORKER_EDGES, what, old_worker.state, row.state)
+            case Node():
+                old_node = self.state.nodes.get(row.name)
+                if old_node == row:
+                    return
+                if old_node is not None:
+                    edges.check(edges.NODE_EDGES, f"node {row.name}", old_node.state, row.state)
+            case _:
+                pass
+        self.state.put(row)
+        self._writes.append(Put(row))
+
+    def delete(self, row: Row) -> None:
+        """Remove a row."""
+        self.state.delete(row)
+        self._writes.append(Delete(row))
+
+    def record(self, commit: Commit) -> None:
+        """Add a commit to the job's history."""
+        self._writes.append(Append(commit))
+
+    def drop_history(self, job_id: str) -> None:
+        """Remove the job's commits."""
+        self._writes.append(DropHistory(job_id))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take over as the leader of this epoch."""
+        self.state.epoch = epoch
+        self._writes.append(SetEpoch(epoch))
+
+    def tell(
+        self,
+        kind: str,
+        message: str,
+        *,
+        job_id: str = "",
+        node: str = "",
+        rank: int | None = None,
+        attempt: int = 0,
+    ) -> None:
+        """Add a line to the timeline."""
+        entry = Entry(self.state.next_seq, self.at, kind, message, job_id, node, rank, attempt)
+        self.state.next_seq += 1
+        self._writes.append(Append(entry))
+
+    def tell_worker(self, kind: str, message: str, worker: Worker) -> None:
+        """Add a line about a worker to the timeline."""
+        self.tell(
+            kind, message, job_id=worker.job_id, node=worker.node, rank=worker.rank, attempt=worker.attempt
+        )
+
+    def tell_gang(self, kind: str, message: str, gang: Gang) -> None:
+        """Add a line about a gang to the timeline."""
+        self.tell(kind, message, job_id=gang.job_id, rank=self.rank_of(gang), attempt=gang.attempt)
+
+    def rank_of(self, gang: Gang) -> int | None:
+        """The rank of a gang of one by scope; None for a gang of all ranks."""
+        scope = self.state.jobs[gang.job_id].spec.restart.scope
+        return gang.index if scope is Scope.RANK else None
+
+    def send(self, node: str, command: Command) -> None:
+        """Send to the session that speaks for the node; without one, its next AgentJoined makes up for it."""
+        there = self.state.nodes.get(node)
+        if there is not None and there.session:
+            self._commands.append(Send(there.session, command))
+
+    def send_session(self, session: str, command: Command) -> None:
+        """Send to a session, whether or not it speaks for a node."""
+        self._commands.append(Send(session, command))
+
+    def drop(self, reason: str) -> None:
+        """Say why the event changed nothing."""
+        self._reason = reason
+
+    def refuse(self, problem: Problem, message: str, remedy: str) -> None:
+        """Answer a request with a refusal."""
+        self._refusal = Refusal(problem, message, remedy)
+
+    def effects(self) -> Effects:
+        """All of it."""
+        return Effects(tuple(self._writes), tuple(self._commands), self._reason, self._refusal)

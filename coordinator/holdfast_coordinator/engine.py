@@ -1,0 +1,405 @@
+"""THE loop: inbox -> step -> store.commit -> outbox. The single writer of the state.
+
+It drains its inbox, steps every event in it, commits all their writes in one transaction (group commit), and
+only then sends commands, answers requests and serves reads: durable before visible, always. Reads go through
+the same inbox, so that nobody ever sees what a crash could take back.
+
+When the store fails (a full disk), nothing of the batch has happened: its requests are refused, every session is
+closed, and the state is read anew from the store, exactly as after a crash. Agents come back with their
+inventories and say again what was not acknowledged. Workers notice nothing.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from holdfast.v1 import agent_pb2
+from holdfast_coordinator import codec
+from holdfast_coordinator.core import liveness
+from holdfast_coordinator.core.effects import (
+    Append,
+    CloseSession,
+    Command,
+    Delete,
+    Effects,
+    Put,
+    Refusal,
+    Welcome,
+    Write,
+)
+from holdfast_coordinator.core.events import Event, JobSubmitted, LeaderElected, Ticked
+from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Key, Progress, Worker
+from holdfast_coordinator.core.state import Settings, State
+from holdfast_coordinator.core.step import deadline, step
+from holdfast_coordinator.session import Session
+from holdfast_coordinator.store.api import Store, StoreError
+
+T = TypeVar("T")
+
+TICK_MS = 1_000
+INBOX = 10_000
+BATCH = 512
+RETRY_S = 1.0
+"""Between tries to take over while the store fails."""
+
+log = structlog.get_logger(__name__)
+
+
+class NotLeadingError(Exception):
+    """The engine can't serve now; the message says why."""
+
+
+class RefusedError(Exception):
+    """The core refused a request."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+class Clock:
+    """Milliseconds since the Unix epoch that never jump: read once, then carried on by the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def now(self) -> int:
+        """Milliseconds since the Unix epoch."""
+        return (time.monotonic_ns() + self._offset) // 1_000_000
+
+
+@dataclass(slots=True)
+class _Request:
+    """An event whose sender waits until it is durable."""
+
+    event: Event
+    done: asyncio.Future[str]
+
+
+@dataclass(slots=True)
+class _Read(Generic[T]):
+    """A question to the durable state."""
+
+    ask: Callable[[State], T]
+    done: asyncio.Future[T]
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What the events of one round brought about."""
+
+    writes: list[Write] = field(default_factory=list)
+    sends: list[tuple[str, Command]] = field(default_factory=list)
+    requests: list[tuple[_Request, Effects]] = field(default_factory=list)
+    reads: list[_Read[Any]] = field(default_factory=list)
+
+
+class Engine:
+    """Owns the state. `run` is the loop; everything else puts something in its inbox, or waits for it."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self._store = store
+        self._thread = ThreadPoolExecutor(1, "store")
+        self._inbox: asyncio.Queue[Event | _Request | _Read[Any]] = asyncio.Queue(INBOX)
+        self._state = State(settings)
+        self._not_leading = "it is starting"
+        self._leading = asyncio.Event()
+        self._sessions: dict[str, Session] = {}
+        self._heard: dict[str, int] = {}
+        self._telemetry: dict[str, dict[int, tuple[int, Progress]]] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._next_tick = 0
+        self._pace_ms = 0
+
+    # What RPC handlers use
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of this leader."""
+        return self._state.epoch
+
+    @property
+    def leading(self) -> bool:
+        """Whether it serves."""
+        return not self._not_leading
+
+    async def wait_leading(self) -> None:
+        """Wait until it serves."""
+        await self._leading.wait()
+
+    async def submit(self, event: Event) -> str:
+        """Have a request done; return when it is durable. Returns the id of the job that a JobSubmitted made or meant.
+
+        Raises RefusedError, NotLeadingError.
+        """
+        self._check_leading()
+        request = _Request(event, asyncio.get_running_loop().create_future())
+        await self._inbox.put(request)
+        return await request.done
+
+    async def post(self, event: Event) -> None:
+        """Report what happened; nobody waits for it. Waits while the inbox is full."""
+        await self._inbox.put(event)
+
+    async def read(self, ask: Callable[[State], T]) -> T:
+        """Ask the durable state. `ask` must not keep what it is given. Raises NotLeadingError."""
+        self._check_leading()
+        question: _Read[T] = _Read(ask, asyncio.get_running_loop().create_future())
+        await self._inbox.put(question)
+        return await question.done
+
+    async def history(self, ask: Callable[[Store], T]) -> T:
+        """Ask the store, beside the loop. Raises StoreError."""
+        return await asyncio.to_thread(ask, self._store)
+
+    def open_session(self, session: Session) -> None:
+        """Register a session; commands for it are queued on it."""
+        self._sessions[session.id] = session
+
+    def drop_session(self, session: Session) -> None:
+        """Forget a session."""
+        self._sessions.pop(session.id, None)
+
+    def session_of(self, session_id: str) -> Session | None:
+        """The session of this id, while it is open."""
+        return self._sessions.get(session_id)
+
+    def heard(self, node: str, progress: Iterable[tuple[Key, Progress]] = ()) -> None:
+        """Note a sign of life of a node, and the progress that came with it. Writes nothing."""
+        self._heard[node] = self.clock.now()
+        for key, item in progress:
+            job = self._state.jobs.get(key.job_id)
+            if job is None or job.state in TERMINAL:
+                continue
+            ranks = self._telemetry.setdefault(key.job_id, {})
+            known = ranks.get(key.rank)
+            if known is None or known[0] <= key.attempt:
+                ranks[key.rank] = key.attempt, item
+                self._wake(key.job_id)
+
+    def heard_at(self, node: str) -> int:
+        """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""
+        return self._heard.get(node, 0)
+
+    def running(self, job: Job, workers: Iterable[Worker]) -> dict[int, Progress]:
+        """The newest progress of the ranks whose attempt is still the one that reported it."""
+        ranks = self._telemetry.get(job.id, {})
+        found: dict[int, Progress] = {}
+        for worker in workers:
+            attempt, progress = ranks.get(worker.rank, (0, Progress()))
+            if worker.state in LIVE and worker.attempt == attempt:
+                found[worker.rank] = progress
+        return found
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Give an asyncio.Event that is set whenever something about the job changes, its progress included."""
+        changed = asyncio.Event()
+        self._watchers.setdefault(job_id, set()).add(changed)
+        try:
+            yield changed
+        finally:
+            there = self._watchers[job_id]
+            there.discard(changed)
+            if not there:
+                del self._watchers[job_id]
+
+    # The loop
+
+    async def run(self) -> None:
+        """Lead until cancelled."""
+        try:
+            await self._take_over()
+            while True:
+                batch = self._step_all(await self._next_items())
+                if batch.writes and not await self._commit(batch):
+                    await self._take_over()
+                    continue
+                self._publish(batch)
+        finally:
+            self._close_sessions("the coordinator is going away")
+            self._thread.shutdown(wait=True)
+
+    async def _take_over(self) -> None:
+        """Read the state from the store and begin a new epoch; try again for as long as the store fails."""
+        while True:
+            try:
+                state = await self._in_thread(self._store.load, self.settings)
+                elected = LeaderElected(self.clock.now(), state.epoch + 1)
+                batch = _Batch()
+                self._apply(batch, state, elected)
+                await self._in_thread(self._store_batch, batch.writes, state.epoch)
+                break
+            except StoreError as error:
+                self._not_leading = str(error)
+                log.error("store failed; trying again", error=str(error))
+                await asyncio.sleep(RETRY_S)
+        self._state = state
+        lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
+        self._heard = dict.fromkeys(state.nodes, lease_from)
+        self._not_leading = ""
+        self._leading.set()
+        log.info("leading", epoch=state.epoch, jobs=len(state.jobs), nodes=len(state.nodes))
+
+    async def _next_items(self) -> list[Event | _Request | _Read[Any]]:
+        """Wait for the inbox, a tick, or the end of a backoff, whatever is first."""
+        items: list[Event | _Request | _Read[Any]] = []
+        now = self.clock.now()
+        ends = deadline(self._state)
+        wake = self._next_tick if ends is None else min(self._next_tick, ends)
+        if self._inbox.empty() and wake > now:
+            with suppress(TimeoutError):
+                items.append(await asyncio.wait_for(self._inbox.get(), (wake - now) / 1000))
+        while len(items) < BATCH and not self._inbox.empty():
+            items.append(self._inbox.get_nowait())
+        now = self.clock.now()
+        if now >= wake:
+            self._next_tick = now + TICK_MS
+            self._set_pace()
+            items.append(Ticked(now, self._heard))
+        return items
+
+    def _step_all(self, items: list[Event | _Request | _Read[Any]]) -> _Batch:
+        batch = _Batch()
+        for item in items:
+            match item:
+                case _Read():
+                    batch.reads.append(item)
+                case _Request(event):
+                    batch.requests.append((item, self._apply(batch, self._state, event)))
+                case event:
+                    effects = self._apply(batch, self._state, event)
+                    if effects.reason:
+                        log.info("dropped", event=type(event).__name__, reason=effects.reason)
+        return batch
+
+    @staticmethod
+    def _apply(batch: _Batch, state: State, event: Event) -> Effects:
+        effects = step(state, event)
+        batch.writes += effects.writes
+        batch.sends += [(send.session, send.command) for send in effects.commands]
+        return effects
+
+    async def _commit(self, batch: _Batch) -> bool:
+        """Make a batch durable. On failure nothing of it has happened: say so to everyone who waits."""
+        try:
+            await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
+        except StoreError as error:
+            log.error("store failed; nothing of this batch has happened", error=str(error))
+            self._not_leading = str(error)
+            self._leading.clear()
+            failure = NotLeadingError(str(error))
+            for request, _ in batch.requests:
+                _fail(request.done, failure)
+            for question in batch.reads:
+                _fail(question.done, failure)
+            self._close_sessions("the coordinator starts over from its store")
+            return False
+        return True
+
+    def _store_batch(self, writes: list[Write], epoch: int) -> None:
+        self._store.commit(writes, epoch=epoch)
+
+    def _publish(self, batch: _Batch) -> None:
+        """Everything in the batch is durable: let it be seen."""
+        for session_id, command in batch.sends:
+            session = self._sessions.get(session_id)
+            if session is None:
+                continue
+            if isinstance(command, Welcome):
+                session.send(agent_pb2.Welcome(pace=self._pace()))
+            elif isinstance(command, CloseSession):
+                session.close(command.reason)
+            else:
+                session.send(command)
+        for request, effects in batch.requests:
+            if effects.refusal is not None:
+                _fail(request.done, RefusedError(effects.refusal))
+            elif not request.done.done():
+                request.done.set_result(self._job_id(request.event))
+        for job_id in _changed_jobs(batch.writes):
+            self._forget_telemetry(job_id)
+            self._wake(job_id)
+        for write in batch.writes:
+            if isinstance(write, Append) and isinstance(write.item, Entry):
+                _log_entry(write.item)
+        for question in batch.reads:
+            _answer(question, self._state)
+
+    def _pace(self) -> agent_pb2.Pace:
+        return codec.pace_to_proto(self._pace_ms, self.settings.lost_after_ms)
+
+    def _set_pace(self) -> None:
+        """Slow the heartbeats as the fleet grows; tell it when that makes a difference."""
+        wanted = liveness.heartbeat_interval_ms(len(self._sessions))
+        wanted = min(wanted, self.settings.suspect_after_ms // 2)
+        if abs(wanted - self._pace_ms) * 10 > self._pace_ms:
+            self._pace_ms = wanted
+            for session in self._sessions.values():
+                session.send(self._pace())
+
+    def _job_id(self, event: Event) -> str:
+        if isinstance(event, JobSubmitted):
+            return self._state.requests.get(event.request_id, event.job_id)
+        return ""
+
+    def _forget_telemetry(self, job_id: str) -> None:
+        job = self._state.jobs.get(job_id)
+        if job is None or job.state in TERMINAL:
+            self._telemetry.pop(job_id, None)
+
+    def _wake(self, job_id: str) -> None:
+        for changed in self._watchers.get(job_id, ()):
+            changed.set()
+
+    def _close_sessions(self, reason: str) -> None:
+        for session in self._sessions.values():
+            session.close(reason)
+
+    def _check_leading(self) -> None:
+        if self._not_leading:
+            raise NotLeadingError(self._not_leading)
+
+    async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _answer(question: _Read[Any], state: State) -> None:
+    if question.done.done():
+        return
+    try:
+        question.done.set_result(question.ask(state))
+    except Exception as error:  # noqa: BLE001  whoever asked gets it
+        question.done.set_exception(error)
+
+
+def _changed_jobs(writes: Iterable[Write]) -> Iterable[str]:
+    changed: dict[str, None] = {}
+    for write in writes:
+        if isinstance(write, Put | Delete):
+            match write.row:
+                case Job(id=job_id) | Gang(job_id=job_id) | Worker(job_id=job_id):
+                    changed[job_id] = None
+    return changed
+
+
+def _log_entry(entry: Entry) -> None:
+    about = {"job": entry.job_id, "node": entry.node, "rank": entry.rank, "attempt": entry.attempt}
+    log.info(
+        entry.kind,
+        why=entry.message,
+        **{name: value for name, value in about.items() if value not in ("", None, 0)},
+    )

@@ -1,0 +1,101 @@
+"""AgentService: one stream an agent. Heartbeats are handled here; everything else goes through the engine."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+from google.rpc import code_pb2
+
+from holdfast.v1 import agent_pb2, agent_pb2_grpc
+from holdfast_coordinator import codec
+from holdfast_coordinator.core.events import StreamLost
+from holdfast_coordinator.engine import Engine
+from holdfast_coordinator.rpc.errors import abort
+from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.session import Session
+
+HELLO_WITHIN_S = 10.0
+
+Context = grpc.aio.ServicerContext[agent_pb2.AgentMessage, agent_pb2.CoordinatorMessage]
+
+log = structlog.get_logger(__name__)
+
+
+class AgentService(agent_pb2_grpc.AgentServiceServicer):
+    """The agents' end of the coordinator."""
+
+    def __init__(self, engine: Engine, logs: LogRelay) -> None:
+        self._engine = engine
+        self._logs = logs
+
+    async def Connect(
+        self, requests: AsyncIterator[agent_pb2.AgentMessage], context: Context
+    ) -> AsyncIterator[agent_pb2.CoordinatorMessage]:
+        """Serve one session, from its Hello until either side ends it."""
+        engine = self._engine
+        if not engine.leading:
+            await abort(context, code_pb2.UNAVAILABLE, "the coordinator is not serving", remedy="try again")
+        hello = await self._hello(requests, context)
+        session = Session(secrets.token_hex(8))
+        engine.open_session(session)
+        engine.heard(hello.node)
+        await engine.post(codec.joined_from_proto(hello, session=session.id, at=engine.clock.now()))
+        reader = asyncio.create_task(self._read(session, hello.node, requests))
+        try:
+            async for item in session.outgoing():
+                yield codec.command_to_proto(item, epoch=engine.epoch)
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            engine.drop_session(session)
+            await engine.post(StreamLost(engine.clock.now(), hello.node, session.id))
+        await abort(context, code_pb2.ABORTED, session.closed_because, remedy="open a new session")
+
+    async def PushLogs(
+        self,
+        requests: AsyncIterator[agent_pb2.PushLogsRequest],
+        context: grpc.aio.ServicerContext[agent_pb2.PushLogsRequest, agent_pb2.PushLogsResponse],
+    ) -> agent_pb2.PushLogsResponse:
+        """Take what an agent read for a StreamLogs call."""
+        if not await self._logs.take(requests):
+            await abort(context, code_pb2.CANCELLED, "nobody waits for this log any more")
+        return agent_pb2.PushLogsResponse()
+
+    async def _hello(
+        self, requests: AsyncIterator[agent_pb2.AgentMessage], context: Context
+    ) -> agent_pb2.Hello:
+        try:
+            message = await asyncio.wait_for(anext(requests), HELLO_WITHIN_S)
+        except (TimeoutError, StopAsyncIteration):
+            message = agent_pb2.AgentMessage()
+        hello = message.hello
+        if not hello.node or not hello.instance_id:
+            await abort(
+                context,
+                code_pb2.INVALID_ARGUMENT,
+                "the stream did not open with a Hello that names its node and instance",
+                remedy=f"send one within {HELLO_WITHIN_S:g} s",
+            )
+        return hello
+
+    async def _read(
+        self, session: Session, node: str, requests: AsyncIterator[agent_pb2.AgentMessage]
+    ) -> None:
+        engine = self._engine
+        try:
+            async for message in requests:
+                if message.epoch != engine.epoch:
+                    log.info("dropped", node=node, reason=f"epoch {message.epoch} is not {engine.epoch}")
+                elif message.HasField("heartbeat"):
+                    engine.heard(node, codec.heartbeat_from_proto(message.heartbeat))
+                else:
+                    now = engine.clock.now()
+                    engine.heard(node)
+                    await engine.post(codec.event_from_proto(message, node=node, session=session.id, at=now))
+            session.close("its agent ended the stream")
+        except ValueError as error:
+            session.close(str(error))
+        except grpc.RpcError:
+            session.close("its stream broke")

@@ -1,0 +1,194 @@
+"""JobService."""
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from google.rpc import code_pb2
+
+from holdfast.v1 import job_pb2, job_pb2_grpc
+from holdfast_coordinator import codec
+from holdfast_coordinator.core.account import summarize
+from holdfast_coordinator.core.effects import Problem, Refusal
+from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
+from holdfast_coordinator.core.model import TERMINAL, Job, JobState
+from holdfast_coordinator.core.state import State
+from holdfast_coordinator.core.validate import Violation, violations
+from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
+from holdfast_coordinator.rpc import paging
+from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
+from holdfast_coordinator.rpc.logs import LogRelay
+
+MAX_REQUEST_ID = 128
+_ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
+
+
+def new_job_id() -> str:
+    """Make an id that is safe in paths and easy to type: a letter and nine letters or digits."""
+    first = secrets.choice(_ID_LETTERS[:22])
+    return first + "".join(secrets.choice(_ID_LETTERS) for _ in range(9))
+
+
+class JobService(job_pb2_grpc.JobServiceServicer):
+    """What users do with jobs."""
+
+    def __init__(self, engine: Engine, logs: LogRelay) -> None:
+        self._engine = engine
+        self._logs = logs
+
+    async def CreateJob(
+        self, request: job_pb2.CreateJobRequest, context: Context
+    ) -> job_pb2.CreateJobResponse:
+        spec = codec.spec_from_proto(request.spec)
+        wrong = violations(spec)
+        if len(request.request_id) > MAX_REQUEST_ID:
+            wrong += (Violation("request_id", f"is longer than {MAX_REQUEST_ID} characters"),)
+        if wrong:
+            first = wrong[0]
+            message = f"the job can't be: {first.field}: {first.description}"
+            await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+        event = JobSubmitted(self._engine.clock.now(), new_job_id(), request.request_id, spec)
+        job_id = await _served(context, lambda: self._engine.submit(event))
+        return job_pb2.CreateJobResponse(job=await self._job(context, job_id))
+
+    async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.GetJobResponse:
+        return job_pb2.GetJobResponse(job=await self._job(context, request.job_id))
+
+    async def ListJobs(self, request: job_pb2.ListJobsRequest, context: Context) -> job_pb2.ListJobsResponse:
+        size = paging.size(request.page_size)
+        after = await paging.token(context, request.page_token, (0, ""))
+        wanted = _matcher(request.filter)
+
+        def ask(state: State) -> list[job_pb2.Job]:
+            newest_first = sorted(state.jobs.values(), key=_age, reverse=True)
+            rest = (job for job in newest_first if not request.page_token or _age(job) < after)
+            found = (job for job in rest if wanted(job))
+            return [self._view(state, job) for job, _ in zip(found, range(size + 1), strict=False)]
+
+        jobs = await _served(context, lambda: self._engine.read(ask))
+        more = len(jobs) > size
+        jobs = jobs[:size]
+        token = paging.encode([jobs[-1].created_at.ToMilliseconds(), jobs[-1].id]) if more else ""
+        return job_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def WatchJob(
+        self, request: job_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchJobResponse]:
+        with self._engine.watch(request.job_id) as changed:
+            while True:
+                changed.clear()
+                job = await self._job(context, request.job_id)
+                yield job_pb2.WatchJobResponse(job=job)
+                if codec.JOB_STATES[job.state] in TERMINAL:
+                    return
+                await changed.wait()
+
+    async def StopJob(self, request: job_pb2.StopJobRequest, context: Context) -> job_pb2.StopJobResponse:
+        event = JobStopRequested(self._engine.clock.now(), request.job_id, request.force)
+        await _served(context, lambda: self._engine.submit(event))
+        return job_pb2.StopJobResponse(job=await self._job(context, request.job_id))
+
+    async def DeleteJob(
+        self, request: job_pb2.DeleteJobRequest, context: Context
+    ) -> job_pb2.DeleteJobResponse:
+        event = JobDeleteRequested(self._engine.clock.now(), request.job_id)
+        await _served(context, lambda: self._engine.submit(event))
+        return job_pb2.DeleteJobResponse()
+
+    async def GetJobSummary(
+        self, request: job_pb2.GetJobSummaryRequest, context: Context
+    ) -> job_pb2.GetJobSummaryResponse:
+        def ask(state: State) -> job_pb2.JobSummary:
+            job = _find(state, request.job_id)
+            workers = state.workers_of(job)
+            running = self._engine.running(job, workers)
+            numbers = summarize(job, state.gangs_of(job), workers, running, self._engine.clock.now())
+            return codec.summary_to_proto(job, numbers)
+
+        summary = await _served(context, lambda: self._engine.read(ask))
+        return job_pb2.GetJobSummaryResponse(summary=summary)
+
+    async def StreamLogs(
+        self, request: job_pb2.StreamLogsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
+        job = await self._job(context, request.job_id)
+        beyond = [rank for rank in request.ranks if not 0 <= rank < job.spec.world_size]
+        if beyond:
+            message = f"job {job.id} has no rank {beyond[0]}"
+            remedy = f"its ranks are 0 to {job.spec.world_size - 1}"
+            await abort(context, code_pb2.INVALID_ARGUMENT, message, remedy=remedy)
+        async for chunk in self._logs.read(request):
+            yield chunk
+
+    async def ListCheckpoints(
+        self, request: job_pb2.ListCheckpointsRequest, context: Context
+    ) -> job_pb2.ListCheckpointsResponse:
+        size = paging.size(request.page_size)
+        before = await paging.token(context, request.page_token, (0, 0))
+        job = await self._job(context, request.job_id)
+        commits = await self._engine.history(
+            lambda store: store.commits(job.id, limit=size + 1, before=before if request.page_token else None)
+        )
+        more, commits = len(commits) > size, commits[:size]
+        return job_pb2.ListCheckpointsResponse(
+            checkpoints=[codec.checkpoint_to_proto(commit, job.spec.checkpoint_uri) for commit in commits],
+            next_page_token=paging.encode([commits[-1].step, commits[-1].gang]) if more else "",
+        )
+
+    async def ListEvents(
+        self, request: job_pb2.ListEventsRequest, context: Context
+    ) -> job_pb2.ListEventsResponse:
+        size = paging.size(request.page_size)
+        (after,) = await paging.token(context, request.page_token, (0,))
+        entries = await self._engine.history(
+            lambda store: store.entries(job_id=request.job_id, after=after, limit=size + 1)
+        )
+        more, entries = len(entries) > size, entries[:size]
+        return job_pb2.ListEventsResponse(
+            events=[codec.event_to_proto(entry) for entry in entries],
+            next_page_token=paging.encode([entries[-1].seq]) if more else "",
+        )
+
+    async def _job(self, context: Context, job_id: str) -> job_pb2.Job:
+        return await _served(
+            context, lambda: self._engine.read(lambda state: self._view(state, _find(state, job_id)))
+        )
+
+    def _view(self, state: State, job: Job) -> job_pb2.Job:
+        workers = state.workers_of(job)
+        return codec.job_to_proto(job, state.gangs_of(job), workers, self._engine.running(job, workers))
+
+
+async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> paging.T:
+    try:
+        return await call()
+    except (RefusedError, NotLeadingError) as error:
+        await abort_refused(context, error)
+
+
+def _find(state: State, job_id: str) -> Job:
+    job = state.jobs.get(job_id)
+    if job is None:
+        raise RefusedError(
+            Refusal(Problem.NOT_FOUND, f"there is no job {job_id}", "list the jobs to see their ids")
+        )
+    return job
+
+
+def _age(job: Job) -> tuple[int, str]:
+    return job.created_ms, job.id
+
+
+def _matcher(wanted: job_pb2.JobFilter) -> Callable[[Job], bool]:
+    states: set[JobState] = {
+        codec.JOB_STATES[number] for number in wanted.states if number in codec.JOB_STATES
+    }
+    labels = dict(wanted.labels)
+
+    def matches(job: Job) -> bool:
+        return (
+            (not wanted.states or job.state in states)
+            and (not wanted.name or job.spec.name == wanted.name)
+            and all(job.spec.labels.get(name) == value for name, value in labels.items())
+        )
+
+    return matches
