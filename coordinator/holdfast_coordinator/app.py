@@ -10,8 +10,8 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from holdfast import wire
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
+from holdfast.wire import server_options
 from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.engine import Clock, Engine
 from holdfast_coordinator.rpc.agents import AgentService
@@ -134,7 +134,7 @@ def check_address(listen: str, *, insecure: bool) -> None:
 
 
 def _server(engine: Engine) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
-    server = grpc.aio.server(options=wire.server_options())
+    server = grpc.aio.server(options=server_options())
     logs = LogRelay(engine)
     job_pb2_grpc.add_JobServiceServicer_to_server(JobService(engine, logs), server)
     node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(engine), server)

@@ -287,7 +287,8 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> list[str]:
     turn.tell("AgentJoined", _joined_message(event, expected), node=event.node)
     if strays:
         turn.send(event.node, StopWorkers(strays, force=True, reason="their attempts are superseded"))
-    touched = _reattach(turn, event, expected)
+    rebooted = old is not None and old.boot_id != event.boot_id
+    touched = _reattach(turn, event, expected, rebooted=rebooted)
     found = {f.key: f for f in event.inventory}
     for key, item in found.items():
         if key not in expected and item.exit is not None:
@@ -306,8 +307,11 @@ def _joined_message(event: AgentJoined, expected: dict[Key, Worker]) -> str:
     return message
 
 
-def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker]) -> list[str]:
-    """Settle the difference between what should run on the node and what its agent found."""
+def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, rebooted: bool) -> list[str]:
+    """Settle the difference between what should run on the node and what its agent found.
+
+    A start that never arrived is said again; but not after a reboot, which it may have been applied before.
+    """
     found: dict[Key, Found] = {f.key: f for f in event.inventory}
     never_arrived: dict[str, list[Worker]] = {}
     stop_again: list[Key] = []
@@ -321,7 +325,7 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker]) -> li
             else:
                 running = WorkerState.RUNNING
                 turn.put(replace(worker, state=running, pid=item.pid, pid_start=item.pid_start))
-        elif worker.state is WorkerState.STARTING:
+        elif worker.state is WorkerState.STARTING and not rebooted:
             never_arrived.setdefault(worker.job_id, []).append(worker)
         else:
             _lose_worker(turn, worker, f"it was gone when the agent of node {event.node} came back")
@@ -344,6 +348,8 @@ def _worker_started(turn: Turn, event: WorkerStarted) -> list[str]:
     if worker is None or worker.key != event.key or worker.state not in LIVE:
         turn.drop(f"{event.key} is superseded")
         return []
+    if worker.pid == event.pid and worker.state is WorkerState.RUNNING:
+        return []  # known from the inventory that opened the session
     state = WorkerState.RUNNING if worker.state is WorkerState.STARTING else worker.state
     turn.put(replace(worker, state=state, pid=event.pid, pid_start=event.pid_start))
     job = turn.state.jobs[worker.job_id]

@@ -1,0 +1,1 @@
+"""Makes the state durable, and hands it to the next leader."""

@@ -1,0 +1,250 @@
+"""The agent put together: the pure core, and the shell that carries its actions out."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from holdfast import __version__, heartbeat, wire
+from holdfast.v1 import agent_pb2, agent_pb2_grpc, worker_pb2
+from holdfast_agent import convert, core, logs, node
+from holdfast_agent.core import Key, Phase
+from holdfast_agent.crew import Crew, Order
+from holdfast_agent.environment import Place, worker_environment
+from holdfast_agent.ports import Ports
+from holdfast_agent.session import Session
+from holdfast_agent.workdir import HEARTBEAT, StateDir
+from holdfast_agent.worker_link import WorkerLink
+
+log = structlog.get_logger(__name__)
+
+_NOT_INHERITED = ("HOLDFAST_", "TORCHELASTIC_")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What the operator decides. `address` is where other nodes reach this one.
+
+    In the foreground, workers end with the agent; otherwise they outlive it.
+    """
+
+    coordinator: str
+    state_dir: Path
+    name: str = field(default_factory=node.default_name)
+    slots: int = field(default_factory=lambda: os.cpu_count() or 1)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    address: str = "127.0.0.1"
+    foreground: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWorker:
+    """A worker that runs now, and what its heartbeat page says."""
+
+    key: Key
+    pid: int
+    reading: heartbeat.Reading
+
+
+class Agent:
+    """An agent in this process. Raises StateDirError when its state directory can't be used."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._state_dir = StateDir(config.state_dir.absolute())
+        self._crew = Crew(self._state_dir, foreground=config.foreground, report=self._dispatch)
+        self._core = core.AgentState()
+        self._link = WorkerLink(
+            self._state_dir.path, welcome=self._welcome_worker, prepared=self._shard_prepared
+        )
+        self._session = Session(
+            config.coordinator, hello=self._hello, heard=self._heard, lost=self._lost, beat=self._beat
+        )
+        self._ports = Ports()
+        self._machine = node.look()
+        self._pages: dict[Key, bytes] = {}
+        self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
+        self._pushing: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        self._crew.start()
+        self._core = core.recover(*self._crew.recover())
+        if self._core.workers:
+            log.info("workers found", count=len(self._core.workers))
+        await self._link.start()
+        async with wire.open_channel(self._config.coordinator) as channel:
+            self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
+            await self._session.run()
+
+    async def stop(self, *, workers: bool) -> None:
+        """Let go of everything, after `run` was cancelled. Workers go on, unless `workers` says to end them."""
+        for task in self._pushing:
+            task.cancel()
+        await asyncio.gather(*self._pushing, return_exceptions=True)
+        await self._crew.stop(workers=workers)
+        await self._link.stop()
+        self._ports.close()
+        self._state_dir.close()
+
+    def workers(self) -> list[LiveWorker]:
+        """The workers that run now."""
+        return [
+            LiveWorker(worker.key, worker.pid, heartbeat.read(self._crew.page(worker.key)))
+            for worker in self._core.workers.values()
+            if worker.phase is Phase.RUNNING
+        ]
+
+    # What comes in
+
+    def _heard(self, message: agent_pb2.CoordinatorMessage) -> None:
+        if message.HasField("open_log"):
+            self._push_log(message.open_log)
+            return
+        try:
+            event = convert.event_from_proto(message)
+        except ValueError as error:
+            log.error("the coordinator said what can't be", error=str(error))
+            return
+        if event is not None:
+            self._dispatch(event)
+
+    def _lost(self) -> None:
+        self._dispatch(core.StreamLost())
+
+    def _shard_prepared(self, key: Key, prepare: worker_pb2.Prepare) -> None:
+        self._dispatch(core.ShardPrepared(key, core.Shard(prepare.step, prepare.shard)))
+
+    def _welcome_worker(self, key: Key) -> worker_pb2.WorkerWelcome | None:
+        worker = self._core.workers.get(key)
+        if worker is None or worker.phase is Phase.ENDED:
+            return None
+        record = self._state_dir.attempt(key).read_resume()
+        resume = worker_pb2.CommitRecord.FromString(record) if record else None
+        return worker_pb2.WorkerWelcome(resume=resume)
+
+    # What goes out
+
+    def _dispatch(self, event: core.Event) -> None:
+        for action in core.handle(self._core, event):
+            self._do(action)
+
+    def _do(self, action: core.Action) -> None:
+        match action:
+            case core.Spawn(start):
+                self._spawn(start)
+            case core.Signal(key, force):
+                self._crew.signal(key, force=force)
+            case core.TellStarted(worker):
+                self._session.send(convert.started_to_proto(worker))
+            case core.TellEnded(worker):
+                self._session.send(convert.ended_to_proto(worker))
+            case core.TellPrepared(key, shard):
+                self._session.send(convert.prepared_to_proto(key, shard))
+            case core.AnswerCommitted(key, step, publish):
+                committed = worker_pb2.Committed(step=step, publish=publish)
+                self._link.answer(key, worker_pb2.WorkerReply(committed=committed))
+            case core.AnswerRefused(key, step, reason):
+                refused = worker_pb2.Refused(step=step, reason=reason)
+                self._link.answer(key, worker_pb2.WorkerReply(refused=refused))
+            case core.MarkReleased(key):
+                self._pages.pop(key, None)
+                self._mark_released(key)
+            case core.RemoveJob(job_id):
+                self._state_dir.remove_job(job_id)
+            case core.Disconnect(reason):
+                self._session.drop(reason)
+
+    def _spawn(self, start: core.Start) -> None:
+        command, assignment = start.how
+        if command.master_port and self._ports.release(command.master_port):
+            offered = agent_pb2.PortsOffered(ports=self._ports.offered())
+            self._session.send(agent_pb2.AgentMessage(ports_offered=offered))
+        self._crew.spawn(self._order(start.key, command, assignment))
+
+    def _order(self, key: Key, command: agent_pb2.StartWorkers, assignment: agent_pb2.Assignment) -> Order:
+        spec = command.spec
+        resume = convert.resume_record(command, key.rank)
+        place = Place(
+            job_id=key.job_id,
+            rank=key.rank,
+            world_size=spec.world_size,
+            local_rank=assignment.local_rank,
+            local_world_size=assignment.local_world_size,
+            group_rank=assignment.group_rank,
+            attempt=key.attempt,
+            restart_count=assignment.restart_count,
+            scope=convert.scope_name(spec),
+            resume_step=resume.step if resume is not None else None,
+            gpus=assignment.gpus,
+            master_addr=command.master_addr,
+            master_port=command.master_port,
+        )
+        env = worker_environment(
+            place,
+            inherited={k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)},
+            asked=spec.env,
+            checkpoint_uri=spec.checkpoint_uri or str(self._state_dir.path / "checkpoints"),
+            socket=str(self._link.path),
+            heartbeat_file=str(self._state_dir.attempt(key).path / HEARTBEAT),
+        )
+        begin = {
+            "argv": list(spec.command),
+            "env": env,
+            "cwd": spec.working_dir,
+            "grace_ms": spec.stop_grace.ToMilliseconds(),
+        }
+        return Order(key, begin, resume.SerializeToString() if resume is not None else b"")
+
+    def _mark_released(self, key: Key) -> None:
+        try:
+            self._state_dir.attempt(key).mark_released()
+        except (
+            OSError
+        ) as error:  # a full disk: the exit is reported once more by the next agent, and released again
+            log.warning("a release could not be noted", worker=key, error=str(error))
+
+    def _push_log(self, asked: agent_pb2.OpenLog) -> None:
+        try:
+            convert.key_from_proto(agent_pb2.WorkerKey(job_id=asked.job_id, rank=asked.rank, attempt=1))
+        except ValueError as error:
+            log.error("the coordinator asked for a log that can't be", error=str(error))
+            return
+        task = asyncio.create_task(logs.push(self._pushes, asked, self._state_dir.job(asked.job_id)))
+        self._pushing.add(task)
+        task.add_done_callback(self._pushing.discard)
+
+    def _hello(self) -> agent_pb2.Hello:
+        config, machine = self._config, self._machine
+        hello = agent_pb2.Hello(
+            node=config.name,
+            instance_id=self._state_dir.instance_id,
+            boot_id=machine.boot_id,
+            address=config.address,
+            labels=config.labels,
+            agent_version=__version__,
+            inventory=[convert.record_to_proto(worker) for worker in core.inventory(self._core)],
+            ports=self._ports.offered(),
+        )
+        hello.capacity.slots = config.slots
+        hello.capacity.cpus = machine.cpus
+        hello.capacity.memory_bytes = machine.memory_bytes
+        hello.capacity.gpus = machine.gpus
+        self._pages.clear()  # a new session may be a new leader, who knows no progress yet
+        return hello
+
+    def _beat(self) -> agent_pb2.Heartbeat:
+        """All workers in one message; of them only those whose page has changed."""
+        beat = agent_pb2.Heartbeat()
+        for worker in self._core.workers.values():
+            if worker.phase is not Phase.RUNNING:
+                continue
+            page = self._crew.page(worker.key)
+            if page != self._pages.get(worker.key):
+                self._pages[worker.key] = page
+                progress = convert.progress_to_proto(heartbeat.read(page))
+                beat.workers.add(key=convert.key_to_proto(worker.key), progress=progress)
+        return beat

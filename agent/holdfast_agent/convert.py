@@ -1,0 +1,139 @@
+"""proto <-> core: the only translation on the agent's side."""
+
+import re
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from holdfast import heartbeat
+from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
+from holdfast_agent import core
+from holdfast_agent.core import Ended, Key
+
+_JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def key_from_proto(key: agent_pb2.WorkerKey) -> Key:
+    """Read a worker's name. It becomes part of a path: raises ValueError when it can't."""
+    return _checked(Key(key.job_id, key.rank, key.attempt))
+
+
+def event_from_proto(message: agent_pb2.CoordinatorMessage) -> core.Event | None:
+    """Read what the coordinator says to the core; None for what is the shell's business. Raises ValueError."""
+    epoch = message.epoch
+    match message.WhichOneof("message"):
+        case "welcome":
+            return core.Welcomed(epoch)
+        case "start_workers":
+            command = message.start_workers
+            return core.StartCommanded(
+                epoch,
+                tuple(
+                    core.Start(_checked(Key(command.job_id, a.rank, a.attempt)), (command, a))
+                    for a in command.assignments
+                ),
+            )
+        case "stop_workers":
+            stop = message.stop_workers
+            return core.StopCommanded(epoch, tuple(map(key_from_proto, stop.keys)), stop.force)
+        case "release_workers":
+            return core.ReleaseCommanded(epoch, tuple(map(key_from_proto, message.release_workers.keys)))
+        case "ack_commit":
+            ack = message.ack_commit
+            publish = ack.publish if ack.HasField("publish") else None
+            return core.CommitAcked(epoch, ack.job_id, ack.attempt, ack.step, tuple(ack.ranks), publish)
+        case "refuse_shard":
+            refused = message.refuse_shard
+            return core.ShardRefused(epoch, key_from_proto(refused.key), refused.step, refused.reason)
+        case "forget_job":
+            job_id = message.forget_job.job_id
+            _checked(Key(job_id, 0, 1))
+            return core.JobForgotten(epoch, job_id)
+        case _:
+            return None
+
+
+def started_to_proto(worker: core.Worker) -> agent_pb2.AgentMessage:
+    """Write that a worker runs."""
+    started = agent_pb2.WorkerStarted(
+        key=key_to_proto(worker.key), pid=worker.pid, pid_start_time=worker.pid_start
+    )
+    return agent_pb2.AgentMessage(worker_started=started)
+
+
+def ended_to_proto(worker: core.Worker) -> agent_pb2.AgentMessage:
+    """Write that a worker has ended."""
+    assert worker.ended is not None
+    ended = agent_pb2.WorkerExited(key=key_to_proto(worker.key), exit=_exit(worker.ended))
+    return agent_pb2.AgentMessage(worker_exited=ended)
+
+
+def prepared_to_proto(key: Key, shard: core.Shard) -> agent_pb2.AgentMessage:
+    """Write that a shard is durable."""
+    prepared = agent_pb2.ShardPrepared(key=key_to_proto(key), step=shard.step, shard=shard.content)
+    return agent_pb2.AgentMessage(shard_prepared=prepared)
+
+
+def record_to_proto(worker: core.Worker) -> agent_pb2.WorkerRecord:
+    """Write a worker for the inventory."""
+    return agent_pb2.WorkerRecord(
+        key=key_to_proto(worker.key),
+        pid=worker.pid,
+        pid_start_time=worker.pid_start,
+        exit=_exit(worker.ended) if worker.ended is not None else None,
+    )
+
+
+def key_to_proto(key: Key) -> agent_pb2.WorkerKey:
+    """Write a worker's name."""
+    return agent_pb2.WorkerKey(job_id=key.job_id, rank=key.rank, attempt=key.attempt)
+
+
+def ended_from_disk(found: dict[str, Any], message: str, page: heartbeat.Reading) -> Ended:
+    """Read what a shim wrote; `message` says it in words."""
+    at = Timestamp()
+    at.FromMilliseconds(found["at_ms"])
+    status = job_pb2.ExitStatus(code=found["code"], signal=found["signal"], message=message, at=at)
+    never_ran = bool(found.get("failed"))
+    return Ended(agent_pb2.Exit(status=status, never_ran=never_ran), progress_to_proto(page))
+
+
+def progress_to_proto(page: heartbeat.Reading) -> agent_pb2.Progress:
+    """Write what a heartbeat page says."""
+    stepping = Duration()
+    stepping.FromMicroseconds(int(page.stepping_seconds * 1e6))
+    return agent_pb2.Progress(
+        step=page.step,
+        steps_done=page.steps_done,
+        stepping=stepping,
+        section=page.section,
+        metrics=page.metrics,
+    )
+
+
+def resume_record(command: agent_pb2.StartWorkers, rank: int) -> worker_pb2.CommitRecord | None:
+    """Find what a rank resumes from: the gang's record, or its own."""
+    for record in command.resume:
+        if not record.HasField("rank") or record.rank == rank:
+            return record
+    return None
+
+
+def scope_name(spec: job_pb2.JobSpec) -> str:
+    """The restart scope as workers are told it."""
+    return "rank" if spec.restart.scope == job_pb2.RESTART_SCOPE_RANK else "gang"
+
+
+def _exit(ended: Ended) -> agent_pb2.Exit:
+    found = agent_pb2.Exit()
+    found.CopyFrom(ended.exit)
+    if ended.progress is not None:
+        found.progress.CopyFrom(ended.progress)
+    return found
+
+
+def _checked(key: Key) -> Key:
+    if not _JOB_ID.fullmatch(key.job_id) or key.rank < 0 or key.attempt < 1:
+        raise ValueError(f"{key} names no worker")
+    return key

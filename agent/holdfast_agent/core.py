@@ -1,0 +1,425 @@
+"""The agent's decisions, pure: `handle(state, event) -> actions`.
+
+It knows which workers there are, what the coordinator has not acknowledged yet, and what was done already. The shell
+around it (agent.py) carries the actions out and turns what comes of them into the next events.
+
+Three rules keep every command at most once (P6) and every fact at least once:
+
+- A start is taken once for its key, and never for an attempt at or below one that was taken before for that rank.
+- An exit is kept until the coordinator releases it, a prepared shard until it is acked or refused. Whatever the
+  coordinator may not have heard goes out again after every Welcome.
+- A message of an older epoch than one seen before is dropped: its leader is deposed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """Names one attempt of one rank for ever."""
+
+    job_id: str
+    rank: int
+    attempt: int
+
+
+class Phase(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Stop(StrEnum):
+    """How a worker was told to stop."""
+
+    NO = ""
+    GRACE = "grace"
+    FORCE = "force"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a worker ended, and how far it came: opaque here."""
+
+    exit: Any
+    progress: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One attempt of one rank on this node."""
+
+    key: Key
+    phase: Phase
+    pid: int = 0
+    pid_start: int = 0
+    ended: Ended | None = None
+    stop: Stop = Stop.NO
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A prepared shard that is not answered yet; what it holds is opaque here."""
+
+    step: int
+    content: Any
+
+
+@dataclass(slots=True)
+class AgentState:
+    """All that the agent knows."""
+
+    epoch: int = 0
+    connected: bool = False
+    workers: dict[Key, Worker] = field(default_factory=dict)
+    fences: dict[tuple[str, int], int] = field(default_factory=dict)
+    """The highest attempt that was taken for each rank of each job."""
+    prepared: dict[Key, Shard] = field(default_factory=dict)
+    told: dict[Key, Phase] = field(default_factory=dict)
+    """What the Hello of this session said."""
+
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    """The coordinator opened the session."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLost:
+    """The session is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to be started; how is opaque here."""
+
+    key: Key
+    how: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartCommanded:
+    """The coordinator wants workers started."""
+
+    epoch: int
+    starts: tuple[Start, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopCommanded:
+    """The coordinator wants workers stopped."""
+
+    epoch: int
+    keys: tuple[Key, ...]
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCommanded:
+    """The exits of these workers are durable at the coordinator."""
+
+    epoch: int
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAcked:
+    """The checkpoint is committed; the first of the ranks publishes, where `publish` is set."""
+
+    epoch: int
+    job_id: str
+    attempt: int
+    step: int
+    ranks: tuple[int, ...]
+    publish: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRefused:
+    """The shard was not taken and never will be."""
+
+    epoch: int
+    key: Key
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobForgotten:
+    """The job was deleted."""
+
+    epoch: int
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpawned:
+    """A worker's process exists."""
+
+    key: Key
+    pid: int
+    pid_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded:
+    """A worker's process tree is gone, or never was."""
+
+    key: Key
+    ended: Ended
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPrepared:
+    """A worker says that its file of a checkpoint is durable."""
+
+    key: Key
+    shard: Shard
+
+
+Commanded = StartCommanded | StopCommanded | ReleaseCommanded | CommitAcked | ShardRefused | JobForgotten
+Event = Welcomed | StreamLost | Commanded | WorkerSpawned | WorkerEnded | ShardPrepared
+
+
+# Actions
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a worker. Its directory makes the fence durable before its process exists."""
+
+    start: Start
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Stop a worker: SIGTERM, grace, SIGKILL; or SIGKILL at once."""
+
+    key: Key
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TellStarted:
+    """Tell the coordinator."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class TellEnded:
+    """Tell the coordinator."""
+
+    worker: Worker
+
+
+@dataclass(frozen=True, slots=True)
+class TellPrepared:
+    """Tell the coordinator."""
+
+    key: Key
+    shard: Shard
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCommitted:
+    """Tell the worker; with `publish` it publishes the manifest."""
+
+    key: Key
+    step: int
+    publish: Any
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRefused:
+    """Tell the worker."""
+
+    key: Key
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkReleased:
+    """Note on disk that the exit need not be reported again; logs stay."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveJob:
+    """Remove the job's directory."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Leave this leader."""
+
+    reason: str
+
+
+Action = (
+    Spawn
+    | Signal
+    | TellStarted
+    | TellEnded
+    | TellPrepared
+    | AnswerCommitted
+    | AnswerRefused
+    | MarkReleased
+    | RemoveJob
+    | Disconnect
+)
+
+
+def recover(workers: Iterable[Worker], fences: dict[tuple[str, int], int]) -> AgentState:
+    """Begin again from what is on disk: workers that run or whose exit was not released, and every fence."""
+    return AgentState(workers={worker.key: worker for worker in workers}, fences=dict(fences))
+
+
+def inventory(state: AgentState) -> list[Worker]:
+    """Everything that the coordinator should hear of in a Hello; remembers what was told."""
+    workers = [state.workers[key] for key in sorted(state.workers)]
+    state.told = {worker.key: worker.phase for worker in workers}
+    return workers
+
+
+def handle(state: AgentState, event: Event) -> list[Action]:
+    """Advance the state by one event, and say what to do."""
+    match event:
+        case Welcomed(epoch):
+            return _welcomed(state, epoch)
+        case StreamLost():
+            state.connected = False
+            return []
+        case WorkerSpawned():
+            return _spawned(state, event)
+        case WorkerEnded():
+            return _ended(state, event)
+        case ShardPrepared():
+            return _prepared(state, event)
+        case _:
+            return _commanded(state, event) if event.epoch >= state.epoch else []
+
+
+def _welcomed(state: AgentState, epoch: int) -> list[Action]:
+    if epoch < state.epoch:
+        return [Disconnect(f"its epoch {epoch} is older than {state.epoch}")]
+    state.epoch = epoch
+    state.connected = True
+    actions: list[Action] = []
+    for key, worker in sorted(state.workers.items()):
+        if worker.phase is not state.told.get(key):
+            if worker.phase is Phase.RUNNING:
+                actions.append(TellStarted(worker))
+            elif worker.phase is Phase.ENDED:
+                actions.append(TellEnded(worker))
+    actions += [TellPrepared(key, shard) for key, shard in sorted(state.prepared.items())]
+    return actions
+
+
+def _commanded(state: AgentState, event: Commanded) -> list[Action]:
+    match event:
+        case StartCommanded():
+            return [action for start in event.starts for action in _start(state, start)]
+        case StopCommanded():
+            return [action for key in event.keys for action in _stop(state, key, force=event.force)]
+        case ReleaseCommanded():
+            return [action for key in event.keys for action in _release(state, key)]
+        case CommitAcked():
+            return _commit_acked(state, event)
+        case ShardRefused(_, key, step, reason):
+            if key in state.prepared and state.prepared[key].step == step:
+                del state.prepared[key]
+            return [AnswerRefused(key, step, reason)]
+        case JobForgotten(_, job_id):
+            for rank in [rank for rank in state.fences if rank[0] == job_id]:
+                del state.fences[rank]
+            return [RemoveJob(job_id)]
+
+
+def _start(state: AgentState, start: Start) -> list[Action]:
+    key = start.key
+    rank = (key.job_id, key.rank)
+    if key.attempt <= state.fences.get(rank, 0):
+        return []
+    state.fences[rank] = key.attempt
+    # The coordinator has superseded what still runs of this rank; there are never two (P2).
+    actions = [
+        action
+        for older in sorted(state.workers)
+        if (older.job_id, older.rank) == rank
+        for action in _stop(state, older, force=True)
+    ]
+    state.workers[key] = Worker(key, Phase.STARTING)
+    return [*actions, Spawn(start)]
+
+
+def _stop(state: AgentState, key: Key, *, force: bool) -> list[Action]:
+    worker = state.workers.get(key)
+    wanted = Stop.FORCE if force else Stop.GRACE
+    if worker is None or worker.phase is Phase.ENDED or worker.stop in (wanted, Stop.FORCE):
+        return []
+    state.workers[key] = replace(worker, stop=wanted)
+    # One that is still being started is signalled as soon as it exists.
+    return [Signal(key, force)] if worker.phase is Phase.RUNNING else []
+
+
+def _release(state: AgentState, key: Key) -> list[Action]:
+    worker = state.workers.get(key)
+    if worker is None or worker.phase is not Phase.ENDED:
+        return []
+    del state.workers[key]
+    return [MarkReleased(key)]
+
+
+def _commit_acked(state: AgentState, event: CommitAcked) -> list[Action]:
+    actions: list[Action] = []
+    for rank in event.ranks:
+        key = Key(event.job_id, rank, event.attempt)
+        if key in state.prepared and state.prepared[key].step <= event.step:
+            del state.prepared[key]
+        publish = event.publish if rank == event.ranks[0] else None
+        actions.append(AnswerCommitted(key, event.step, publish))
+    return actions
+
+
+def _spawned(state: AgentState, event: WorkerSpawned) -> list[Action]:
+    worker = state.workers.get(event.key)
+    if worker is None or worker.phase is not Phase.STARTING:
+        return []
+    worker = replace(worker, phase=Phase.RUNNING, pid=event.pid, pid_start=event.pid_start)
+    state.workers[event.key] = worker
+    actions: list[Action] = [TellStarted(worker)] if state.connected else []
+    if worker.stop is not Stop.NO:
+        actions.append(Signal(event.key, worker.stop is Stop.FORCE))
+    return actions
+
+
+def _ended(state: AgentState, event: WorkerEnded) -> list[Action]:
+    worker = state.workers.get(event.key)
+    if worker is None or worker.phase is Phase.ENDED:
+        return []
+    worker = replace(worker, phase=Phase.ENDED, ended=event.ended)
+    state.workers[event.key] = worker
+    state.prepared.pop(event.key, None)
+    return [TellEnded(worker)] if state.connected else []
+
+
+def _prepared(state: AgentState, event: ShardPrepared) -> list[Action]:
+    worker = state.workers.get(event.key)
+    if worker is None or worker.phase is Phase.ENDED:
+        return [AnswerRefused(event.key, event.shard.step, "this attempt is over")]
+    state.prepared[event.key] = event.shard
+    return [TellPrepared(event.key, event.shard)] if state.connected else []

@@ -1,0 +1,63 @@
+"""The environment of a worker: what torchrun gives, and what holdfast adds. PURE."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker is in its job and on its node."""
+
+    job_id: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    group_rank: int
+    attempt: int
+    restart_count: int
+    scope: str
+    """The restart scope: gang or rank."""
+    resume_step: int | None
+    gpus: Sequence[int]
+    master_addr: str
+    master_port: int
+    """0: none, in scope "rank"."""
+
+
+def worker_environment(
+    place: Place,
+    *,
+    inherited: Mapping[str, str],
+    asked: Mapping[str, str],
+    checkpoint_uri: str,
+    socket: str,
+    heartbeat_file: str,
+) -> dict[str, str]:
+    """Build it. `asked` is the spec's and wins over what the agent has; what says who the worker is wins over both."""
+    env = {"PYTHONUNBUFFERED": "1"}  # so that the last lines before a death are not lost
+    if place.world_size > 1:
+        env["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks on one node must not fight for its cores
+    env |= inherited
+    env |= asked
+    env |= {
+        "HOLDFAST_JOB_ID": place.job_id,
+        "HOLDFAST_ATTEMPT": str(place.attempt),
+        "HOLDFAST_RESUME_STEP": "" if place.resume_step is None else str(place.resume_step),
+        "HOLDFAST_RESTART_SCOPE": place.scope,
+        "HOLDFAST_CHECKPOINT_URI": checkpoint_uri,
+        "HOLDFAST_HEARTBEAT_FILE": heartbeat_file,
+        "HOLDFAST_SOCKET": socket,
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.world_size),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.local_world_size),
+        "GROUP_RANK": str(place.group_rank),
+        "TORCHELASTIC_RUN_ID": place.job_id,
+        "TORCHELASTIC_RESTART_COUNT": str(place.restart_count),
+    }
+    if place.master_port:
+        env |= {"MASTER_ADDR": place.master_addr, "MASTER_PORT": str(place.master_port)}
+    if place.gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, place.gpus))
+    return env

@@ -1,0 +1,51 @@
+"""Facts about this machine."""
+
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a node has."""
+
+    boot_id: str
+    cpus: int
+    memory_bytes: int
+    gpus: int
+
+
+def look() -> Machine:
+    """Find out. Takes a moment where there are GPUs."""
+    return Machine(
+        boot_id=_boot_id(),
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        gpus=_gpus(),
+    )
+
+
+def default_name() -> str:
+    """The host name."""
+    return socket.gethostname()
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _gpus() -> int:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    try:
+        found = subprocess.run([tool, "--list-gpus"], capture_output=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return len(found.stdout.splitlines())

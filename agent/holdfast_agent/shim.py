@@ -1,0 +1,296 @@
+"""One small process a worker: its parent, its log, and the witness of its end.
+
+A shim outlives the agent, so that the agent can be killed and upgraded while workers run (P4). It lives as long as its
+worker and everything that its worker started: being a subreaper, it inherits what was double-forked or put into a
+session of its own, and it ends none of it alive (P8).
+
+It is forked by the nursery, so that it costs a fork and no interpreter; only the standard library is imported here.
+
+=========  ================================================================================
+signal     meaning to a shim
+=========  ================================================================================
+SIGTERM    stop: SIGTERM to the worker's process group; after the grace, SIGKILL to the tree
+SIGUSR1    kill: SIGKILL to the tree at once
+=========  ================================================================================
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import time
+import traceback
+from typing import Any, NoReturn
+
+CHUNK = 64 * 1024
+EXIT_BYTES = 4096
+"""Set aside for the exit status, so that a disk that fills up can't lose it."""
+ORPHAN_GRACE_S = 3.0
+"""For workers of a foreground agent that is gone."""
+
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def run(directory: str, report: int, agent: int | None) -> NoReturn:
+    """Be the shim of the attempt in `directory`.
+
+    `report` is a pipe that learns the worker's pid and start time; `agent` a pidfd of the agent to die with, if any.
+    The lock of the directory is held by a descriptor that was inherited, and ends with this process.
+    """
+    os.setsid()
+    os.chdir("/")
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(_PR_SET_NAME, b"holdfast-shim", 0, 0, 0)
+    try:
+        _Shim(directory, report, agent).run()
+        os._exit(0)
+    except BaseException:  # noqa: BLE001  nothing may unwind into the nursery, whose fork this is
+        with open(os.path.join(directory, "shim.log"), "w") as file:  # noqa: PTH118, PTH123
+            traceback.print_exc(file=file)
+        os._exit(1)
+
+
+def start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  pathlib is a slow import
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+class _Shim:
+    def __init__(self, directory: str, report: int, agent: int | None) -> None:
+        self._directory = directory
+        self._report = report
+        self._agent = agent
+        self._pid = 0
+        self._status: int | None = None
+        self._kill_at: float | None = None
+        self._dropped = 0
+        self._logs: dict[int, int] = {}
+
+    def run(self) -> None:
+        signals = self._catch_signals()
+        with open(os.path.join(self._directory, "start.json"), "rb") as file:  # noqa: PTH118, PTH123
+            start = json.load(file)
+        self._grace = start["grace_ms"] / 1000
+        try:
+            exit_file = _set_aside(self._path(".exit.json"))
+            failed = self._spawn(start)
+        except OSError as error:
+            os.write(self._report, f"error {error.errno} shim".encode())
+            os._exit(1)
+        if failed:
+            self._note_exit(exit_file, {"code": -1, "signal": 0, "failed": failed})
+            os.write(self._report, b"ended")
+            return
+        self._note_started()
+        self._watch(signals)
+        self._end_descendants()
+        for pipe in list(self._logs):
+            self._pump(pipe, last=True)
+        assert self._status is not None
+        code = os.waitstatus_to_exitcode(self._status)
+        ended = {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code}
+        self._note_exit(exit_file, ended)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name)  # noqa: PTH118
+
+    @staticmethod
+    def _catch_signals() -> int:
+        """Have signals written to a pipe as they come, so that one poll waits for everything."""
+        readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writable)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda _number, _frame: None)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        return readable
+
+    def _spawn(self, start: dict[str, Any]) -> dict[str, Any] | None:
+        """Start the worker. Returns what failed, when its program can't be run at all."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        ends = []
+        for name in ("stdout.log", "stderr.log"):
+            readable, writable = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(readable, False)
+            self._logs[readable] = os.open(self._path(name), flags, 0o600)
+            ends.append(writable)
+        failures, failing = os.pipe2(os.O_CLOEXEC)
+        shim = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _become_worker(start, ends, failing, shim)
+        for fd in (*ends, failing):
+            os.close(fd)
+        message = os.read(failures, CHUNK)  # ends at the exec, which closes it
+        os.close(failures)
+        if not message:
+            return None
+        os.waitpid(self._pid, 0)
+        failed: dict[str, Any] = json.loads(message)
+        return failed
+
+    def _note_started(self) -> None:
+        shim = os.getpid()
+        started = {
+            "pid": shim,
+            "start_time": start_time(shim),
+            "worker_pid": self._pid,
+            "worker_start_time": start_time(self._pid),
+        }
+        with open(self._path(".shim.json"), "w") as file:  # noqa: PTH123
+            json.dump(started, file)
+        os.rename(self._path(".shim.json"), self._path("shim.json"))  # noqa: PTH104
+        with contextlib.suppress(BrokenPipeError):  # the agent is gone; its successor reads shim.json
+            os.write(self._report, f"started {self._pid} {started['worker_start_time']}".encode())
+        os.close(self._report)
+
+    def _watch(self, signals: int) -> None:
+        """Move output and obey signals until the worker itself is gone."""
+        poller = select.poll()
+        for fd in (signals, *self._logs):
+            poller.register(fd, select.POLLIN)
+        if self._agent is not None:
+            poller.register(self._agent, select.POLLIN)
+        while self._status is None:
+            for fd, _ in poller.poll(self._until_kill()):
+                if fd == signals:
+                    self._obey(os.read(signals, CHUNK))
+                elif fd == self._agent:
+                    poller.unregister(fd)
+                    self._stop(min(self._grace, ORPHAN_GRACE_S))
+                elif not self._pump(fd):
+                    poller.unregister(fd)
+            if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                self._kill()
+
+    def _until_kill(self) -> float | None:
+        return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000) + 1
+
+    def _obey(self, numbers: bytes) -> None:
+        if signal.SIGUSR1 in numbers:
+            self._kill()
+        elif signal.SIGTERM in numbers:
+            self._stop(self._grace)
+        self._reap()
+
+    def _stop(self, grace: float) -> None:
+        kill_at = time.monotonic() + grace
+        if self._kill_at is None or kill_at < self._kill_at:
+            self._kill_at = kill_at
+        self._signal_group(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        self._kill_at = None
+        self._signal_group(signal.SIGKILL)
+
+    def _signal_group(self, number: int) -> None:
+        # The worker is not reaped yet, so that its pid and its group are still its own.
+        try:
+            os.killpg(self._pid, number)
+        except ProcessLookupError:
+            os.kill(self._pid, number)
+
+    def _reap(self) -> None:
+        """Reap whoever has ended; remember how the worker did."""
+        while self._status is None:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._pid:
+                self._status = status
+
+    def _pump(self, pipe: int, *, last: bool = False) -> bool:
+        """Move what is in a pipe to its log; False when nobody holds the other end any more."""
+        while True:
+            try:
+                data = os.read(pipe, CHUNK)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self._write(self._logs[pipe], data)
+            if not last:
+                return True
+
+    def _write(self, log: int, data: bytes) -> None:
+        """Append to a log. A full disk costs log lines, never the worker."""
+        while data:
+            try:
+                data = data[os.write(log, data) :]
+            except OSError:
+                self._dropped += len(data)
+                return
+
+    def _end_descendants(self) -> None:
+        """Kill and reap everything that the worker left behind; it is our child by now, or its child is soon."""
+        while True:
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            for pid in _children(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
+
+    def _note_exit(self, file: int, ended: dict[str, Any]) -> None:
+        ended |= {"at_ms": time.time_ns() // 1_000_000, "dropped_bytes": self._dropped}
+        content = json.dumps(ended).encode()
+        os.pwrite(file, content, 0)
+        os.truncate(file, len(content))
+        os.rename(self._path(".exit.json"), self._path("exit.json"))  # noqa: PTH104
+
+
+def _set_aside(path: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.posix_fallocate(fd, 0, EXIT_BYTES)
+    return fd
+
+
+def _become_worker(start: dict[str, Any], outputs: list[int], failing: int, shim: int) -> NoReturn:
+    """In the forked child: be the worker, or say why not."""
+    what = start["argv"][0]
+    try:
+        os.setsid()
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != shim:
+            os._exit(1)  # the shim died before it could be watched
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec would hand that on
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.dup2(outputs[0], 1)
+        os.dup2(outputs[1], 2)
+        if start["cwd"]:
+            what = start["cwd"]
+            os.chdir(what)
+            what = start["argv"][0]
+        os.execvpe(what, start["argv"], start["env"])  # noqa: S606  argv, as the user gave it
+    except OSError as error:
+        is_directory = what == start["cwd"]
+        os.write(failing, json.dumps({"errno": error.errno, "what": what, "cwd": is_directory}).encode())
+    os._exit(127)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                    if int(file.read().rpartition(b")")[2].split()[1]) == parent:
+                        found.append(int(name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found

@@ -1,0 +1,182 @@
+"""The agent's end of the nursery: asks for shims, and hears from them without polling."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast_agent.readable import readable
+from holdfast_agent.workdir import Attempt
+
+ANSWER_BYTES = 64
+
+
+class SpawnError(Exception):
+    """No shim could be had; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A shim and its worker. `pidfd` becomes readable when the shim has ended; whoever gets it closes it."""
+
+    pidfd: int
+    pid: int
+    pid_start: int
+
+
+class Nursery:
+    """The nursery process, started anew when it dies. Belongs to one event loop."""
+
+    def __init__(self, *, foreground: bool) -> None:
+        self._foreground = foreground
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._waiting: deque[asyncio.Future[tuple[str, int | None]]] = deque()
+
+    def start(self) -> None:
+        """Start the process; cheap to call when it runs."""
+        if self._socket is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-S", "-m", "holdfast_agent.nursery", str(theirs.fileno())]
+        if self._foreground:
+            command.append(str(os.getpid()))
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+        ours.setblocking(False)
+        self._socket = ours
+        asyncio.get_running_loop().add_reader(ours, self._on_answer)
+
+    def stop(self) -> None:
+        """End the process; shims go on."""
+        self._drop()
+        if self._process is not None:
+            self._process.wait()
+
+    async def shim(self, attempt: Attempt, lock: int) -> Started:
+        """Start the shim of an attempt, hand it the lock, and wait until its worker runs or has failed to.
+
+        Closes `lock`. Raises SpawnError.
+        """
+        readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(writable, True)
+        try:
+            pidfd = await self._ask(attempt, lock, writable)
+        except BaseException:
+            os.close(readable)
+            raise
+        finally:
+            os.close(lock)
+            os.close(writable)
+        try:
+            report = (await _read_pipe(readable)).split()
+        finally:
+            os.close(readable)
+        match report:
+            case [b"started", pid, start]:
+                return Started(pidfd, int(pid), int(start))
+            case [b"error", number, _]:
+                os.close(pidfd)
+                raise SpawnError(os.strerror(int(number)))
+            case _:  # the worker could not run, or the shim was killed: exit.json tells
+                return Started(pidfd, 0, 0)
+
+    async def _ask(self, attempt: Attempt, lock: int, report: int) -> int:
+        self.start()
+        assert self._socket is not None
+        answer: asyncio.Future[tuple[str, int | None]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        try:
+            socket.send_fds(self._socket, [os.fsencode(attempt.path)], [lock, report])
+        except OSError as error:
+            self._drop()
+            raise SpawnError(f"the nursery is gone: {error.strerror}") from error
+        pid, pidfd = await answer
+        if pidfd is None:
+            raise SpawnError(f"no process could be forked: {pid}")
+        return pidfd
+
+    def _on_answer(self) -> None:
+        assert self._socket is not None
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, ANSWER_BYTES, 1)
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._drop()
+            return
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        answer = self._waiting.popleft()
+        if answer.done():  # whoever asked is gone; the shim is found again on disk
+            for fd in fds:
+                os.close(fd)
+        else:
+            answer.set_result((data.decode(), fds[0] if fds else None))
+
+    def _drop(self) -> None:
+        """Let go of a nursery that has died, or that is to end. The next request starts another."""
+        if self._socket is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        self._socket = None
+        for answer in self._waiting:
+            if not answer.done():
+                answer.set_exception(SpawnError("the nursery died"))
+        self._waiting.clear()
+
+
+async def _read_pipe(fd: int) -> bytes:
+    data = b""
+    while True:
+        try:
+            chunk = os.read(fd, 4096)
+        except BlockingIOError:
+            await readable(fd)
+            continue
+        if not chunk:
+            return data
+        data += chunk
+
+
+def signal_shim(pidfd: int, *, force: bool) -> None:
+    """Tell a shim to stop its worker: with grace, or at once. One that has ended is no error."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGUSR1 if force else signal.SIGTERM)
+
+
+def describe_exit(found: dict[str, Any]) -> str:
+    """Say in words how a worker ended, from its exit.json."""
+    failed = found.get("failed")
+    if failed:
+        what, why = failed["what"], os.strerror(failed["errno"])
+        if failed["cwd"]:
+            return f"working directory {what} can't be used: {why}"
+        if failed["errno"] == errno.ENOENT:
+            return f"command not found: {what}"
+        return f"command {what} can't be run: {why}"
+    if found["signal"]:
+        return f"killed by {signal_name(found['signal'])}"
+    return f"exit code {found['code']}"
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9, and so on."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

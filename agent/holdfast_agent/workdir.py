@@ -1,0 +1,182 @@
+"""The agent's state directory: one directory for each attempt of each rank.
+
+====================================== ======================================================================
+``instance_id``                        tells this agent from another one of the same name
+``lock``                               held by the agent that uses the directory
+``jobs/<job>/<rank>-<attempt>/``       an attempt; while it is there, no attempt up to it starts again
+``… start.json``                       what to run; mode 0600, for the environment may hold secrets
+``… resume``                           the commit to resume from, a serialized CommitRecord
+``… shim.json``                        pids and start times of the shim and its worker
+``… exit.json``                        how it ended
+``… released``                         the coordinator has the exit
+``… heartbeat stdout.log stderr.log``  the worker's
+====================================== ======================================================================
+
+Files appear whole, by rename. None is fsynced: they are there to outlive processes, and the page cache does. When
+the machine itself goes down no worker is left to find, its boot id changes, and the coordinator starts what it had
+wanted anew under a new attempt.
+
+Whoever holds the lock on ``start.json`` (the agent until it has handed it over, then the shim for as long as it
+lives) is responsible for the attempt. That is how an agent that was restarted tells a shim that is alive from one
+that is not, without trusting a pid.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast_agent.core import Key
+
+START, SHIM, EXIT, RELEASED, RESUME, HEARTBEAT = (
+    "start.json",
+    "shim.json",
+    "exit.json",
+    "released",
+    "resume",
+    "heartbeat",
+)
+STREAMS = ("stdout.log", "stderr.log")
+
+
+class StateDirError(Exception):
+    """The state directory can't be used; the message is one sentence with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt's directory."""
+
+    key: Key
+    path: Path
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Read one of its JSON files; None when it is not there."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        return found
+
+    def read_resume(self) -> bytes:
+        """Read the commit to resume from; empty when there is none."""
+        try:
+            return (self.path / RESUME).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    @property
+    def released(self) -> bool:
+        """The coordinator has its exit."""
+        return (self.path / RELEASED).exists()
+
+    def mark_released(self) -> None:
+        """Note that the coordinator has its exit."""
+        (self.path / RELEASED).touch()
+
+    def try_lock(self) -> int | None:
+        """Take responsibility for it: a descriptor that holds the lock, or None while a shim does."""
+        fd = os.open(self.path / START, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def remove(self) -> None:
+        """Remove the directory: this attempt never began."""
+        shutil.rmtree(self.path)
+
+
+class StateDir:
+    """The directory, held by this process until `close`. Raises StateDirError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._jobs = path / "jobs"
+        try:
+            self._jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise StateDirError(
+                f"another agent uses the state directory {path}; give this one another --state-dir"
+            ) from error
+        self.instance_id = self._read_instance_id()
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._lock)
+
+    def attempt(self, key: Key) -> Attempt:
+        """The directory of a worker, whether or not it is there."""
+        return Attempt(key, self._jobs / key.job_id / f"{key.rank}-{key.attempt}")
+
+    def create(self, key: Key, start: dict[str, Any], resume: bytes) -> tuple[Attempt, int]:
+        """Make the directory of a new attempt; return it with the descriptor that holds its lock.
+
+        The directory appears whole, and already locked, so that there is no moment at which it belongs to nobody.
+        """
+        attempt = self.attempt(key)
+        job = attempt.path.parent
+        job.mkdir(mode=0o700, exist_ok=True)
+        making = job / f".{attempt.path.name}"
+        if making.exists():
+            shutil.rmtree(making)
+        making.mkdir(mode=0o700)
+        fd = os.open(making / START, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(fd, json.dumps(start).encode())
+            if resume:
+                (making / RESUME).write_bytes(resume)
+            making.rename(attempt.path)
+        except OSError:
+            os.close(fd)
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        return attempt, fd
+
+    def attempts(self) -> Iterator[Attempt]:
+        """Every attempt on disk."""
+        for job in sorted(self._jobs.iterdir()):
+            for path in sorted(job.iterdir()):
+                rank, _, number = path.name.partition("-")
+                if rank.isdecimal() and number.isdecimal():
+                    yield Attempt(Key(job.name, int(rank), int(number)), path)
+
+    def job(self, job_id: str) -> Path:
+        """The directory of a job."""
+        return self._jobs / job_id
+
+    def remove_job(self, job_id: str) -> None:
+        """Remove everything of a job."""
+        shutil.rmtree(self.job(job_id), ignore_errors=True)
+
+    def _read_instance_id(self) -> str:
+        path = self.path / "instance_id"
+        try:
+            return path.read_text().strip()
+        except FileNotFoundError:
+            made = uuid.uuid4().hex
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(made)
+            temporary.rename(path)
+            return made
+
+
+def write_json(directory: Path, name: str, content: dict[str, Any]) -> None:
+    """Write a file that appears whole."""
+    temporary = directory / f".{name}"
+    temporary.write_text(json.dumps(content))
+    temporary.rename(directory / name)

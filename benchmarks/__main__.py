@@ -1,0 +1,26 @@
+"""Measures, and rewrites RESULTS.md; with names of parts (`python -m benchmarks step`) measures those and prints them."""
+
+import sys
+from pathlib import Path
+
+from benchmarks import heartbeats, recovery, step
+from benchmarks.figures import machine
+
+PARTS = {"recovery": recovery.measure, "step": step.measure, "heartbeats": heartbeats.measure}
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(PARTS)
+    pages = []
+    for name in chosen:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        pages += [table.markdown() for table in PARTS[name]()]
+    text = "\n".join(pages)
+    if chosen == list(PARTS):
+        RESULTS.write_text(f"# Results\n\nMeasured by `make bench` on {machine()}.\n\n{text}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

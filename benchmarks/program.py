@@ -1,0 +1,45 @@
+"""The program that every supervisor in `recovery.py` runs: imports numpy, then steps once a millisecond.
+
+It goes on after the last step that its predecessor reported, so that its first report is a new step. Reports go
+into a small mapped file of its rank under BENCH_DIR: pid, step, CLOCK_MONOTONIC nanoseconds of its first
+step, and of its last.
+
+`plain` uses no library at all. `library` is the same with holdfast.init() and run.step().
+"""
+
+import mmap
+import os
+import struct
+import sys
+import time
+
+import numpy as np
+
+REPORT = struct.Struct("<qqqq")
+
+
+def main() -> None:
+    rank = int(os.environ["RANK"])
+    with open(os.path.join(os.environ["BENCH_DIR"], str(rank)), "r+b") as file:
+        page = mmap.mmap(file.fileno(), REPORT.size)
+    step = REPORT.unpack_from(page)[1]
+    run = None
+    if sys.argv[1] == "library":
+        import holdfast
+
+        run = holdfast.init()
+    weights = np.zeros((64, 64))
+    first = 0
+    while not os.path.exists(os.path.join(os.environ["BENCH_DIR"], "stop")):
+        weights += weights @ weights
+        step += 1
+        if run is not None:
+            run.step(step)
+        now = time.monotonic_ns()
+        first = first or now
+        REPORT.pack_into(page, 0, os.getpid(), step, first, now)
+        time.sleep(0.001)
+
+
+if __name__ == "__main__":
+    main()

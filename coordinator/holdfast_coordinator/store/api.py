@@ -1,0 +1,51 @@
+"""What the engine asks of a store. Synchronous: it is called from a thread of its own."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from holdfast_coordinator.core.effects import Write
+from holdfast_coordinator.core.model import Commit, Entry
+from holdfast_coordinator.core.state import Settings, State
+
+
+class StoreError(Exception):
+    """The store can't do what was asked; nothing was written. The message is one sentence for the operator."""
+
+
+class StoreFullError(StoreError):
+    """No room on the disk."""
+
+
+class StoreLockedError(StoreError):
+    """Another coordinator has it open."""
+
+
+class StoreTooNewError(StoreError):
+    """A newer version of holdfast wrote it."""
+
+
+class DeposedError(StoreError):
+    """Another epoch has begun: this leader may write nothing (P7)."""
+
+
+class Store(Protocol):
+    """Durable rows, an epoch, and two histories."""
+
+    def load(self, settings: Settings) -> State:
+        """Read everything. Raises StoreError."""
+
+    def commit(self, writes: Sequence[Write], *, epoch: int) -> None:
+        """Apply the writes in one transaction, durable when this returns.
+
+        `epoch` is the writer's; a SetEpoch among the writes makes it the stored one first, which only grows. Raises
+        DeposedError when it is not the stored one, StoreFullError, StoreError; nothing is written then.
+        """
+
+    def entries(self, *, job_id: str = "", after: int = 0, limit: int) -> list[Entry]:
+        """Lines of the timeline with a higher seq than `after`, oldest first; of all jobs when none is named."""
+
+    def commits(self, job_id: str, *, limit: int, before: tuple[int, int] | None = None) -> list[Commit]:
+        """Commits of a job by (step, gang) descending, beginning below `before`."""
+
+    def close(self) -> None:
+        """Let go of it."""

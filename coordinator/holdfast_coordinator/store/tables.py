@@ -1,0 +1,126 @@
+"""The tables. Keys, states, times and numbers are columns; what is nested is JSON.
+
+A column has the name of the field it keeps; `rows.py` relies on that.
+"""
+
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table
+
+metadata = MetaData()
+
+leader = Table(
+    "leader",
+    metadata,
+    Column("id", Integer, primary_key=True),  # always 1: there is one leader
+    Column("epoch", BigInteger, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("request_id", String, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("desired", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("finished_ms", BigInteger, nullable=False),
+    Column("ending", String),
+    Column("force", Boolean, nullable=False),
+)
+
+gangs = Table(
+    "gangs",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("index", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("restarts", Integer, nullable=False),
+    Column("streak", JSON, nullable=False),
+    Column("best_step", BigInteger, nullable=False),
+    Column("not_before_ms", BigInteger, nullable=False),
+    Column("cause", String, nullable=False),
+    Column("master_addr", String, nullable=False),
+    Column("master_port", Integer, nullable=False),
+    Column("commit", JSON(none_as_null=True)),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("gang", Integer, nullable=False),
+    Column("state", String, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("node", String, nullable=False),
+    Column("homes", JSON, nullable=False),
+    Column("local_rank", Integer, nullable=False),
+    Column("group_rank", Integer, nullable=False),
+    Column("local_world_size", Integer, nullable=False),
+    Column("gpus", JSON, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("pid_start", BigInteger, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("resume_step", BigInteger),
+    Column("exit", JSON(none_as_null=True)),
+    Column("progress", JSON, nullable=False),
+    Column("account", JSON, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("instance_id", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("address", String, nullable=False),
+    Column("capacity", JSON, nullable=False),
+    Column("joined_ms", BigInteger, nullable=False),
+    Column("session", String, nullable=False),
+    Column("boot_id", String, nullable=False),
+    Column("labels", JSON, nullable=False),
+    Column("agent_version", String, nullable=False),
+    Column("ports", JSON, nullable=False),
+    Column("strays", JSON, nullable=False),
+)
+
+prepared = Table(
+    "prepared",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("gang", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
+    Column("shard", JSON, nullable=False),
+)
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("job_id", String, nullable=False),
+    Column("node", String, nullable=False),
+    Column("rank", Integer),
+    Column("attempt", Integer, nullable=False),
+    Index("entries_by_job", "job_id", "seq"),
+)
+
+commits = Table(
+    "commits",
+    metadata,
+    Column("job_id", String, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("gang", Integer, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("rank", Integer),
+    Column("world_size", Integer, nullable=False),
+    Column("shards", JSON, nullable=False),
+)
