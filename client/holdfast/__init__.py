@@ -1,3 +1,38 @@
-"""holdfast: training jobs that finish, whatever dies under them."""
+"""holdfast: training jobs that finish, whatever dies under them.
+
+``run = holdfast.init()`` is where a training program starts. Names are loaded when they are first used: every
+import is paid again at every restart.
+"""
+
+import importlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from holdfast.client import Client
+    from holdfast.worker.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch
+    from holdfast.worker.run import Run, init
 
 __version__ = "0.1.0"
+
+__all__ = ["CheckpointCorrupt", "CheckpointError", "CheckpointMismatch", "Client", "Run", "init"]
+
+_HOME = {
+    "CheckpointCorrupt": "holdfast.worker.errors",
+    "CheckpointError": "holdfast.worker.errors",
+    "CheckpointMismatch": "holdfast.worker.errors",
+    "Client": "holdfast.client",
+    "Run": "holdfast.worker.run",
+    "init": "holdfast.worker.run",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'holdfast' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

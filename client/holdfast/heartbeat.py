@@ -26,7 +26,9 @@ import mmap
 import os
 import struct
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 SIZE = 4096
 MAX_METRICS = 32
@@ -34,7 +36,7 @@ MAX_METRICS = 32
 _MAGIC = b"HOLDFST1"
 _HEAD = struct.Struct("<8sqqqq")
 _STEP = struct.Struct("<qqqq")
-_STEP_AT = 8
+STEP_AT = 8
 _SECTION = struct.Struct("<32s")
 _SECTION_AT = 64
 _COUNT = struct.Struct("<q")
@@ -44,48 +46,54 @@ _VALUE = struct.Struct("<d")
 _METRICS_AT = 128
 _NAME_BYTES = 40
 
+# Looked up once: a report is made at every step.
+pack_step = _STEP.pack_into
+now_ns = time.monotonic_ns
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+
+class Reading(NamedTuple):
     """What a heartbeat file said at one moment."""
 
     step: int | None = None
     steps_done: int = 0
     stepping_seconds: float = 0.0
     section: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class Writer:
     """The worker's side. Not thread-safe: the training loop alone writes it, which is what makes it a heartbeat."""
 
-    def __init__(self, path: str) -> None:
-        """Map the file at `path`, making it when it is not there. Raises OSError."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, SIZE)  # a full disk shows here, not as SIGBUS in the training loop
-            self._map = mmap.mmap(fd, SIZE)
-        finally:
-            os.close(fd)
-        _HEAD.pack_into(self._map, 0, _MAGIC, -1, 0, 0, 0)
-        self._steps_done = 0
-        self._first = 0
+    def __init__(self, path: str | None) -> None:
+        """Map the file at `path`, making it when it is not there; without a path, memory that nobody reads.
+
+        Raises OSError.
+        """
+        self.page = _anonymous() if path is None else _map_file(path)
+        _HEAD.pack_into(self.page, 0, _MAGIC, -1, 0, 0, 0)
         self._slots: dict[str, int] = {}
+        self.first_ns = 0
+        self.steps_done = 0
+        self._section = ""
         self.section("setup")
 
     def step(self, step: int) -> None:
-        """Report that `step` is done."""
-        now = time.monotonic_ns()
-        self._steps_done = done = self._steps_done + 1
-        first = self._first
-        if not first:
-            self._first = first = now
-            self.section("step")
-        _STEP.pack_into(self._map, _STEP_AT, step, done, first, now)
+        """Report that `step` is done. The first report ends the section "setup"."""
+        self.steps_done = done = self.steps_done + 1
+        pack_step(self.page, STEP_AT, step, done, self.first_ns or self.begin(), now_ns())
 
-    def section(self, name: str) -> None:
-        """Say what the worker is in from here on; cut to 32 bytes."""
-        _SECTION.pack_into(self._map, _SECTION_AT, name.encode()[:32])
+    def begin(self) -> int:
+        """Note the time of the first report, and return it."""
+        self.first_ns = now_ns()
+        if self._section == "setup":
+            self.section("step")
+        return self.first_ns
+
+    def section(self, name: str) -> str:
+        """Say what the worker is in from here on, cut to 32 bytes; returns what it was in."""
+        before, self._section = self._section, name
+        _SECTION.pack_into(self.page, _SECTION_AT, name.encode()[:32])
+        return before
 
     def metric(self, name: str, value: float) -> None:
         """Set one metric. The first 32 names are kept; more are ignored."""
@@ -95,15 +103,32 @@ class Writer:
             if index == MAX_METRICS:
                 return
             at = _METRICS_AT + index * _METRIC.size
-            _METRIC.pack_into(self._map, at, name.encode()[:_NAME_BYTES], value)
+            _METRIC.pack_into(self.page, at, name.encode()[:_NAME_BYTES], value)
             self._slots[name] = at
-            _COUNT.pack_into(self._map, _COUNT_AT, index + 1)
+            _COUNT.pack_into(self.page, _COUNT_AT, index + 1)
             return
-        _VALUE.pack_into(self._map, at + _NAME_BYTES, value)
+        _VALUE.pack_into(self.page, at + _NAME_BYTES, value)
+
+    def detach(self) -> None:
+        """Write to memory that nobody reads from here on: a forked child is not the worker."""
+        self.page = _anonymous()
 
     def close(self) -> None:
         """Unmap the file."""
-        self._map.close()
+        self.page.close()
+
+
+def _anonymous() -> mmap.mmap:
+    return mmap.mmap(-1, SIZE)
+
+
+def _map_file(path: str) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, SIZE)  # a full disk shows here, not as SIGBUS in the training loop
+        return mmap.mmap(fd, SIZE)
+    finally:
+        os.close(fd)
 
 
 def read(page: bytes | mmap.mmap) -> Reading:

@@ -1,0 +1,191 @@
+"""What the commands share: connecting, errors as one sentence, output in the form that was asked for."""
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, NoReturn, TextIO, TypeVar
+
+import click
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from holdfast import wire
+from holdfast.cli.exits import EXIT
+
+T = TypeVar("T")
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+server_option = click.option(
+    "--server",
+    envvar="HOLDFAST_SERVER",
+    default=wire.DEFAULT_TARGET,
+    show_default=True,
+    show_envvar=True,
+    metavar="ADDRESS",
+    help="The coordinator: host:port, or unix:/path.",
+)
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "wide", "json", "yaml", "name"]),
+    default="table",
+    show_default=True,
+    help="json and yaml are the API's own messages.",
+)
+
+
+def fail(message: str, code: EXIT = EXIT.FAILED) -> NoReturn:
+    """End with a sentence on stderr."""
+    click.echo(f"Error: {message}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+def asynchronous(command: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
+    """Run an async command, and end it with one sentence and the right exit code when a call does not work."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> T:
+        try:
+            return asyncio.run(command(*args, **kwargs))
+        except wire.HoldfastError as error:
+            fail(str(error), exit_code(error))
+
+    return run
+
+
+def exit_code(error: wire.HoldfastError) -> EXIT:
+    """The exit code of an error."""
+    match error:
+        case wire.Unreachable():
+            return EXIT.UNREACHABLE
+        case wire.NotFound():
+            return EXIT.NOT_FOUND
+        case wire.DeadlineExceeded():
+            return EXIT.TIMEOUT
+        case wire.InvalidSpec():
+            return EXIT.USAGE
+        case _:
+            return EXIT.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. `wide` ones are shown with -o wide alone."""
+
+    head: str
+    cell: Callable[[Any], str]
+    wide: bool = False
+
+
+def show(
+    items: Sequence[Message], form: str, *, key: str, columns: Sequence[Column], name: Callable[[Any], str]
+) -> None:
+    """Print a list: as a table, as one message {key: [...]}, or as names."""
+    if form == "name":
+        for item in items:
+            click.echo(name(item))
+    elif form in ("json", "yaml"):
+        show_data({key: [to_dict(item) for item in items]}, form)
+    else:
+        wanted = [column for column in columns if form == "wide" or not column.wide]
+        show_table([column.head for column in wanted], [[c.cell(item) for c in wanted] for item in items])
+
+
+def show_data(data: dict[str, Any], form: str) -> None:
+    """Print as JSON or YAML."""
+    if form == "json":
+        import json
+
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        import yaml
+
+        click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
+
+
+def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns."""
+    lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
+    for line in lines:
+        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo(padded.rstrip())
+
+
+def to_dict(message: Message) -> dict[str, Any]:
+    """The proto message's JSON form."""
+    found: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return found
+
+
+def printable(text: str) -> str:
+    """Take control characters out of a text; what a worker wrote must not steer a terminal."""
+    return _CONTROL.sub("", text)
+
+
+def enum_word(name: str) -> str:
+    """JOB_STATE_RUNNING -> running."""
+    return name.rpartition("STATE_")[2].lower()
+
+
+def age(stamp: Timestamp) -> str:
+    """How long ago, in the largest unit that fits."""
+    import time
+
+    if not stamp.seconds:
+        return "-"
+    return short_seconds(max(0, time.time() - stamp.seconds))
+
+
+def short_seconds(seconds: float) -> str:
+    """12s, 5m, 3h, 2d."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def state_dir(name: str) -> str:
+    """The default place of a daemon's state."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111, PTH118
+    return os.path.join(base, "holdfast", name)  # noqa: PTH118
+
+
+def set_up_logs(into: TextIO = sys.stderr) -> None:
+    """Have the daemons log: for people on a terminal, JSON otherwise."""
+    import structlog
+
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if into.isatty():
+        renderer = structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(into),
+    )
+
+
+def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Read K=V options."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f'{option} "{text}" is not of the form NAME=VALUE')
+        found[name] = value
+    return found
+
+
+def on_terminal() -> bool:
+    """Whether stdout is a terminal."""
+    return sys.stdout.isatty()

@@ -1,0 +1,30 @@
+"""`holdfast events`."""
+
+import click
+
+from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
+from holdfast.client import Client
+
+COLUMNS = (
+    Column("TIME", lambda e: e.at.ToDatetime().strftime("%H:%M:%S.%f")[:-3]),
+    Column("JOB", lambda e: e.job_id or "-"),
+    Column("NODE", lambda e: e.node or "-", wide=True),
+    Column("RANK", lambda e: str(e.rank) if e.HasField("rank") else "-"),
+    Column("ATTEMPT", lambda e: str(e.attempt or "-"), wide=True),
+    Column("EVENT", lambda e: e.kind),
+    Column("WHY", lambda e: e.message),
+)
+
+
+@click.command()
+@click.argument("job_id", default="")
+@server_option
+@output_option
+@asynchronous
+async def command(job_id: str, server: str, output: str) -> None:
+    """Print what happened and why, oldest first: of one job, or of everything. Times are UTC."""
+    async with Client(server) as client:
+        if job_id:
+            await client.get_job(job_id)
+        events = [event async for event in client.list_events(job_id)]
+    show(events, output, key="events", columns=COLUMNS, name=lambda e: e.kind)

@@ -1,0 +1,305 @@
+"""`holdfast job`."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import click
+
+from holdfast.cli.common import (
+    Column,
+    age,
+    asynchronous,
+    enum_word,
+    fail,
+    output_option,
+    printable,
+    server_option,
+    short_seconds,
+    show,
+    show_data,
+    show_table,
+    to_dict,
+)
+from holdfast.cli.exits import EXIT
+from holdfast.cli.job_options import apply_flags, explain, spec_options
+from holdfast.cli.log_lines import LinePrinter
+from holdfast.client import TERMINAL, Client
+from holdfast.spec import SpecError, SpecFile, parse_duration
+from holdfast.v1 import job_pb2
+from holdfast.wire import DeadlineExceeded, InvalidSpec
+
+
+def state_word(job: job_pb2.Job) -> str:
+    """running, pending, and so on."""
+    return enum_word(job_pb2.JobState.Name(job.state))
+
+
+def committed(job: job_pb2.Job) -> str:
+    """The last committed step, or a dash."""
+    return str(job.last_committed_step) if job.HasField("last_committed_step") else "-"
+
+
+CODES = {
+    job_pb2.JOB_STATE_SUCCEEDED: EXIT.OK,
+    job_pb2.JOB_STATE_FAILED: EXIT.FAILED,
+    job_pb2.JOB_STATE_STOPPED: EXIT.STOPPED,
+}
+
+COLUMNS = (
+    Column("JOB", lambda j: j.id),
+    Column("NAME", lambda j: j.spec.name),
+    Column("STATE", state_word),
+    Column("WORKERS", lambda j: str(j.spec.world_size)),
+    Column("RESTARTS", lambda j: str(j.restarts)),
+    Column("COMMITTED", committed),
+    Column("AGE", lambda j: age(j.created_at)),
+    Column("SCOPE", lambda j: enum_word(job_pb2.RestartScope.Name(j.spec.restart.scope)), wide=True),
+    Column("REASON", lambda j: j.reason, wide=True),
+)
+
+WORKER_COLUMNS = (
+    Column("RANK", lambda w: str(w.rank)),
+    Column("STATE", lambda w: enum_word(job_pb2.WorkerState.Name(w.state))),
+    Column("NODE", lambda w: w.node or "-"),
+    Column("PID", lambda w: str(w.pid or "-")),
+    Column("ATTEMPT", lambda w: str(w.attempt)),
+    Column("STEP", lambda w: str(w.step) if w.HasField("step") else "-"),
+    Column("SECTION", lambda w: w.section or "-", wide=True),
+    Column(
+        "METRICS", lambda w: " ".join(f"{k}={v:g}" for k, v in sorted(w.metrics.items())) or "-", wide=True
+    ),
+    Column("LAST EXIT", lambda w: w.last_exit.message or "-"),
+)
+
+wait_options = (
+    click.option("--wait", is_flag=True, help="Until the job has ended; the exit code tells how."),
+    click.option("--timeout", metavar="DURATION", help="With --wait: not longer than this."),
+)
+
+
+def waiting(command: Any) -> Any:
+    """Add --wait and --timeout."""
+    for option in reversed(wait_options):
+        command = option(command)
+    return command
+
+
+@click.group()
+def command() -> None:
+    """Submit, list, watch, stop and delete jobs."""
+
+
+@command.command()
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="A job file; flags win over it.")
+@spec_options
+@waiting
+@server_option
+@output_option
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED)
+@asynchronous
+async def submit(
+    file: Path | None,
+    argv: tuple[str, ...],
+    server: str,
+    output: str,
+    *,
+    wait: bool,
+    timeout: str | None,
+    **flags: Any,
+) -> None:
+    r"""Submit a job; print its id.
+
+    \b
+    Examples:
+      holdfast job submit -f job.yaml
+      holdfast job submit -n 8 --restart-scope rank -- python train.py --lr 0.1
+      holdfast job submit -f job.yaml -n 16 --wait --timeout 2h
+    """
+    limit = seconds(timeout)
+    try:
+        spec_file = SpecFile(file) if file else None
+    except SpecError as error:
+        fail(str(error), EXIT.USAGE)
+    spec = spec_file.part.to_proto() if spec_file else job_pb2.JobSpec()
+    apply_flags(spec, flags, argv)
+    async with Client(server) as client:
+        try:
+            job = await client.create_job(spec)
+        except InvalidSpec as error:
+            fail(spec_file.explain(error) if spec_file else explain(error), EXIT.USAGE)
+        show_job(job, output) if output in ("json", "yaml") else click.echo(job.id)
+        if wait:
+            await wait_for(client, job.id, limit)
+
+
+@command.command("list")
+@click.option("--state", "states", multiple=True, help="Only jobs in this state; may be repeated.")
+@click.option("--name", default="", help="Only jobs of this name.")
+@server_option
+@output_option
+@asynchronous
+async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str) -> None:
+    """List jobs, newest first."""
+    known = {enum_word(state): number for state, number in job_pb2.JobState.items() if number}
+    for state in states:
+        if state not in known:
+            raise click.BadParameter(f"{state} is none of {', '.join(known)}", param_hint="--state")
+    async with Client(server) as client:
+        wanted = [known[state] for state in states]
+        jobs = [job async for job in client.list_jobs(states=wanted, name=name)]
+    show(jobs, output, key="jobs", columns=COLUMNS, name=lambda job: job.id)
+
+
+@command.command()
+@click.argument("job_id")
+@server_option
+@output_option
+@asynchronous
+async def get(job_id: str, server: str, output: str) -> None:
+    """Show a job and its workers."""
+    async with Client(server) as client:
+        show_job(await client.get_job(job_id), output)
+
+
+@command.command()
+@click.argument("job_id")
+@click.option("--timeout", metavar="DURATION", help="Not longer than this.")
+@server_option
+@asynchronous
+async def watch(job_id: str, timeout: str | None, server: str) -> None:
+    """Print a line for every change of a job, until it has ended; the exit code tells how."""
+    async with Client(server) as client:
+        await client.get_job(job_id)
+        await wait_for(client, job_id, seconds(timeout), tell=True)
+
+
+@command.command()
+@click.argument("job_id")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("--rank", "ranks", multiple=True, type=int, help="Only this rank; may be repeated.")
+@click.option("--attempt", default=0, help="Only this attempt.  [default: all]")
+@server_option
+@asynchronous
+async def logs(job_id: str, ranks: tuple[int, ...], attempt: int, server: str, *, follow: bool) -> None:
+    """Print what workers wrote, with the rank in front."""
+    printer = LinePrinter()
+    async with Client(server) as client:
+        async for chunk in client.stream_logs(job_id, ranks=ranks, attempt=attempt, follow=follow):
+            printer.write(chunk)
+    printer.finish()
+
+
+@command.command()
+@click.argument("job_id")
+@click.option("--force", is_flag=True, help="SIGKILL at once.")
+@waiting
+@server_option
+@asynchronous
+async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: str | None) -> None:
+    """Ask a job to stop: SIGTERM, its grace, SIGKILL."""
+    limit = seconds(timeout)
+    async with Client(server) as client:
+        job = await client.stop_job(job_id, force=force)
+        if wait:
+            code = await wait_for(client, job_id, limit, leave=False)
+            if code is not EXIT.STOPPED:
+                raise click.exceptions.Exit(code)
+        else:
+            click.echo(f"{job.id} {state_word(job)}", err=True)
+
+
+@command.command()
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
+@server_option
+@asynchronous
+async def delete(job_ids: tuple[str, ...], server: str) -> None:
+    """Forget ended jobs and their logs. Checkpoints stay where they are."""
+    async with Client(server) as client:
+        for job_id in job_ids:
+            await client.delete_job(job_id)
+            click.echo(f"{job_id} deleted", err=True)
+
+
+@command.command()
+@click.argument("job_id")
+@server_option
+@output_option
+@asynchronous
+async def summary(job_id: str, server: str, output: str) -> None:
+    """Show a job in numbers: steps, throughput, restarts, steps redone, goodput."""
+    async with Client(server) as client:
+        found = await client.job_summary(job_id)
+    if output in ("json", "yaml"):
+        show_data(to_dict(found), output)
+    elif output == "name":
+        click.echo(found.job_id)
+    else:
+        show_table(["", ""], summary_rows(found))
+
+
+def show_job(job: job_pb2.Job, form: str) -> None:
+    """Print one job."""
+    if form == "name":
+        click.echo(job.id)
+        return
+    if form in ("json", "yaml"):
+        show_data(to_dict(job), form)
+        return
+    click.echo(f"{job.id}  {job.spec.name}  {state_word(job)}: {printable(job.reason)}")
+    click.echo(
+        f"restarts {job.restarts}, last committed step {committed(job)}, created {age(job.created_at)} ago"
+    )
+    click.echo()
+    show(list(job.workers), form, key="workers", columns=WORKER_COLUMNS, name=lambda w: str(w.rank))
+
+
+async def wait_for(
+    client: Client, job_id: str, limit: float | None, *, tell: bool = False, leave: bool = True
+) -> EXIT:
+    """Wait until a job has ended. With `leave`, exit with its code unless that is 0."""
+    code = EXIT.OK
+    told = ""
+    try:
+        async with asyncio.timeout(limit):
+            async for job in client.watch_job(job_id):
+                line = f"{state_word(job)}: {job.reason}"
+                if tell and line != told:
+                    click.echo(printable(line))
+                    told = line
+                if job.state in TERMINAL:
+                    code = CODES[job.state]
+                    click.echo(f"{job.id} {printable(line)}", err=True)
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"job {job_id} has not ended within the timeout", "it goes on") from error
+    if leave and code:
+        raise click.exceptions.Exit(code)
+    return code
+
+
+def summary_rows(found: job_pb2.JobSummary) -> list[list[str]]:
+    """A summary as rows of a table."""
+    rows = [
+        ["state", enum_word(job_pb2.JobState.Name(found.state))],
+        ["why", found.reason],
+        ["workers", str(found.world_size)],
+        ["steps", str(found.steps) if found.HasField("steps") else "-"],
+        ["steps/s, all ranks", f"{found.steps_per_second:.1f}" if found.steps_per_second else "-"],
+        ["restarts", str(found.restarts)],
+        ["steps redone", str(found.steps_redone)],
+        ["committed step", str(found.last_committed_step) if found.HasField("last_committed_step") else "-"],
+        ["elapsed", f"{found.elapsed.ToMilliseconds() / 1000:.1f} s"],
+        ["goodput", f"{found.goodput:.1%}" if found.HasField("goodput") else "-"],
+    ]
+    lost = [f"{cause} {short_seconds(s)}" for cause, s in sorted(found.badput_seconds.items()) if s >= 0.5]
+    return [*rows, ["lost, in rank-seconds", ", ".join(lost) or "-"]]
+
+
+def seconds(text: str | None) -> float | None:
+    """Read --timeout."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--timeout") from error

@@ -1,0 +1,41 @@
+"""What workers wrote, line by line with the rank in front, stdout to stdout and stderr to stderr."""
+
+import sys
+from typing import TextIO
+
+from holdfast.cli.common import printable
+from holdfast.v1 import job_pb2
+
+_COLOURS = (36, 33, 32, 35, 34, 31)
+
+
+class LinePrinter:
+    """Prints chunks of logs. A line that is not finished waits for its rest, so that ranks never share one."""
+
+    def __init__(self) -> None:
+        self._rests: dict[tuple[int, int, int], bytes] = {}
+
+    def write(self, chunk: job_pb2.StreamLogsResponse) -> None:
+        """Print the lines that a chunk completes."""
+        at = chunk.cursor
+        place = (at.rank, at.attempt, at.stream)
+        *lines, rest = (self._rests.pop(place, b"") + chunk.data).split(b"\n")
+        if rest:
+            self._rests[place] = rest
+        self._print(at.rank, at.stream, lines)
+
+    def finish(self) -> None:
+        """Print what never got its line end."""
+        for (rank, _, stream), rest in self._rests.items():
+            self._print(rank, stream, [rest])
+        self._rests.clear()
+
+    @staticmethod
+    def _print(rank: int, stream: int, lines: list[bytes]) -> None:
+        out: TextIO = sys.stderr if stream == job_pb2.LOG_STREAM_STDERR else sys.stdout
+        terminal = out.isatty()
+        head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m" if terminal else f"[{rank}]"
+        for line in lines:
+            text = line.decode(errors="replace").rstrip("\r")
+            out.write(f"{head} {printable(text) if terminal else text}\n")
+        out.flush()

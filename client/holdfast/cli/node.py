@@ -1,0 +1,36 @@
+"""`holdfast node`."""
+
+import click
+
+from holdfast.cli.common import Column, age, asynchronous, enum_word, output_option, server_option, show
+from holdfast.client import Client
+from holdfast.v1 import node_pb2
+
+COLUMNS = (
+    Column("NODE", lambda n: n.name),
+    Column("STATE", lambda n: enum_word(node_pb2.NodeState.Name(n.state))),
+    Column("SLOTS", lambda n: f"{n.slots_used}/{n.capacity.slots}"),
+    Column("CPUS", lambda n: f"{n.capacity.cpus:g}"),
+    Column("MEMORY", lambda n: f"{n.capacity.memory_bytes / 2**30:.1f} GiB"),
+    Column("GPUS", lambda n: str(n.capacity.gpus)),
+    Column("HEARD", lambda n: age(n.last_heard_at)),
+    Column("ADDRESS", lambda n: n.address, wide=True),
+    Column("VERSION", lambda n: n.agent_version, wide=True),
+    Column("REASON", lambda n: n.reason),
+)
+
+
+@click.group()
+def command() -> None:
+    """See the nodes."""
+
+
+@command.command("list")
+@server_option
+@output_option
+@asynchronous
+async def list_nodes(server: str, output: str) -> None:
+    """List the nodes: what they have, and what is used of it."""
+    async with Client(server) as client:
+        nodes = [node async for node in client.list_nodes()]
+    show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)

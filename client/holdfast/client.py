@@ -1,0 +1,186 @@
+"""The Python API over the stubs: asyncio, typed, with errors that say what to do.
+
+    async with Client("127.0.0.1:7070") as client:
+        job = await client.create_job(spec)
+        async for job in client.watch_job(job.id):
+            print(job.reason)
+
+Every method raises holdfast.wire.HoldfastError or one of its kinds.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from holdfast import wire
+from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
+
+T = TypeVar("T")
+
+PAGE = 500
+RECONNECT_S = 0.5
+"""Between tries to go on with a stream while the coordinator is away."""
+
+TERMINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_STOPPED})
+
+
+class Client:
+    """A connection to one coordinator: `host:port`, or `unix:/path`."""
+
+    def __init__(self, target: str = wire.DEFAULT_TARGET) -> None:
+        self.target = target
+        self._channel = wire.open_channel(target)
+        self._jobs = job_pb2_grpc.JobServiceStub(self._channel)
+        self._nodes = node_pb2_grpc.NodeServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        """Use it as a context manager, so that the connection is closed."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close()
+
+    async def create_job(self, spec: job_pb2.JobSpec, request_id: str = "") -> job_pb2.Job:
+        """Create a job. The same `request_id` never makes a second one; by default each call has its own."""
+        request = job_pb2.CreateJobRequest(spec=spec, request_id=request_id or secrets.token_hex(16))
+        async with self._errors():
+            return (await self._jobs.CreateJob(request)).job
+
+    async def get_job(self, job_id: str) -> job_pb2.Job:
+        """Look at a job."""
+        async with self._errors():
+            return (await self._jobs.GetJob(job_pb2.GetJobRequest(job_id=job_id))).job
+
+    async def list_jobs(
+        self, *, states: Sequence[job_pb2.JobState.ValueType] = (), name: str = ""
+    ) -> AsyncIterator[job_pb2.Job]:
+        """Iterate over jobs, newest first."""
+        wanted = job_pb2.JobFilter(states=states, name=name)
+
+        async def page(token: str) -> tuple[Sequence[job_pb2.Job], str]:
+            request = job_pb2.ListJobsRequest(page_size=PAGE, page_token=token, filter=wanted)
+            answer = await self._jobs.ListJobs(request)
+            return answer.jobs, answer.next_page_token
+
+        async for job in self._pages(page):
+            yield job
+
+    async def watch_job(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
+        """Give the job now and after every change, until it has ended; goes on when the coordinator was away."""
+        while True:
+            try:
+                async for answer in self._jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id)):
+                    yield answer.job
+                    if answer.job.state in TERMINAL:
+                        return
+            except grpc.aio.AioRpcError as error:
+                self._raise_unless_away(error)
+            await asyncio.sleep(RECONNECT_S)
+
+    async def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
+        """Ask a job to stop: SIGTERM, its grace, SIGKILL; or, with `force`, SIGKILL at once."""
+        async with self._errors():
+            return (await self._jobs.StopJob(job_pb2.StopJobRequest(job_id=job_id, force=force))).job
+
+    async def delete_job(self, job_id: str) -> None:
+        """Forget an ended job and its logs."""
+        async with self._errors():
+            await self._jobs.DeleteJob(job_pb2.DeleteJobRequest(job_id=job_id))
+
+    async def job_summary(self, job_id: str) -> job_pb2.JobSummary:
+        """Give a job in numbers."""
+        async with self._errors():
+            request = job_pb2.GetJobSummaryRequest(job_id=job_id)
+            return (await self._jobs.GetJobSummary(request)).summary
+
+    async def stream_logs(
+        self, job_id: str, *, ranks: Sequence[int] = (), attempt: int = 0, follow: bool = False
+    ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
+        """Iterate over what workers wrote; goes on where it was when the coordinator was away."""
+        places: dict[tuple[int, int, int], job_pb2.LogCursor] = {}
+        while True:
+            request = job_pb2.StreamLogsRequest(
+                job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, cursors=places.values()
+            )
+            try:
+                async for chunk in self._jobs.StreamLogs(request):
+                    at = chunk.cursor
+                    place = places.setdefault((at.rank, at.attempt, at.stream), job_pb2.LogCursor())
+                    place.CopyFrom(at)
+                    place.offset += len(chunk.data)
+                    yield chunk
+            except grpc.aio.AioRpcError as error:
+                self._raise_unless_away(error)
+            else:
+                return
+            await asyncio.sleep(RECONNECT_S)
+
+    async def list_checkpoints(self, job_id: str) -> AsyncIterator[job_pb2.Checkpoint]:
+        """Iterate over committed checkpoints, newest first."""
+
+        async def page(token: str) -> tuple[Sequence[job_pb2.Checkpoint], str]:
+            request = job_pb2.ListCheckpointsRequest(job_id=job_id, page_size=PAGE, page_token=token)
+            answer = await self._jobs.ListCheckpoints(request)
+            return answer.checkpoints, answer.next_page_token
+
+        async for checkpoint in self._pages(page):
+            yield checkpoint
+
+    async def list_events(self, job_id: str = "") -> AsyncIterator[job_pb2.Event]:
+        """Iterate over the timeline of a job, or of all, oldest first."""
+
+        async def page(token: str) -> tuple[Sequence[job_pb2.Event], str]:
+            request = job_pb2.ListEventsRequest(job_id=job_id, page_size=PAGE, page_token=token)
+            answer = await self._jobs.ListEvents(request)
+            return answer.events, answer.next_page_token
+
+        async for event in self._pages(page):
+            yield event
+
+    async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
+        """Iterate over the nodes by name."""
+
+        async def page(token: str) -> tuple[Sequence[node_pb2.Node], str]:
+            answer = await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=PAGE, page_token=token))
+            return answer.nodes, answer.next_page_token
+
+        async for node in self._pages(page):
+            yield node
+
+    async def get_node(self, name: str) -> node_pb2.Node:
+        """Look at a node."""
+        async with self._errors():
+            return (await self._nodes.GetNode(node_pb2.GetNodeRequest(name=name))).node
+
+    async def _pages(self, page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
+        token = ""
+        while True:
+            async with self._errors():
+                items, token = await page(token)
+            for item in items:
+                yield item
+            if not token:
+                return
+
+    def _raise_unless_away(self, error: grpc.aio.AioRpcError) -> None:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise wire.from_rpc_error(error, self.target) from error
+
+    @asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise wire.from_rpc_error(error, self.target) from error
