@@ -23,5 +23,5 @@ async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
         running.cancel()
         await asyncio.gather(running, stopped, return_exceptions=True)
         left = len(agent.workers())
-        await agent.stop(workers=config.foreground)
+        await agent.stop(workers=False)
         log.info("the agent ends; its workers go on", workers=left)

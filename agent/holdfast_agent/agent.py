@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -14,9 +15,10 @@ from holdfast_agent import convert, core, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.environment import Place, worker_environment
+from holdfast_agent.inotify import Inotify
 from holdfast_agent.ports import Ports
 from holdfast_agent.session import Session
-from holdfast_agent.workdir import HEARTBEAT, StateDir
+from holdfast_agent.workdir import StateDir, StateDirError
 from holdfast_agent.worker_link import WorkerLink
 
 log = structlog.get_logger(__name__)
@@ -26,9 +28,10 @@ _NOT_INHERITED = ("HOLDFAST_", "TORCHELASTIC_")
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """What the operator decides. `address` is where other nodes reach this one.
+    """What the operator decides.
 
-    In the foreground, workers end with the agent; otherwise they outlive it.
+    `address` is where other nodes reach this one; empty: the one from which it reaches the coordinator. In the
+    foreground, workers end with the agent; otherwise they outlive it.
     """
 
     coordinator: str
@@ -36,7 +39,7 @@ class AgentConfig:
     name: str = field(default_factory=node.default_name)
     slots: int = field(default_factory=lambda: os.cpu_count() or 1)
     labels: Mapping[str, str] = field(default_factory=dict)
-    address: str = "127.0.0.1"
+    address: str = ""
     foreground: bool = False
 
 
@@ -64,27 +67,34 @@ class Agent:
             config.coordinator, hello=self._hello, heard=self._heard, lost=self._lost, beat=self._beat
         )
         self._ports = Ports()
+        self._inotify = Inotify()
         self._machine = node.look()
+        self._address = config.address or node.address_towards(config.coordinator)
+        self._working_dir = Path.cwd()
         self._pages: dict[Key, bytes] = {}
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
-        self._pushing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Work until cancelled."""
-        self._crew.start()
-        self._core = core.recover(*self._crew.recover())
+        """Work until cancelled. Raises StateDirError."""
+        try:
+            self._crew.start()
+            self._core = core.recover(*self._crew.recover())
+            await self._link.start()
+        except OSError as error:
+            raise StateDirError(f"can't use the state directory {self._state_dir.path}: {error}") from error
         if self._core.workers:
             log.info("workers found", count=len(self._core.workers))
-        await self._link.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
             await self._session.run()
 
     async def stop(self, *, workers: bool) -> None:
         """Let go of everything, after `run` was cancelled. Workers go on, unless `workers` says to end them."""
-        for task in self._pushing:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._pushing, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._inotify.close()
         await self._crew.stop(workers=workers)
         await self._link.stop()
         self._ports.close()
@@ -154,7 +164,7 @@ class Agent:
                 self._pages.pop(key, None)
                 self._mark_released(key)
             case core.RemoveJob(job_id):
-                self._state_dir.remove_job(job_id)
+                self._in_background(asyncio.to_thread(self._state_dir.remove_job, job_id))
             case core.Disconnect(reason):
                 self._session.drop(reason)
 
@@ -189,12 +199,12 @@ class Agent:
             asked=spec.env,
             checkpoint_uri=spec.checkpoint_uri or str(self._state_dir.path / "checkpoints"),
             socket=str(self._link.path),
-            heartbeat_file=str(self._state_dir.attempt(key).path / HEARTBEAT),
+            heartbeat_file=str(self._state_dir.attempt(key).heartbeat),
         )
         begin = {
             "argv": list(spec.command),
             "env": env,
-            "cwd": spec.working_dir,
+            "cwd": str(self._working_dir / spec.working_dir),
             "grace_ms": spec.stop_grace.ToMilliseconds(),
         }
         return Order(key, begin, resume.SerializeToString() if resume is not None else b"")
@@ -202,9 +212,8 @@ class Agent:
     def _mark_released(self, key: Key) -> None:
         try:
             self._state_dir.attempt(key).mark_released()
-        except (
-            OSError
-        ) as error:  # a full disk: the exit is reported once more by the next agent, and released again
+        except OSError as error:
+            # A full disk: the next agent reports the exit once more, and it is released again.
             log.warning("a release could not be noted", worker=key, error=str(error))
 
     def _push_log(self, asked: agent_pb2.OpenLog) -> None:
@@ -213,9 +222,13 @@ class Agent:
         except ValueError as error:
             log.error("the coordinator asked for a log that can't be", error=str(error))
             return
-        task = asyncio.create_task(logs.push(self._pushes, asked, self._state_dir.job(asked.job_id)))
-        self._pushing.add(task)
-        task.add_done_callback(self._pushing.discard)
+        job = self._state_dir.job(asked.job_id)
+        self._in_background(logs.push(self._pushes, asked, job, self._inotify))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _hello(self) -> agent_pb2.Hello:
         config, machine = self._config, self._machine
@@ -223,7 +236,7 @@ class Agent:
             node=config.name,
             instance_id=self._state_dir.instance_id,
             boot_id=machine.boot_id,
-            address=config.address,
+            address=self._address,
             labels=config.labels,
             agent_version=__version__,
             inventory=[convert.record_to_proto(worker) for worker in core.inventory(self._core)],

@@ -6,6 +6,7 @@ around it (agent.py) carries the actions out and turns what comes of them into t
 Three rules keep every command at most once (P6) and every fact at least once:
 
 - A start is taken once for its key, and never for an attempt at or below one that was taken before for that rank.
+  Its process begins when that of an older attempt is gone: a rank never has two here (P2).
 - An exit is kept until the coordinator releases it, a prepared shard until it is acked or refused. Whatever the
   coordinator may not have heard goes out again after every Welcome.
 - A message of an older epoch than one seen before is dropped: its leader is deposed.
@@ -69,6 +70,14 @@ class Shard:
     content: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to be started; how is opaque here."""
+
+    key: Key
+    how: Any = None
+
+
 @dataclass(slots=True)
 class AgentState:
     """All that the agent knows."""
@@ -81,6 +90,10 @@ class AgentState:
     prepared: dict[Key, Shard] = field(default_factory=dict)
     told: dict[Key, Phase] = field(default_factory=dict)
     """What the Hello of this session said."""
+    deferred: dict[Key, Start] = field(default_factory=dict)
+    """Starts that wait for an older attempt of their rank to be gone."""
+    forgotten: set[str] = field(default_factory=set)
+    """Deleted jobs of which a worker is still here; what is on disk goes with the last one."""
 
 
 # Events
@@ -96,14 +109,6 @@ class Welcomed:
 @dataclass(frozen=True, slots=True)
 class StreamLost:
     """The session is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What is to be started; how is opaque here."""
-
-    key: Key
-    how: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,26 +349,30 @@ def _commanded(state: AgentState, event: Commanded) -> list[Action]:
                 del state.prepared[key]
             return [AnswerRefused(key, step, reason)]
         case JobForgotten(_, job_id):
-            for rank in [rank for rank in state.fences if rank[0] == job_id]:
-                del state.fences[rank]
-            return [RemoveJob(job_id)]
+            return _forget(state, job_id)
 
 
 def _start(state: AgentState, start: Start) -> list[Action]:
     key = start.key
-    rank = (key.job_id, key.rank)
-    if key.attempt <= state.fences.get(rank, 0):
+    if key.attempt <= state.fences.get((key.job_id, key.rank), 0):
         return []
-    state.fences[rank] = key.attempt
-    # The coordinator has superseded what still runs of this rank; there are never two (P2).
-    actions = [
-        action
-        for older in sorted(state.workers)
-        if (older.job_id, older.rank) == rank
-        for action in _stop(state, older, force=True)
-    ]
+    state.fences[key.job_id, key.rank] = key.attempt
+    older = _live_attempts(state, key)
     state.workers[key] = Worker(key, Phase.STARTING)
-    return [*actions, Spawn(start)]
+    if not older:
+        return [Spawn(start)]
+    # The coordinator has superseded what still runs of this rank.
+    state.deferred[key] = start
+    return [action for superseded in older for action in _stop(state, superseded, force=True)]
+
+
+def _live_attempts(state: AgentState, of: Key) -> list[Key]:
+    """The attempts of one rank that have not ended, oldest first."""
+    return sorted(
+        key
+        for key, worker in state.workers.items()
+        if (key.job_id, key.rank) == (of.job_id, of.rank) and worker.phase is not Phase.ENDED
+    )
 
 
 def _stop(state: AgentState, key: Key, *, force: bool) -> list[Action]:
@@ -381,7 +390,23 @@ def _release(state: AgentState, key: Key) -> list[Action]:
     if worker is None or worker.phase is not Phase.ENDED:
         return []
     del state.workers[key]
-    return [MarkReleased(key)]
+    return [MarkReleased(key), *_remove_forgotten(state, key.job_id)]
+
+
+def _forget(state: AgentState, job_id: str) -> list[Action]:
+    state.forgotten.add(job_id)
+    of_job = sorted(key for key in state.workers if key.job_id == job_id)
+    stops = [action for key in of_job for action in _stop(state, key, force=True)]
+    return [*stops, *_remove_forgotten(state, job_id)]
+
+
+def _remove_forgotten(state: AgentState, job_id: str) -> list[Action]:
+    """Remove what a deleted job has on disk, unless a worker is still here whose end has to be told."""
+    if job_id not in state.forgotten or any(key.job_id == job_id for key in state.workers):
+        return []
+    state.forgotten.remove(job_id)
+    state.fences = {rank: fence for rank, fence in state.fences.items() if rank[0] != job_id}
+    return [RemoveJob(job_id)]
 
 
 def _commit_acked(state: AgentState, event: CommitAcked) -> list[Action]:
@@ -414,12 +439,20 @@ def _ended(state: AgentState, event: WorkerEnded) -> list[Action]:
     worker = replace(worker, phase=Phase.ENDED, ended=event.ended)
     state.workers[event.key] = worker
     state.prepared.pop(event.key, None)
-    return [TellEnded(worker)] if state.connected else []
+    actions: list[Action] = [TellEnded(worker)] if state.connected else []
+    left = _live_attempts(state, event.key)
+    if left and left[0] in state.deferred:
+        actions.append(Spawn(state.deferred.pop(left[0])))
+    return actions
 
 
 def _prepared(state: AgentState, event: ShardPrepared) -> list[Action]:
     worker = state.workers.get(event.key)
     if worker is None or worker.phase is Phase.ENDED:
         return [AnswerRefused(event.key, event.shard.step, "this attempt is over")]
+    newest = state.fences.get((event.key.job_id, event.key.rank), 0)
+    if event.key.attempt < newest:
+        reason = f"attempt {event.key.attempt} is superseded by attempt {newest}"
+        return [AnswerRefused(event.key, event.shard.step, reason)]
     state.prepared[event.key] = event.shard
     return [TellPrepared(event.key, event.shard)] if state.connected else []

@@ -1,26 +1,22 @@
 """The workers of this node as processes: spawned, adopted, signalled, and seen to their end."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from holdfast import heartbeat
-from holdfast.v1 import agent_pb2, job_pb2
-from holdfast_agent import convert, core
+from holdfast_agent import convert, core, orphans
 from holdfast_agent.core import Ended, Key, Phase
 from holdfast_agent.readable import readable
-from holdfast_agent.shim import start_time
-from holdfast_agent.spawn import Nursery, SpawnError, describe_exit, signal_shim
-from holdfast_agent.workdir import EXIT, HEARTBEAT, SHIM, Attempt, StateDir
-
-SHIM_KILLED = "killed: its shim was killed"
+from holdfast_agent.shim import EXIT, SHIM
+from holdfast_agent.spawn import Nursery, NurseryLostError, SpawnError, describe_exit, signal_shim
+from holdfast_agent.workdir import Attempt, StateDir
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +40,8 @@ class Crew:
         self._report = report
         self._nursery = Nursery(foreground=foreground)
         self._pidfds: dict[Key, int] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     def start(self) -> None:
         """Get ready to spawn."""
@@ -53,12 +50,13 @@ class Crew:
     async def stop(self, *, workers: bool) -> None:
         """Let go of everything; with `workers`, end them first."""
         if workers:
+            self._ending = True
             for key in list(self._pidfds):
                 self.signal(key, force=True)
-            await asyncio.gather(*self._watchers, return_exceptions=True)
-        for watcher in self._watchers:
-            watcher.cancel()
-        await asyncio.gather(*self._watchers, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._nursery.stop()
 
     def spawn(self, order: Order) -> None:
@@ -73,120 +71,127 @@ class Crew:
 
     def page(self, key: Key) -> bytes:
         """The heartbeat page of a worker; empty while it has none."""
-        return read_page(self._state_dir.attempt(key))
+        return self._state_dir.attempt(key).read_heartbeat()
 
     def recover(self) -> tuple[list[core.Worker], dict[tuple[str, int], int]]:
         """Find what an agent before us left: workers that run or that ended unreleased, and the fences."""
         workers = []
         fences: dict[tuple[str, int], int] = {}
         for attempt in self._state_dir.attempts():
-            worker = None if attempt.released else self._recover(attempt)
-            if worker is not None:
+            if not attempt.released:
+                worker = self._recover(attempt)
+                if worker is None:
+                    continue
                 workers.append(worker)
-            if attempt.path.exists():
-                rank = (attempt.key.job_id, attempt.key.rank)
-                fences[rank] = max(fences.get(rank, 0), attempt.key.attempt)
+            rank = (attempt.key.job_id, attempt.key.rank)
+            fences[rank] = max(fences.get(rank, 0), attempt.key.attempt)
         return workers, fences
 
     def _recover(self, attempt: Attempt) -> core.Worker | None:
-        key = attempt.key
-        if attempt.read(EXIT) is None:
-            lock = attempt.try_lock()
-            if lock is None:
-                return self._adopt(attempt)
-            try:
-                if attempt.read(EXIT) is None and attempt.read(SHIM) is None:
-                    attempt.remove()  # its start never began; the coordinator says it again
-                    return None
-            finally:
-                os.close(lock)
-        return core.Worker(key, Phase.ENDED, ended=_how_it_ended(attempt))
-
-    def _adopt(self, attempt: Attempt) -> core.Worker:
-        """Watch a worker whose shim is alive, or about to have started it."""
-        found = attempt.read(SHIM)
-        if found is None:
-            self._in_background(self._adopt_when_started(attempt))
+        if attempt.read(EXIT) is None and not self._begun(attempt):
+            attempt.remove()  # the coordinator says its start again
+            return None
+        ended = _ended_as_recorded(attempt)
+        if ended is not None:
+            return core.Worker(attempt.key, Phase.ENDED, ended=ended)
+        started = attempt.read(SHIM)
+        self._in_background(self._adopt(attempt))
+        if started is None:
             return core.Worker(attempt.key, Phase.STARTING)
-        try:
-            pidfd = os.pidfd_open(found["pid"])
-        except ProcessLookupError:
-            return core.Worker(attempt.key, Phase.ENDED, ended=_how_it_ended(attempt))
-        self._in_background(self._see_to_its_end(attempt, pidfd))
-        return core.Worker(attempt.key, Phase.RUNNING, found["worker_pid"], found["worker_start_time"])
+        return core.Worker(attempt.key, Phase.RUNNING, started["worker_pid"], started["worker_start_time"])
 
-    async def _adopt_when_started(self, attempt: Attempt) -> None:
-        """The agent before us died in the few milliseconds in which a shim starts its worker: wait for the shim."""
-        while attempt.read(SHIM) is None:
-            lock = attempt.try_lock()
-            if lock is not None:
-                os.close(lock)
-                self._report(core.WorkerEnded(attempt.key, _how_it_ended(attempt)))
-                return
-            await asyncio.sleep(0.005)
-        worker = self._adopt(attempt)
-        self._report(core.WorkerSpawned(worker.key, worker.pid, worker.pid_start))
+    @staticmethod
+    def _begun(attempt: Attempt) -> bool:
+        """Whether its worker may have been started, or may yet be."""
+        lock = attempt.try_lock()
+        if lock is None:
+            return True
+        try:
+            return attempt.begun
+        finally:
+            os.close(lock)
 
     async def _spawn(self, order: Order) -> None:
         key = order.key
         try:
             attempt, lock = self._state_dir.create(key, order.start, order.resume)
             started = await self._nursery.shim(attempt, lock)
+        except NurseryLostError:
+            # With its last breath it may have forked the shim.
+            await self._adopt(self._state_dir.attempt(key))
         except (OSError, SpawnError) as error:
             log.error("a worker could not be started", worker=key, error=str(error))
-            self._report(core.WorkerEnded(key, _not_started(f"its agent could not start it: {error}")))
-            return
-        if started.pid:
+            self._report(core.WorkerEnded(key, _ended_now(f"its agent could not start it: {error}")))
+        else:
             self._pidfds[key] = started.pidfd
-            self._report(core.WorkerSpawned(key, started.pid, started.pid_start))
-        await self._see_to_its_end(attempt, started.pidfd)
+            if started.pid:
+                self._report(core.WorkerSpawned(key, started.pid, started.pid_start))
+            await self._see_to_its_end(attempt)
 
-    async def _see_to_its_end(self, attempt: Attempt, pidfd: int) -> None:
-        self._pidfds[attempt.key] = pidfd
+    async def _adopt(self, attempt: Attempt) -> None:
+        """See to the end of a worker whose shim this agent was not given: it lives, or is gone, or has just begun."""
+        while (lock := attempt.try_lock()) is None:
+            shim = attempt.read(SHIM)
+            if shim is None:
+                await asyncio.sleep(0.005)  # it is starting its worker, which takes a few milliseconds
+                continue
+            try:
+                # The lock is held, so that the pid is still the shim's own.
+                self._pidfds[attempt.key] = os.pidfd_open(shim["pid"])
+            except ProcessLookupError:
+                break
+            self._report(core.WorkerSpawned(attempt.key, shim["worker_pid"], shim["worker_start_time"]))
+            await self._see_to_its_end(attempt)
+            return
+        if lock is not None:
+            os.close(lock)
+        self._report(core.WorkerEnded(attempt.key, await _how_it_ended(attempt)))
+
+    async def _see_to_its_end(self, attempt: Attempt) -> None:
+        pidfd = self._pidfds[attempt.key]
+        if self._ending:
+            signal_shim(pidfd, force=True)
         try:
             await readable(pidfd)
         finally:
             del self._pidfds[attempt.key]
             os.close(pidfd)
-        self._report(core.WorkerEnded(attempt.key, _how_it_ended(attempt)))
+        self._report(core.WorkerEnded(attempt.key, await _how_it_ended(attempt)))
 
-    def _in_background(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._watchers.add(task)
-        task.add_done_callback(self._watchers.discard)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
 
-
-def read_page(attempt: Attempt) -> bytes:
-    """The heartbeat page of an attempt; empty when it has none."""
-    try:
-        return (attempt.path / HEARTBEAT).read_bytes()
-    except FileNotFoundError:
-        return b""
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a worker is no longer watched", exc_info=task.exception())
 
 
-def _how_it_ended(attempt: Attempt) -> Ended:
-    """Read how an attempt ended whose shim is gone."""
-    page = heartbeat.read(read_page(attempt))
+def _ended_as_recorded(attempt: Attempt) -> Ended | None:
+    """How its shim says that an attempt ended; None while it does not, and when it was killed before it could."""
     found = attempt.read(EXIT)
-    if found is not None:
-        return convert.ended_from_disk(found, describe_exit(found), page)
-    _end_tree_of(attempt)
-    found = {"code": -1, "signal": int(signal.SIGKILL), "at_ms": time.time_ns() // 1_000_000}
-    return convert.ended_from_disk(found, SHIM_KILLED, page)
-
-
-def _end_tree_of(attempt: Attempt) -> None:
-    """End what a killed shim left: the worker had its death signal, the rest of its process group has not."""
-    found = attempt.read(SHIM)
     if found is None:
-        return
-    pid = found["worker_pid"]
-    if start_time(pid) in (0, found["worker_start_time"]):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+        return None
+    if found["dropped_bytes"]:
+        log.warning("the disk took not all of its output", worker=attempt.key, lost=found["dropped_bytes"])
+    return convert.ended_from_disk(found, describe_exit(found), heartbeat.read(attempt.read_heartbeat()))
 
 
-def _not_started(message: str) -> Ended:
-    status = job_pb2.ExitStatus(code=-1, message=message)
-    status.at.GetCurrentTime()
-    return Ended(agent_pb2.Exit(status=status))
+async def _how_it_ended(attempt: Attempt) -> Ended:
+    """How an attempt ended whose shim is gone."""
+    recorded = _ended_as_recorded(attempt)
+    if recorded is not None:
+        return recorded
+    if not attempt.begun:
+        return _ended_now("its agent could not start it: the process that starts workers was killed")
+    await orphans.end(f"HOLDFAST_HEARTBEAT_FILE={attempt.heartbeat}")
+    page = heartbeat.read(attempt.read_heartbeat())
+    return _ended_now("killed: its shim was killed", killed_by=signal.SIGKILL, page=page)
+
+
+def _ended_now(message: str, *, killed_by: int = 0, page: heartbeat.Reading | None = None) -> Ended:
+    """An end that no shim has recorded."""
+    found = {"code": -1, "signal": killed_by, "at_ms": time.time_ns() // 1_000_000}
+    return convert.ended_from_disk(found, message, page or heartbeat.Reading())

@@ -1,9 +1,10 @@
 """Answers OpenLog: reads a rank's logs, and pushes them on an RPC of their own.
 
-Following waits for inotify, never on a timer. The mapped heartbeat page makes no inotify events.
+Following waits for inotify, never on a timer. A heartbeat page makes no inotify events: it is written through mmap.
 """
 
-import ctypes
+import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,12 +13,11 @@ import grpc.aio
 import structlog
 
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
-from holdfast_agent.readable import readable
-from holdfast_agent.workdir import EXIT, STREAMS
+from holdfast_agent.inotify import Changes, Inotify
+from holdfast_agent.shim import EXIT, STDERR, STDOUT
 
 CHUNK = 64 * 1024
-_IN_MODIFY, _IN_CREATE, _IN_MOVED_TO = 0x2, 0x100, 0x80
-_libc = ctypes.CDLL(None, use_errno=True)
+STREAMS = {job_pb2.LOG_STREAM_STDOUT: STDOUT, job_pb2.LOG_STREAM_STDERR: STDERR}
 
 log = structlog.get_logger(__name__)
 
@@ -25,62 +25,87 @@ Place = tuple[int, int]
 """attempt, stream"""
 
 
-async def push(stub: "agent_pb2_grpc.AgentServiceAsyncStub", asked: agent_pb2.OpenLog, job: Path) -> None:
+async def push(
+    stub: "agent_pb2_grpc.AgentServiceAsyncStub", asked: agent_pb2.OpenLog, job: Path, inotify: Inotify
+) -> None:
     """Push what was asked for until it is all pushed, or nobody wants it any more."""
-    reading = Reading(job, asked)
-
-    async def requests() -> AsyncIterator[agent_pb2.PushLogsRequest]:
-        yield agent_pb2.PushLogsRequest(request_id=asked.request_id)
-        async for chunk in reading.chunks():
-            yield agent_pb2.PushLogsRequest(chunk=chunk)
-
+    call = stub.PushLogs()
+    # A follower of a silent worker writes nothing, and would not notice that its reader has gone.
+    writing = asyncio.create_task(_write(call, asked, job, inotify))
     try:
-        await stub.PushLogs(requests())
+        await call
     except grpc.aio.AioRpcError as error:
         if error.code() is not grpc.StatusCode.CANCELLED:
             log.info(
                 "a log was not pushed to its end", job=asked.job_id, rank=asked.rank, why=error.details()
             )
     finally:
-        reading.close()
+        call.cancel()
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _write(
+    call: "grpc.aio.StreamUnaryCall[agent_pb2.PushLogsRequest, agent_pb2.PushLogsResponse]",
+    asked: agent_pb2.OpenLog,
+    job: Path,
+    inotify: Inotify,
+) -> None:
+    try:
+        await call.write(agent_pb2.PushLogsRequest(request_id=asked.request_id))
+        with contextlib.closing(Reading(job, asked, inotify)) as reading:
+            async for chunk in reading.chunks():
+                await call.write(agent_pb2.PushLogsRequest(chunk=chunk))
+        await call.done_writing()
+    except OSError as error:
+        log.warning("a log can't be read", job=asked.job_id, rank=asked.rank, why=str(error))
+        call.cancel()
 
 
 class Reading:
     """One OpenLog: the logs of one rank, of one attempt or all of them, from the places that it names."""
 
-    def __init__(self, job: Path, asked: agent_pb2.OpenLog) -> None:
+    def __init__(self, job: Path, asked: agent_pb2.OpenLog, inotify: Inotify) -> None:
         self._job = job
         self._asked = asked
         self._offsets: dict[Place, int] = {(c.attempt, c.stream): c.offset for c in asked.cursors}
-        self._changes: _Changes | None = None
-        if asked.follow:
-            job.mkdir(mode=0o700, exist_ok=True)  # its first worker may be about to start
-            self._changes = _Changes()
+        self._changes = Changes(inotify)
 
     async def chunks(self) -> AsyncIterator[job_pb2.StreamLogsResponse]:
-        """Yield what is there; with `follow` also what comes, until the one attempt that was asked for has ended."""
+        """Yield what is there; with `follow` also what comes, until the one attempt that was asked for has ended.
+
+        One that follows all attempts ends when nobody reads it any more: there may always be another attempt.
+        """
+        follow = self._asked.follow
         while True:
-            attempts = self._attempts()
-            if self._changes is not None:
-                # Watch first, then read: what comes in between shows as a change.
-                self._changes.watch(self._job)
-                for path in attempts.values():
-                    self._changes.watch(path)
-            # An attempt is read to its very end only if it had ended before it was read.
-            ended = {number for number, path in attempts.items() if (path / EXIT).exists()}
-            for number, path in attempts.items():
-                for stream in (job_pb2.LOG_STREAM_STDOUT, job_pb2.LOG_STREAM_STDERR):
-                    complete = number in ended or not self._asked.follow
-                    for chunk in self._read(path, number, stream, complete=complete):
+            attempts = self._watch() if follow else self._attempts()
+            fresh = attempts
+            while True:
+                for number, path in fresh.items():
+                    # An attempt is read to its very end only if it had ended before it was read.
+                    ended = (path / EXIT).exists()
+                    for chunk in self._read(path, number, complete=ended or not follow):
                         yield chunk
-            if self._changes is None or self._asked.attempt in ended:
-                return
-            await self._changes.wait()
+                    if ended and number == self._asked.attempt:
+                        return
+                if not follow:
+                    return
+                changed = await self._changes.wait()
+                if self._job in changed or self._job.parent in changed:
+                    break  # there may be a new attempt
+                fresh = {number: path for number, path in attempts.items() if path in changed}
 
     def close(self) -> None:
         """Let go of what it holds."""
-        if self._changes is not None:
-            self._changes.close()
+        self._changes.close()
+
+    def _watch(self) -> dict[int, Path]:
+        """Watch first, then look: what comes in between shows as a change."""
+        if not self._changes.watch(self._job):
+            self._changes.watch(self._job.parent)  # its first worker may be about to start
+            self._changes.watch(self._job)
+        attempts = self._attempts()
+        return {number: path for number, path in attempts.items() if self._changes.watch(path)}
 
     def _attempts(self) -> dict[int, Path]:
         found = {}
@@ -90,24 +115,27 @@ class Reading:
                 found[int(number)] = path
         return dict(sorted(found.items()))
 
-    def _read(
-        self, path: Path, attempt: int, stream: job_pb2.LogStream.ValueType, *, complete: bool
-    ) -> Iterator[job_pb2.StreamLogsResponse]:
-        """Read on in one log, in chunks that end at line ends where there are any."""
-        offset = self._offsets.get((attempt, stream), 0)
-        try:
-            file = (path / STREAMS[stream - 1]).open("rb", buffering=0)
-        except FileNotFoundError:
-            return
-        with file:
-            while data := os.pread(file.fileno(), CHUNK, offset):
-                data = data[: _cut(data, complete=complete)]
-                if not data:
-                    return
-                at = job_pb2.LogCursor(rank=self._asked.rank, attempt=attempt, stream=stream, offset=offset)
-                offset += len(data)
-                self._offsets[attempt, stream] = offset
-                yield job_pb2.StreamLogsResponse(cursor=at, data=data)
+    def _read(self, path: Path, attempt: int, *, complete: bool) -> Iterator[job_pb2.StreamLogsResponse]:
+        """Read on in the logs of one attempt, in chunks that end at line ends where there are any."""
+        for stream, name in STREAMS.items():
+            try:
+                fd = os.open(path / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                offset = self._offsets.get((attempt, stream), 0)
+                while data := os.pread(fd, CHUNK, offset):
+                    data = data[: _cut(data, complete=complete)]
+                    if not data:
+                        break
+                    at = job_pb2.LogCursor(
+                        rank=self._asked.rank, attempt=attempt, stream=stream, offset=offset
+                    )
+                    offset += len(data)
+                    self._offsets[attempt, stream] = offset
+                    yield job_pb2.StreamLogsResponse(cursor=at, data=data)
+            finally:
+                os.close(fd)
 
 
 def _cut(data: bytes, *, complete: bool) -> int:
@@ -117,27 +145,3 @@ def _cut(data: bytes, *, complete: bool) -> int:
     if (complete and not full) or (full and not end):
         return len(data)
     return end
-
-
-class _Changes:
-    """Tells when something is written into, or appears in, the directories that it watches."""
-
-    def __init__(self) -> None:
-        self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify")
-        self._watched: set[Path] = set()
-
-    def watch(self, directory: Path) -> None:
-        if directory in self._watched:
-            return
-        events = _IN_MODIFY | _IN_CREATE | _IN_MOVED_TO
-        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), events) >= 0:
-            self._watched.add(directory)
-
-    async def wait(self) -> None:
-        await readable(self._fd)
-        os.read(self._fd, CHUNK)
-
-    def close(self) -> None:
-        os.close(self._fd)

@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+LOOPBACK = "127.0.0.1"
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -31,6 +33,22 @@ def look() -> Machine:
 def default_name() -> str:
     """The host name."""
     return socket.gethostname()
+
+
+def address_towards(target: str) -> str:
+    """The address of this machine on its way to a gRPC target; loopback where it needs none, or there is no way."""
+    host, colon, port = target.rpartition(":")
+    if target.startswith("unix:") or not colon or not port.isdecimal():
+        return LOOPBACK
+    try:
+        family, kind, protocol, _, there = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(there)  # of a datagram socket: chooses a route, sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return LOOPBACK
 
 
 def _boot_id() -> str:

@@ -16,6 +16,7 @@ answer  pid of the shim, or ``error <errno>``          a pidfd of the shim
 It ends when the agent does, which closes the socket; the shims go on.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -31,7 +32,6 @@ def main() -> None:
     """Serve the socket on descriptor argv[1]; with argv[2], shims die with the agent of that pid."""
     link = socket.socket(fileno=int(sys.argv[1]))
     agent = os.pidfd_open(int(sys.argv[2])) if len(sys.argv) > 2 else None
-    os.setsid()
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writable)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -81,4 +81,5 @@ def _reap() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(ConnectionError):  # the agent was killed
+        main()

@@ -22,8 +22,8 @@ class Ports:
         held = self._held.pop(port, None)
         if held is None:
             return False
+        self._fill()  # before it is let go of, so that it is not what the kernel gives us next
         held.close()
-        self._fill()
         return True
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from typing import TypeAlias
 
 import grpc.aio
 import structlog
@@ -13,8 +14,13 @@ from holdfast.v1 import agent_pb2, agent_pb2_grpc
 OUTBOX = 10_000
 FIRST_BACKOFF_S = 0.05
 LAST_BACKOFF_S = 2.0
+WELCOME_WITHIN_S = 30.0
+"""A new leader greets a thousand agents a second."""
+SHORTEST_INTERVAL_S = 0.05
 
 log = structlog.get_logger(__name__)
+
+_Call: TypeAlias = "grpc.aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.CoordinatorMessage]"
 
 
 class Session:
@@ -41,9 +47,9 @@ class Session:
         self._epoch = 0
         self._interval_s = 1.0
         self._outbox: asyncio.Queue[agent_pb2.AgentMessage] = asyncio.Queue(OUTBOX)
-        self._call: grpc.aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.CoordinatorMessage] | None = (
-            None
-        )
+        self._call: _Call | None = None
+        self._served = False
+        self._why = ""
 
     async def run(self) -> None:
         """Keep a session open until cancelled."""
@@ -51,13 +57,12 @@ class Session:
         async with wire.open_channel(self._target) as channel:
             stub = agent_pb2_grpc.AgentServiceStub(channel)
             while True:
-                self._epoch = 0
-                try:
-                    await self._once(stub)
-                except grpc.aio.AioRpcError as error:
-                    if self._epoch or not failures:
-                        log.info("session ended", coordinator=self._target, why=error.details())
-                failures = 0 if self._epoch else failures + 1
+                why = await self._once(stub)
+                if self._served or not failures:
+                    log.info(
+                        "session ended" if self._served else "no session", coordinator=self._target, why=why
+                    )
+                failures = 0 if self._served else failures + 1
                 self._lost()
                 backoff = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2**failures)
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
@@ -72,49 +77,78 @@ class Session:
 
     def drop(self, reason: str) -> None:
         """End the session that is open; another one is opened."""
-        log.warning("session dropped", coordinator=self._target, why=reason)
+        self._served = False
+        self._why = reason
         if self._call is not None:
             self._call.cancel()
 
-    async def _once(self, stub: "agent_pb2_grpc.AgentServiceAsyncStub") -> None:
+    async def _once(self, stub: "agent_pb2_grpc.AgentServiceAsyncStub") -> str:
+        """Live through one session; return why it ended."""
+        self._epoch, self._served, self._why = 0, False, ""
         self._outbox = asyncio.Queue(OUTBOX)
         call = self._call = stub.Connect()
         sender: asyncio.Task[None] | None = None
         try:
-            await call.write(agent_pb2.AgentMessage(hello=self._hello()))
-            async for message in call:
-                if message.HasField("welcome"):
-                    self._set_pace(message.welcome.pace)
-                    if not self._epoch:
-                        log.info("session open", coordinator=self._target, epoch=message.epoch)
-                        self._epoch = message.epoch
-                        sender = asyncio.create_task(self._send_all(call))
-                elif message.HasField("pace"):
-                    self._set_pace(message.pace)
+            async with asyncio.timeout(WELCOME_WITHIN_S):
+                await call.write(agent_pb2.AgentMessage(hello=self._hello()))
+                message = await call.read()
+            while isinstance(message, agent_pb2.CoordinatorMessage):  # and not EOF
+                if sender is None and message.HasField("welcome"):
+                    self._open(message.epoch)
+                    sender = asyncio.create_task(self._send_all(call))
+                self._set_pace(message)
                 self._heard(message)
+                message = await call.read()
+        except TimeoutError:
+            return f"no welcome within {WELCOME_WITHIN_S:g} s"
+        except grpc.aio.AioRpcError as error:
+            return error.details() or error.code().name
         except asyncio.CancelledError:
             if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 raise
-            # `drop` cancelled the call, not us.
+            return self._why  # `drop` cancelled the call, not us
+        except asyncio.InvalidStateError:
+            pass  # it ended while Hello was written
         finally:
             call.cancel()
             if sender is not None:
                 sender.cancel()
                 await asyncio.gather(sender, return_exceptions=True)
+        return "the coordinator ended it"
 
-    async def _send_all(
-        self, call: "grpc.aio.StreamStreamCall[agent_pb2.AgentMessage, agent_pb2.CoordinatorMessage]"
-    ) -> None:
+    def _open(self, epoch: int) -> None:
+        log.info("session open", coordinator=self._target, epoch=epoch)
+        self._epoch, self._served = epoch, True
+
+    async def _send_all(self, call: _Call) -> None:
         """Send what is queued at once, and a heartbeat every interval."""
+        try:
+            await self._send_and_beat(call)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the stream is over; whoever reads it learns why
+        except Exception as error:
+            # A session that says nothing more must not stay open.
+            log.exception("a message could not be sent")
+            self.drop(f"a message could not be sent: {error}")
+
+    async def _send_and_beat(self, call: _Call) -> None:
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + self._interval_s
         while True:
             try:
-                message = await asyncio.wait_for(self._outbox.get(), max(0.0, next_beat - loop.time()))
+                # Not wait_for: before Python 3.12 it may swallow a cancellation that comes together with an item.
+                async with asyncio.timeout_at(next_beat):
+                    message = await self._outbox.get()
             except TimeoutError:
                 message = agent_pb2.AgentMessage(epoch=self._epoch, heartbeat=self._beat())
                 next_beat = loop.time() + self._interval_s
             await call.write(message)
 
-    def _set_pace(self, pace: agent_pb2.Pace) -> None:
-        self._interval_s = max(0.05, pace.heartbeat_interval.ToMilliseconds() / 1000)
+    def _set_pace(self, message: agent_pb2.CoordinatorMessage) -> None:
+        if message.HasField("welcome"):
+            pace = message.welcome.pace
+        elif message.HasField("pace"):
+            pace = message.pace
+        else:
+            return
+        self._interval_s = max(SHORTEST_INTERVAL_S, pace.heartbeat_interval.ToMilliseconds() / 1000)

@@ -16,6 +16,7 @@ SIGUSR1    kill: SIGKILL to the tree at once
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import select
@@ -25,8 +26,11 @@ import traceback
 from typing import Any, NoReturn
 
 CHUNK = 64 * 1024
-EXIT_BYTES = 4096
-"""Set aside for the exit status, so that a disk that fills up can't lose it."""
+RECORD_BYTES = 4096
+START, SHIM, EXIT = "start.json", "shim.json", "exit.json"
+STDOUT, STDERR = "stdout.log", "stderr.log"
+EXIT_TO_COME = f".{EXIT}"
+"""While it is there, the attempt has begun, and its end is not recorded."""
 ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
 
@@ -42,6 +46,9 @@ def run(directory: str, report: int, agent: int | None) -> NoReturn:
     """
     os.setsid()
     os.chdir("/")
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in range(3):
+        os.dup2(nothing, fd)  # whoever reads what the agent prints must not wait for its workers
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _prctl(_PR_SET_NAME, b"holdfast-shim", 0, 0, 0)
     try:
@@ -62,6 +69,24 @@ def start_time(pid: int) -> int:
         return 0
 
 
+class _Record:
+    """A JSON file with a name to come: it has its space on disk already, and appears whole.
+
+    Set aside before the worker runs, so that a disk that fills up can't lose what it is for.
+    """
+
+    def __init__(self, directory: str, name: str) -> None:
+        self._path = os.path.join(directory, name)  # noqa: PTH118
+        self._hidden = os.path.join(directory, f".{name}")  # noqa: PTH118
+        self._fd = os.open(self._hidden, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(self._fd, 0, RECORD_BYTES)
+
+    def write(self, content: dict[str, Any]) -> None:
+        length = os.pwrite(self._fd, json.dumps(content).encode(), 0)
+        os.truncate(self._fd, length)
+        os.rename(self._hidden, self._path)  # noqa: PTH104
+
+
 class _Shim:
     def __init__(self, directory: str, report: int, agent: int | None) -> None:
         self._directory = directory
@@ -75,28 +100,27 @@ class _Shim:
 
     def run(self) -> None:
         signals = self._catch_signals()
-        with open(os.path.join(self._directory, "start.json"), "rb") as file:  # noqa: PTH118, PTH123
+        with open(self._path(START), "rb") as file:  # noqa: PTH123
             start = json.load(file)
         self._grace = start["grace_ms"] / 1000
         try:
-            exit_file = _set_aside(self._path(".exit.json"))
+            started, ended = _Record(self._directory, SHIM), _Record(self._directory, EXIT)
             failed = self._spawn(start)
         except OSError as error:
-            os.write(self._report, f"error {error.errno} shim".encode())
+            self._tell_agent(f"error {error.errno}")
             os._exit(1)
         if failed:
-            self._note_exit(exit_file, {"code": -1, "signal": 0, "failed": failed})
-            os.write(self._report, b"ended")
+            self._note_end(ended, {"code": -1, "signal": 0, "failed": failed})
+            self._tell_agent("ended")
             return
-        self._note_started()
+        self._note_start(started)
         self._watch(signals)
         self._end_descendants()
         for pipe in list(self._logs):
             self._pump(pipe, last=True)
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
-        ended = {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code}
-        self._note_exit(exit_file, ended)
+        self._note_end(ended, {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code})
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)  # noqa: PTH118
@@ -116,7 +140,7 @@ class _Shim:
         """Start the worker. Returns what failed, when its program can't be run at all."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         ends = []
-        for name in ("stdout.log", "stderr.log"):
+        for name in (STDOUT, STDERR):
             readable, writable = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(readable, False)
             self._logs[readable] = os.open(self._path(name), flags, 0o600)
@@ -136,19 +160,20 @@ class _Shim:
         failed: dict[str, Any] = json.loads(message)
         return failed
 
-    def _note_started(self) -> None:
-        shim = os.getpid()
+    def _note_start(self, record: _Record) -> None:
+        shim, worker_start = os.getpid(), start_time(self._pid)
         started = {
             "pid": shim,
             "start_time": start_time(shim),
             "worker_pid": self._pid,
-            "worker_start_time": start_time(self._pid),
+            "worker_start_time": worker_start,
         }
-        with open(self._path(".shim.json"), "w") as file:  # noqa: PTH123
-            json.dump(started, file)
-        os.rename(self._path(".shim.json"), self._path("shim.json"))  # noqa: PTH104
-        with contextlib.suppress(BrokenPipeError):  # the agent is gone; its successor reads shim.json
-            os.write(self._report, f"started {self._pid} {started['worker_start_time']}".encode())
+        record.write(started)
+        self._tell_agent(f"started {self._pid} {worker_start}")
+
+    def _tell_agent(self, what: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the agent is gone; its successor reads the files
+            os.write(self._report, what.encode())
         os.close(self._report)
 
     def _watch(self, signals: int) -> None:
@@ -191,11 +216,9 @@ class _Shim:
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
-        # The worker is not reaped yet, so that its pid and its group are still its own.
-        try:
-            os.killpg(self._pid, number)
-        except ProcessLookupError:
-            os.kill(self._pid, number)
+        if self._status is None:  # it is not reaped yet, so that its pid and its group are still its own
+            with contextlib.suppress(PermissionError):  # it has become another user's
+                os.killpg(self._pid, number)
 
     def _reap(self) -> None:
         """Reap whoever has ended; remember how the worker did."""
@@ -239,27 +262,26 @@ class _Shim:
                     pass
             except ChildProcessError:
                 return
-            for pid in _children(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
+            killed = [pid for pid in _children(os.getpid()) if _kill(pid)]
+            if not killed:
+                return  # what is left has become another user's
             os.waitpid(-1, 0)
 
-    def _note_exit(self, file: int, ended: dict[str, Any]) -> None:
-        ended |= {"at_ms": time.time_ns() // 1_000_000, "dropped_bytes": self._dropped}
-        content = json.dumps(ended).encode()
-        os.pwrite(file, content, 0)
-        os.truncate(file, len(content))
-        os.rename(self._path(".exit.json"), self._path("exit.json"))  # noqa: PTH104
+    def _note_end(self, record: _Record, how: dict[str, Any]) -> None:
+        record.write(how | {"at_ms": time.time_ns() // 1_000_000, "dropped_bytes": self._dropped})
 
 
-def _set_aside(path: str) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.posix_fallocate(fd, 0, EXIT_BYTES)
-    return fd
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except PermissionError:
+        return False
+    return True
 
 
 def _become_worker(start: dict[str, Any], outputs: list[int], failing: int, shim: int) -> NoReturn:
     """In the forked child: be the worker, or say why not."""
-    what = start["argv"][0]
+    what, in_directory = start["cwd"], False
     try:
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -268,18 +290,16 @@ def _become_worker(start: dict[str, Any], outputs: list[int], failing: int, shim
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec would hand that on
-        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec would hand that on
         os.dup2(outputs[0], 1)
         os.dup2(outputs[1], 2)
-        if start["cwd"]:
-            what = start["cwd"]
-            os.chdir(what)
-            what = start["argv"][0]
+        os.chdir(what)
+        what, in_directory = start["argv"][0], True
         os.execvpe(what, start["argv"], start["env"])  # noqa: S606  argv, as the user gave it
-    except OSError as error:
-        is_directory = what == start["cwd"]
-        os.write(failing, json.dumps({"errno": error.errno, "what": what, "cwd": is_directory}).encode())
+    except (OSError, ValueError) as error:
+        why = error.errno if isinstance(error, OSError) else errno.EINVAL  # a null byte in an argument
+        os.write(failing, json.dumps({"errno": why, "what": what, "cwd": not in_directory}).encode())
     os._exit(127)
 
 

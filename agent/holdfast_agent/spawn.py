@@ -23,6 +23,10 @@ class SpawnError(Exception):
     """No shim could be had; the message says why."""
 
 
+class NurseryLostError(Exception):
+    """Nobody can say whether there is a shim; its directory can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """A shim and its worker. `pidfd` becomes readable when the shim has ended; whoever gets it closes it."""
@@ -46,7 +50,8 @@ class Nursery:
         if self._socket is not None:
             return
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-S", "-m", "holdfast_agent.nursery", str(theirs.fileno())]
+        # -P: a json.py in the working directory, where training programs lie, must not be ours.
+        command = [sys.executable, "-P", "-S", "-m", "holdfast_agent.nursery", str(theirs.fileno())]
         if self._foreground:
             command.append(str(os.getpid()))
         self._process = subprocess.Popen(
@@ -54,6 +59,7 @@ class Nursery:
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is the agent's to interpret
         )
         theirs.close()
         ours.setblocking(False)
@@ -63,13 +69,11 @@ class Nursery:
     def stop(self) -> None:
         """End the process; shims go on."""
         self._drop()
-        if self._process is not None:
-            self._process.wait()
 
     async def shim(self, attempt: Attempt, lock: int) -> Started:
         """Start the shim of an attempt, hand it the lock, and wait until its worker runs or has failed to.
 
-        Closes `lock`. Raises SpawnError.
+        Closes `lock`. Raises SpawnError and NurseryLostError.
         """
         readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(writable, True)
@@ -88,7 +92,7 @@ class Nursery:
         match report:
             case [b"started", pid, start]:
                 return Started(pidfd, int(pid), int(start))
-            case [b"error", number, _]:
+            case [b"error", number]:
                 os.close(pidfd)
                 raise SpawnError(os.strerror(int(number)))
             case _:  # the worker could not run, or the shim was killed: exit.json tells
@@ -103,7 +107,7 @@ class Nursery:
             socket.send_fds(self._socket, [os.fsencode(attempt.path)], [lock, report])
         except OSError as error:
             self._drop()
-            raise SpawnError(f"the nursery is gone: {error.strerror}") from error
+            raise NurseryLostError from error
         pid, pidfd = await answer
         if pidfd is None:
             raise SpawnError(f"no process could be forked: {pid}")
@@ -129,14 +133,16 @@ class Nursery:
 
     def _drop(self) -> None:
         """Let go of a nursery that has died, or that is to end. The next request starts another."""
-        if self._socket is None:
+        if self._socket is None or self._process is None:
             return
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
         self._socket = None
+        self._process.kill()  # it ends by itself, but perhaps not now
+        self._process.wait()
         for answer in self._waiting:
             if not answer.done():
-                answer.set_exception(SpawnError("the nursery died"))
+                answer.set_exception(NurseryLostError())
         self._waiting.clear()
 
 

@@ -12,15 +12,16 @@
 ``… heartbeat stdout.log stderr.log``  the worker's
 ====================================== ======================================================================
 
-Files appear whole, by rename. None is fsynced: they are there to outlive processes, and the page cache does. When
-the machine itself goes down no worker is left to find, its boot id changes, and the coordinator starts what it had
-wanted anew under a new attempt.
+Files appear whole, by rename. They are there to outlive processes, which the page cache does, so that none is fsynced
+but the ``instance_id``. When the machine itself goes down no worker is left to find, its boot id changes, and the
+coordinator starts what it had wanted anew under a new attempt. What such a crash tore reads as not there.
 
 Whoever holds the lock on ``start.json`` (the agent until it has handed it over, then the shim for as long as it
 lives) is responsible for the attempt. That is how an agent that was restarted tells a shim that is alive from one
 that is not, without trusting a pid.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -31,17 +32,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast import heartbeat
 from holdfast_agent.core import Key
+from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
-START, SHIM, EXIT, RELEASED, RESUME, HEARTBEAT = (
-    "start.json",
-    "shim.json",
-    "exit.json",
-    "released",
-    "resume",
-    "heartbeat",
-)
-STREAMS = ("stdout.log", "stderr.log")
+RELEASED, RESUME, HEARTBEAT = "released", "resume", "heartbeat"
 
 
 class StateDirError(Exception):
@@ -56,12 +51,30 @@ class Attempt:
     path: Path
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Read one of its JSON files; None when it is not there."""
+        """Read one of its JSON files; None when it is not there whole."""
         try:
-            found: dict[str, Any] = json.loads((self.path / name).read_bytes())
-        except FileNotFoundError:
+            found = json.loads((self.path / name).read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
-        return found
+        return found if isinstance(found, dict) else None
+
+    @property
+    def heartbeat(self) -> Path:
+        """What HOLDFAST_HEARTBEAT_FILE names."""
+        return self.path / HEARTBEAT
+
+    def read_heartbeat(self) -> bytes:
+        """Read its page; empty while it has none. The file is the worker's to do with as it likes."""
+        try:
+            fd = os.open(self.heartbeat, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        try:
+            return os.read(fd, heartbeat.SIZE)
+        except OSError:
+            return b""
+        finally:
+            os.close(fd)
 
     def read_resume(self) -> bytes:
         """Read the commit to resume from; empty when there is none."""
@@ -69,6 +82,11 @@ class Attempt:
             return (self.path / RESUME).read_bytes()
         except FileNotFoundError:
             return b""
+
+    @property
+    def begun(self) -> bool:
+        """A shim was about to start its worker, or has."""
+        return any((self.path / name).exists() for name in (EXIT_TO_COME, EXIT))
 
     @property
     def released(self) -> bool:
@@ -81,7 +99,7 @@ class Attempt:
 
     def try_lock(self) -> int | None:
         """Take responsibility for it: a descriptor that holds the lock, or None while a shim does."""
-        fd = os.open(self.path / START, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self.path / START, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,7 +130,11 @@ class StateDir:
             raise StateDirError(
                 f"another agent uses the state directory {path}; give this one another --state-dir"
             ) from error
-        self.instance_id = self._read_instance_id()
+        try:
+            self.instance_id = self._read_instance_id()
+        except OSError as error:
+            os.close(self._lock)
+            raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Let go of it."""
@@ -165,18 +187,14 @@ class StateDir:
 
     def _read_instance_id(self) -> str:
         path = self.path / "instance_id"
-        try:
-            return path.read_text().strip()
-        except FileNotFoundError:
-            made = uuid.uuid4().hex
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(made)
-            temporary.rename(path)
-            return made
-
-
-def write_json(directory: Path, name: str, content: dict[str, Any]) -> None:
-    """Write a file that appears whole."""
-    temporary = directory / f".{name}"
-    temporary.write_text(json.dumps(content))
-    temporary.rename(directory / name)
+        with contextlib.suppress(FileNotFoundError):
+            if found := path.read_text().strip():
+                return found
+        made = uuid.uuid4().hex
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w") as file:
+            file.write(made)
+            file.flush()
+            os.fsync(file.fileno())  # the coordinator remembers this node by it, also after a power cut
+        temporary.rename(path)
+        return made

@@ -5,7 +5,6 @@ every language); `SpecFile.explain` puts its answer beside the line that it is a
 """
 
 import difflib
-import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -15,13 +14,9 @@ import yaml
 from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError
 
+from holdfast.units import parse_duration, parse_size, shown
 from holdfast.v1 import job_pb2
 from holdfast.wire import InvalidSpec, Violation
-
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)(B|KiB|MiB|GiB|TiB)")
-_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 Path_ = tuple[str | int, ...]
 
@@ -30,35 +25,15 @@ class SpecError(Exception):
     """A job file that can't be; one sentence a line."""
 
 
-def parse_duration(text: object) -> timedelta:
-    """Read `500ms`, `30s`, `5m`, `1h`. Raises ValueError."""
-    if text == 0:
-        return timedelta()
-    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if not found:
-        raise ValueError(f"{_shown(text)} is no duration; write for instance 500ms, 30s, 5m or 1h")
-    return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
-
-
-def parse_size(text: object) -> int:
-    """Read `2GiB`, `512MiB`, or bytes as a whole number. Raises ValueError."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    found = _SIZE.fullmatch(text) if isinstance(text, str) else None
-    if not found:
-        raise ValueError(f"{_shown(text)} is no size; write for instance 512MiB or 2GiB")
-    return int(float(found[1]) * _BYTES[found[2]])
-
-
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{_shown(value)} is not a number; write for instance 1.5")
+        raise ValueError(f"{shown(value)} is not a number; write for instance 1.5")
     return float(value)
 
 
 def _whole(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{_shown(value)} is not a whole number; write for instance 4")
+        raise ValueError(f"{shown(value)} is not a whole number; write for instance 4")
     return value
 
 
@@ -74,7 +49,7 @@ def _words(value: object) -> list[str]:
 
 def _scalar(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{_shown(value)} is not a string; put it in quotes")
+        raise ValueError(f"{shown(value)} is not a string; put it in quotes")
     return str(value)
 
 
@@ -231,13 +206,13 @@ def _said(problem: Mapping[str, Any], path: Path_) -> str:
         case "value_error":
             return str(problem["ctx"]["error"])
         case "literal_error":
-            return f"{_shown(value)} is neither gang nor rank"
+            return f"{shown(value)} is neither gang nor rank"
         case "string_type":
-            return f"{_shown(value)} is not a string; put it in quotes"
+            return f"{shown(value)} is not a string; put it in quotes"
         case "model_type" | "dict_type":
-            return f"{_shown(value)} is no mapping; write `key: value` lines below it"
+            return f"{shown(value)} is no mapping; write `key: value` lines below it"
         case _:
-            return f"{problem['msg']}: {_shown(value)}"
+            return f"{problem['msg']}: {shown(value)}"
 
 
 def _keys_beside(path: Path_) -> list[str]:
@@ -248,11 +223,6 @@ def _keys_beside(path: Path_) -> list[str]:
 
 def _dotted(path: Path_) -> str:
     return ".".join(map(str, path))
-
-
-def _shown(value: object) -> str:
-    text = f'"{value}"' if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _proto(duration: timedelta | None) -> Duration | None:

@@ -76,7 +76,13 @@ class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):
         request: Any,
     ) -> Any:
         if client_call_details.timeout is None:
-            client_call_details = client_call_details._replace(timeout=DEADLINE_S)
+            client_call_details = grpc.aio.ClientCallDetails(
+                method=client_call_details.method,
+                timeout=DEADLINE_S,
+                metadata=client_call_details.metadata,
+                credentials=client_call_details.credentials,
+                wait_for_ready=client_call_details.wait_for_ready,
+            )
         return await continuation(client_call_details, request)
 
 

@@ -1,10 +1,7 @@
 """The composition root of a standing coordinator; `holdfast coordinator` calls it."""
 
 import asyncio
-import sys
 from collections.abc import Callable
-
-import structlog
 
 from holdfast_coordinator.app import Coordinator, CoordinatorConfig
 
@@ -27,20 +24,3 @@ async def serve(
         failed.cancel()
     finally:
         await coordinator.stop()
-
-
-def set_up_logs() -> None:
-    """Log to stderr: for people on a terminal, JSON otherwise."""
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

@@ -256,8 +256,10 @@ class Engine:
         ends = deadline(self._state)
         wake = self._next_tick if ends is None else min(self._next_tick, ends)
         if self._inbox.empty() and wake > now:
+            # Not wait_for: before Python 3.12 it may swallow a cancellation that comes together with an item.
             with suppress(TimeoutError):
-                items.append(await asyncio.wait_for(self._inbox.get(), (wake - now) / 1000))
+                async with asyncio.timeout((wake - now) / 1000):
+                    items.append(await self._inbox.get())
         while len(items) < BATCH and not self._inbox.empty():
             items.append(self._inbox.get_nowait())
         now = self.clock.now()

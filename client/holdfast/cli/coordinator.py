@@ -8,6 +8,7 @@ import click
 
 from holdfast import wire
 from holdfast.cli.common import fail, set_up_logs, state_dir
+from holdfast.units import parse_duration
 
 
 @click.command()
@@ -37,8 +38,6 @@ from holdfast.cli.common import fail, set_up_logs, state_dir
 )
 def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched."""
-    from holdfast.spec import parse_duration
-
     try:
         lost_after_ms = round(parse_duration(lost_after).total_seconds() * 1000)
     except ValueError as error:

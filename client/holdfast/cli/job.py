@@ -25,7 +25,8 @@ from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import TERMINAL, Client
-from holdfast.spec import SpecError, SpecFile, parse_duration
+from holdfast.spec import SpecError, SpecFile
+from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
 from holdfast.wire import DeadlineExceeded, InvalidSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from holdfast.cli.common import pairs
-from holdfast.spec import parse_duration, parse_size
+from holdfast.units import parse_duration, parse_size
 from holdfast.v1 import job_pb2
 from holdfast.wire import InvalidSpec
 

@@ -1,6 +1,8 @@
 """What workers wrote, line by line with the rank in front, stdout to stdout and stderr to stderr."""
 
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 from holdfast.cli.common import printable
@@ -10,9 +12,13 @@ _COLOURS = (36, 33, 32, 35, 34, 31)
 
 
 class LinePrinter:
-    """Prints chunks of logs. A line that is not finished waits for its rest, so that ranks never share one."""
+    """Prints chunks of logs. A line that is not finished waits for its rest, so that ranks never share one.
 
-    def __init__(self) -> None:
+    `around` is entered for every print, for whoever else draws on the terminal.
+    """
+
+    def __init__(self, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._around = around
         self._rests: dict[tuple[int, int, int], bytes] = {}
 
     def write(self, chunk: job_pb2.StreamLogsResponse) -> None:
@@ -22,7 +28,9 @@ class LinePrinter:
         *lines, rest = (self._rests.pop(place, b"") + chunk.data).split(b"\n")
         if rest:
             self._rests[place] = rest
-        self._print(at.rank, at.stream, lines)
+        if lines:
+            with self._around():
+                self._print(at.rank, at.stream, lines)
 
     def finish(self) -> None:
         """Print what never got its line end."""

@@ -68,7 +68,7 @@ def summarize(
             totals = _plus(totals, _so_far(worker, progress, now))
     world = len(workers)
     elapsed = max(0, (job.finished_ms or now) - (job.started_ms or job.finished_ms or now))
-    rank_ms = elapsed * world
+    rank_ms = sum(_needed_ms(job, worker, elapsed) for worker in workers)
     stepping_seconds = totals.stepping_ms / 1000 / world
     steps = [step for step in reached if step is not None]
     return Summary(
@@ -92,6 +92,13 @@ def last_committed(gangs: Iterable[Gang]) -> int | None:
     steps = [gang.commit.step if gang.commit else None for gang in gangs]
     known = [step for step in steps if step is not None]
     return min(known) if len(known) == len(steps) else None
+
+
+def _needed_ms(job: Job, worker: Worker, elapsed: int) -> int:
+    """How much of the job's time was this rank's: until it succeeded, or all of it."""
+    if worker.state is WorkerState.SUCCEEDED and worker.exit is not None:
+        return min(elapsed, max(0, worker.exit.at_ms - job.started_ms))
+    return elapsed
 
 
 def _so_far(worker: Worker, progress: Progress, now: int) -> Account:

@@ -71,6 +71,8 @@ def place_waiting(turn: Turn) -> list[str]:
         job = state.jobs[job_id]
         if job.ending is not None:
             continue
+        for gang in state.gangs_of(job):
+            _end_backoff(turn, gang)
         ready = [gang for gang in state.gangs_of(job) if _ready(turn, gang)]
         # A job starts whole or not at all; once it has, each gang comes back as soon as there is room for it.
         requests = [[gang] for gang in ready] if job.started_ms else [ready]
@@ -80,8 +82,14 @@ def place_waiting(turn: Turn) -> list[str]:
     return looked
 
 
+def _end_backoff(turn: Turn, gang: Gang) -> None:
+    """Forget a backoff that is over, or `step.deadline` would ask for it again and again while there is no room."""
+    if 0 < gang.not_before_ms <= turn.at:
+        turn.put(replace(gang, not_before_ms=0))
+
+
 def _ready(turn: Turn, gang: Gang) -> bool:
-    return gang.not_before_ms <= turn.at and all(
+    return not gang.not_before_ms and all(
         worker.state is WorkerState.WAITING for worker in turn.state.members(gang)
     )
 

@@ -76,6 +76,7 @@ def deadline(state: State) -> int | None:
     ends = [
         gang.not_before_ms
         for job_id in state.waiting
+        if state.jobs[job_id].ending is None
         for gang in state.gangs_of(state.jobs[job_id])
         if gang.not_before_ms and any(w.state is WorkerState.WAITING for w in state.members(gang))
     ]

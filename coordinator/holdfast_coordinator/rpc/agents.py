@@ -67,7 +67,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self, requests: AsyncIterator[agent_pb2.AgentMessage], context: Context
     ) -> agent_pb2.Hello:
         try:
-            message = await asyncio.wait_for(anext(requests), HELLO_WITHIN_S)
+            async with asyncio.timeout(HELLO_WITHIN_S):
+                message = await anext(requests)
         except (TimeoutError, StopAsyncIteration):
             message = agent_pb2.AgentMessage()
         hello = message.hello

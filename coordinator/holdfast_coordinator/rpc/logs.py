@@ -78,7 +78,8 @@ class LogRelay:
         self._feeds[opened.request_id] = feed
         try:
             session.send(opened)
-            await asyncio.wait_for(feed.begun.wait(), ANSWER_WITHIN_S)
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await feed.begun.wait()
             while (chunk := await feed.chunks.get()) is not None:
                 await into.put(chunk)
         except TimeoutError:

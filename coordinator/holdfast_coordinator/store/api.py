@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from holdfast_coordinator.core.effects import Write
+from holdfast_coordinator.core.effects import SetEpoch, Write
 from holdfast_coordinator.core.model import Commit, Entry
 from holdfast_coordinator.core.state import Settings, State
 
@@ -29,7 +29,10 @@ class DeposedError(StoreError):
 
 
 class Store(Protocol):
-    """Durable rows, an epoch, and two histories."""
+    """Durable rows, an epoch, and two histories.
+
+    `load` and `commit` are called by one thread at a time; `entries` and `commits` by any, at any time.
+    """
 
     def load(self, settings: Settings) -> State:
         """Read everything. Raises StoreError."""
@@ -37,8 +40,9 @@ class Store(Protocol):
     def commit(self, writes: Sequence[Write], *, epoch: int) -> None:
         """Apply the writes in one transaction, durable when this returns.
 
-        `epoch` is the writer's; a SetEpoch among the writes makes it the stored one first, which only grows. Raises
-        DeposedError when it is not the stored one, StoreFullError, StoreError; nothing is written then.
+        `epoch` is the writer's, and must be the stored one; a SetEpoch among the writes raises the stored one first.
+        Raises DeposedError when it is not, StoreFullError, StoreError (an item of a history that is there already
+        among other things); nothing is written then.
         """
 
     def entries(self, *, job_id: str = "", after: int = 0, limit: int) -> list[Entry]:
@@ -49,3 +53,18 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+
+
+def fence(stored: int, writes: Sequence[Write], epoch: int) -> int:
+    """The epoch that a store of epoch `stored` has after the writes of a leader of `epoch`. Raises DeposedError."""
+    after = stored
+    for write in writes:
+        if isinstance(write, SetEpoch):
+            if write.epoch <= after:
+                raise DeposedError(
+                    f"epoch {write.epoch} can't begin after epoch {after}: another coordinator leads"
+                )
+            after = write.epoch
+    if epoch != after:
+        raise DeposedError(f"epoch {epoch} is over, it is epoch {after} now: another coordinator leads")
+    return after

@@ -1,20 +1,24 @@
 """A store that forgets when the process ends: for simulation, and to hold the contract suite to its word."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from holdfast_coordinator.core.effects import Append, DropHistory, SetEpoch, Write
+from holdfast_coordinator.core.effects import Append, DropHistory, Write
 from holdfast_coordinator.core.model import Commit, Entry
 from holdfast_coordinator.core.state import Settings, State
-from holdfast_coordinator.store.api import DeposedError
+from holdfast_coordinator.store.api import StoreError, fence
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class MemoryStore:
-    """Rows are frozen, so that keeping them is keeping a copy."""
+    """Rows are frozen, so that keeping them is keeping a copy. For one thread."""
 
     def __init__(self) -> None:
         self._state = State()
-        self._entries: list[Entry] = []
-        self._commits: list[Commit] = []
+        self._entries: dict[int, Entry] = {}
+        self._commits: dict[tuple[str, int, int], Commit] = {}
 
     def load(self, settings: Settings) -> State:
         """Read everything."""
@@ -25,33 +29,39 @@ class MemoryStore:
 
     def commit(self, writes: Sequence[Write], *, epoch: int) -> None:
         """Apply the writes."""
-        stored = self._state.epoch
-        claims = [write.epoch for write in writes if isinstance(write, SetEpoch)]
-        if (claims and max(claims) <= stored) or epoch != (max(claims) if claims else stored):
-            raise DeposedError(f"epoch {epoch} writes into a store of epoch {stored}")
-        self._state.apply(writes)
+        fence(self._state.epoch, writes, epoch)
+        entries, commits = dict(self._entries), dict(self._commits)
         for write in writes:
             match write:
                 case Append(Entry() as entry):
-                    self._entries.append(entry)
+                    _append(entries, entry.seq, entry)
                 case Append(Commit() as commit):
-                    self._commits.append(commit)
+                    _append(commits, (commit.job_id, commit.step, commit.gang), commit)
                 case DropHistory(job_id):
-                    self._commits = [commit for commit in self._commits if commit.job_id != job_id]
+                    commits = {key: commit for key, commit in commits.items() if commit.job_id != job_id}
                 case _:
                     pass
+        self._state.apply(writes)
+        self._entries, self._commits = entries, commits
 
     def entries(self, *, job_id: str = "", after: int = 0, limit: int) -> list[Entry]:
         """Lines of the timeline."""
-        found = [e for e in self._entries if e.seq > after and job_id in ("", e.job_id)]
-        return found[:limit]
+        found = [
+            entry for entry in self._entries.values() if entry.seq > after and job_id in ("", entry.job_id)
+        ]
+        return sorted(found, key=lambda entry: entry.seq)[:limit]
 
     def commits(self, job_id: str, *, limit: int, before: tuple[int, int] | None = None) -> list[Commit]:
         """Commits of a job, newest first."""
-        found = [
-            c for c in self._commits if c.job_id == job_id and (before is None or (c.step, c.gang) < before)
-        ]
-        return sorted(found, key=lambda c: (c.step, c.gang), reverse=True)[:limit]
+        found = [commit for commit in self._commits.values() if commit.job_id == job_id]
+        found.sort(key=lambda commit: (commit.step, commit.gang), reverse=True)
+        return [c for c in found if before is None or (c.step, c.gang) < before][:limit]
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _append(history: dict[K, V], key: K, item: V) -> None:
+    if key in history:
+        raise StoreError(f"{type(item).__name__} {key} is in the store already")
+    history[key] = item

@@ -1,57 +1,59 @@
 """Brings a database to the newest schema.
 
 A new database gets all tables at once, and one that is at the newest revision is left alone, both without importing
-Alembic, which takes longer than all the rest of opening it. A test holds the migrations to the tables.
+Alembic, which takes longer than all the rest of opening it. Tests hold the migrations to the tables.
 """
 
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select
 
 from holdfast_coordinator.store import tables
 from holdfast_coordinator.store.api import StoreTooNewError
 
 NEWEST = "0001"
-VERSIONS = Path(__file__).parent / "versions"
+SCRIPTS = Path(__file__).parent
+
+# Alembic's own table, as Alembic makes it.
+_version = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 
-def to_newest(engine: Engine, path: Path) -> None:
-    """Migrate. Raises StoreTooNewError."""
-    with engine.begin() as connection:
-        found = revision(connection)
-        if found == NEWEST:
-            return
-        if found is None:
-            tables.metadata.create_all(connection)
-            _stamp(connection)
-            return
-    if not any(VERSIONS.glob(f"{found}_*.py")):
+def to_newest(connection: Connection, path: Path) -> None:
+    """Migrate the database at `path`, in the transaction that the connection is in. Raises StoreTooNewError."""
+    found = _revision(connection)
+    if found == NEWEST:
+        return
+    if found is None:
+        tables.metadata.create_all(connection, checkfirst=False)
+        _version.create(connection)
+        connection.execute(_version.insert(), {"version_num": NEWEST})
+    elif any(SCRIPTS.glob(f"versions/{found}_*.py")):
+        upgrade(connection)
+    else:
         raise StoreTooNewError(
-            f"{path} was written by a newer version of holdfast (revision {found}): install that version"
+            f"{path} was written by a newer version of holdfast (revision {found}): use that version, "
+            "or another state directory"
         )
-    upgrade(engine)
 
 
-def revision(connection: Connection) -> str | None:
-    """The revision of a database; None for a new one."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return found
-
-
-def upgrade(engine: Engine) -> None:
+def upgrade(connection: Connection) -> None:
     """Run the migrations that are missing."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(VERSIONS.parent))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
-def _stamp(connection: Connection) -> None:
-    connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
-    connection.execute(text("INSERT INTO alembic_version VALUES (:newest)"), {"newest": NEWEST})
+def _revision(connection: Connection) -> str | None:
+    """The revision of a database; None for a new one."""
+    if not inspect(connection).has_table(_version.name):
+        return None
+    return connection.scalar(select(_version.c.version_num))

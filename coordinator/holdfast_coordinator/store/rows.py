@@ -1,11 +1,17 @@
-"""Dataclass <-> row. Scalars are columns as they are; what is nested goes through JSON, typed by its annotations."""
+"""Dataclass <-> row.
+
+Scalars are columns as they are; what is nested goes into JSON by its annotations. Reading is strict: a value
+that is not of its annotated type, or a field too few or too many, is a ValueError, never a guess. Its message
+holds no values: a job's environment may be secret.
+"""
 
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import Table
@@ -15,6 +21,9 @@ from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prep
 from holdfast_coordinator.store import tables
 
 T = TypeVar("T")
+
+Item = Row | Entry | Commit
+Convert = Callable[[Any], Any]
 
 TABLES: dict[type, Table] = {
     Job: tables.jobs,
@@ -27,53 +36,112 @@ TABLES: dict[type, Table] = {
 }
 
 
-def to_row(item: Row | Entry | Commit) -> dict[str, Any]:
+def key_of(item: Item) -> Any:
+    """The primary key of its row: a tuple, or the value alone where it is one column."""
+    return _KEYS[type(item)](item)
+
+
+def to_row(item: Item) -> dict[str, Any]:
     """Write a dataclass as the columns of its table."""
-    return {field.name: _plain(getattr(item, field.name)) for field in dataclasses.fields(item)}
+    row: dict[str, Any] = _WRITERS[type(item)](item)
+    return row
 
 
-def key_of(item: Row | Entry | Commit) -> tuple[Any, ...]:
-    """The primary key of its row."""
-    return tuple(getattr(item, column.name) for column in TABLES[type(item)].primary_key)
+def from_row(kind: type[T], row: Mapping[Any, Any]) -> T:
+    """Read a dataclass from the columns of its table. Raises ValueError."""
+    item: T = _READERS[kind](dict(row))  # a row of SQLAlchemy compares its keys in order
+    return item
 
 
-def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
-    """Read a dataclass from the columns of its table."""
-    return kind(**{name: _typed(hint, row[name]) for name, hint in _hints(kind).items()})
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, StrEnum):
-        return value.value
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    """Give a plain value the type that the annotation asks for."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _typed(inner, value)
-    if origin is tuple:
-        return tuple(_typed(arguments[0], item) for item in value)
-    if origin is Mapping:
-        return {key: _typed(arguments[1], item) for key, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint(**{name: _typed(inner, value[name]) for name, inner in _hints(hint).items()})
-    if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(value)
-    if hint is float:
-        return float(value)  # JSON writes 2.0 as it likes
-    return value
-
-
-@cache  # type: ignore[arg-type]
-def _hints(kind: Any) -> dict[str, Any]:
+@cache
+def _fields(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass and their annotations."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _of_optional(hint: Any) -> Any:
+    """X of `X | None`."""
+    (inner,) = (argument for argument in typing.get_args(hint) if argument is not types.NoneType)
+    return inner
+
+
+@cache
+def _writer(hint: Any) -> Convert | None:
+    """Make what writes a value of this annotation as plain data; None where it is plain already."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        some = _writer(_of_optional(hint))
+        return some and (lambda value: None if value is None else some(value))
+    if origin is tuple:
+        element = _writer(arguments[0])
+        return list if element is None else lambda value: [element(item) for item in value]
+    if origin is Mapping:
+        return dict
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_writer(hint)
+    if issubclass(hint, StrEnum):
+        return attrgetter("value")
+    return None
+
+
+def _dataclass_writer(kind: Any) -> Convert:
+    names = tuple(_fields(kind))
+    writers = {name: writer for name, hint in _fields(kind).items() if (writer := _writer(hint))}
+    values_of = attrgetter(*names)
+
+    def write(value: Any) -> dict[str, Any]:
+        plain = dict(zip(names, values_of(value), strict=True))
+        for name, writer in writers.items():
+            plain[name] = writer(plain[name])
+        return plain
+
+    return write
+
+
+@cache
+def _reader(hint: Any) -> Convert:
+    """Make what reads plain data as a value of this annotation."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        some = _reader(_of_optional(hint))
+        return lambda value: None if value is None else some(value)
+    if origin is tuple:
+        element = _reader(arguments[0])
+        return lambda value: tuple([element(item) for item in _checked(list, value)])
+    if origin is Mapping:
+        entry = _reader(arguments[1])
+        return lambda value: {key: entry(item) for key, item in _checked(dict, value).items()}
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_reader(hint)
+    if issubclass(hint, StrEnum):
+        member: Convert = hint
+        return member
+    if hint is float:
+        # JSON knows one kind of number: a database may give 2 for 2.0.
+        return lambda value: float(value) if type(value) is int else _checked(float, value)
+    return lambda value: _checked(hint, value)
+
+
+def _dataclass_reader(kind: Any) -> Convert:
+    readers = {name: _reader(hint) for name, hint in _fields(kind).items()}
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict) or value.keys() != readers.keys():
+            raise ValueError(f"it has not the fields of a {kind.__name__}")
+        return kind(*[reader(value[name]) for name, reader in readers.items()])
+
+    return read
+
+
+def _checked(kind: Any, value: Any) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{type(value).__name__} in place of {kind.__name__}")
+    return value
+
+
+_KEYS: dict[type, Convert] = {
+    kind: attrgetter(*(column.name for column in table.primary_key)) for kind, table in TABLES.items()
+}
+_WRITERS = {kind: _dataclass_writer(kind) for kind in TABLES}
+_READERS = {kind: _dataclass_reader(kind) for kind in TABLES}

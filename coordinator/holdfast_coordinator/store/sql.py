@@ -1,0 +1,134 @@
+"""Reads and writes the tables over a connection. Nothing here is of one database; what is, is handed in."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, insert, select, tuple_
+
+from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, Row, SetEpoch, Write
+from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prepared, Worker
+from holdfast_coordinator.core.state import Settings, State
+from holdfast_coordinator.store.api import fence
+from holdfast_coordinator.store.rows import TABLES, Item, from_row, key_of, to_row
+from holdfast_coordinator.store.tables import commits, entries, leader
+
+Upsert = Callable[[Table], Executable]
+"""Makes the statement that inserts rows of a table or replaces those with their keys: every database has its own."""
+
+_KINDS: tuple[type[Row], ...] = (Job, Gang, Worker, Node, Prepared)
+_EPOCH = select(leader.c.epoch)
+_NEWEST_SEQ = select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1)
+
+
+def read_state(connection: Connection, settings: Settings) -> State:
+    """Everything. Raises ValueError."""
+    state = State(settings)
+    state.epoch = connection.scalar(_EPOCH) or 0
+    state.next_seq = (connection.scalar(_NEWEST_SEQ) or 0) + 1
+    for kind in _KINDS:
+        table = TABLES[kind]
+        oldest_first = (table.c.created_ms,) if kind is Job else ()
+        for row in connection.execute(select(table).order_by(*oldest_first, *table.primary_key)).mappings():
+            state.put(from_row(kind, row))
+    return state
+
+
+def read_entries(connection: Connection, job_id: str, after: int, limit: int) -> list[Entry]:
+    """See Store.entries. Raises ValueError."""
+    query = select(entries).where(entries.c.seq > after).order_by(entries.c.seq).limit(limit)
+    if job_id:
+        query = query.where(entries.c.job_id == job_id)
+    return [from_row(Entry, row) for row in connection.execute(query).mappings()]
+
+
+def read_commits(
+    connection: Connection, job_id: str, limit: int, before: tuple[int, int] | None
+) -> list[Commit]:
+    """See Store.commits. Raises ValueError."""
+    query = select(commits).where(commits.c.job_id == job_id)
+    if before is not None:
+        query = query.where(tuple_(commits.c.step, commits.c.gang) < before)
+    query = query.order_by(commits.c.step.desc(), commits.c.gang.desc()).limit(limit)
+    return [from_row(Commit, row) for row in connection.execute(query).mappings()]
+
+
+def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch: int) -> None:
+    """Apply the writes of a leader, in the transaction that the connection is in. Raises DeposedError."""
+    stored = connection.scalar(_EPOCH) or 0
+    begun = fence(stored, writes, epoch)
+    if begun != stored:
+        connection.execute(upsert(leader), [{"id": 1, "epoch": begun}])
+    for statement, rows in _statements(_fold(writes), upsert):
+        connection.execute(statement, rows)
+
+
+@dataclass(slots=True)
+class _Folded:
+    """What a sequence of writes comes to: of several to one row, the last."""
+
+    rows: dict[tuple[type, Any], Put | Delete] = field(default_factory=dict)
+    dropped: dict[str, None] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    commits: list[Commit] = field(default_factory=list)
+
+
+def _fold(writes: Iterable[Write]) -> _Folded:
+    folded = _Folded()
+    for item in writes:
+        match item:
+            case Put(row) | Delete(row):
+                folded.rows[type(row), key_of(row)] = item
+            case Append(Entry() as entry):
+                folded.entries.append(entry)
+            case Append(Commit() as commit):
+                folded.commits.append(commit)
+            case DropHistory(job_id):
+                folded.dropped[job_id] = None
+                folded.commits = [commit for commit in folded.commits if commit.job_id != job_id]
+            case SetEpoch():
+                pass
+    return folded
+
+
+def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, list[dict[str, Any]]]]:
+    """One statement for a table and kind of change, with the parameters of all its rows."""
+    puts: dict[Table, list[dict[str, Any]]] = {}
+    deletes: dict[Table, list[dict[str, Any]]] = {}
+    for item in folded.rows.values():
+        table = TABLES[type(item.row)]
+        if isinstance(item, Put):
+            puts.setdefault(table, []).append(to_row(item.row))
+        else:
+            deletes.setdefault(table, []).append(_key_parameters(table, item.row))
+    for table, rows in deletes.items():
+        yield _delete(table), rows
+    for table, rows in puts.items():
+        yield upsert(table), rows
+    if folded.dropped:
+        yield _DROP, [{"dropped": job_id} for job_id in folded.dropped]
+    for table, items in ((entries, folded.entries), (commits, folded.commits)):
+        if items:
+            yield _insert(table), [to_row(item) for item in items]
+
+
+# Statements are made once: making one costs more than a row.
+
+_DROP = delete(commits).where(commits.c.job_id == bindparam("dropped"))
+
+
+@cache
+def _insert(table: Table) -> Executable:
+    return insert(table)
+
+
+@cache
+def _delete(table: Table) -> Executable:
+    return delete(table).where(
+        and_(*(column == bindparam(f"key_{column.name}") for column in table.primary_key))
+    )
+
+
+def _key_parameters(table: Table, item: Item) -> dict[str, Any]:
+    return {f"key_{column.name}": getattr(item, column.name) for column in table.primary_key}
