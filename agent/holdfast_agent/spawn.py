@@ -17,6 +17,8 @@ from holdfast_agent.readable import readable
 from holdfast_agent.workdir import Attempt
 
 ANSWER_BYTES = 64
+REQUESTS_AT_ONCE = 32
+"""As many as surely fit into the socket's buffer."""
 
 
 class SpawnError(Exception):
@@ -44,6 +46,7 @@ class Nursery:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: deque[asyncio.Future[tuple[str, int | None]]] = deque()
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     def start(self) -> None:
         """Start the process; cheap to call when it runs."""
@@ -99,19 +102,27 @@ class Nursery:
                 return Started(pidfd, 0, 0)
 
     async def _ask(self, attempt: Attempt, lock: int, report: int) -> int:
-        self.start()
-        assert self._socket is not None
-        answer: asyncio.Future[tuple[str, int | None]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(answer)
-        try:
-            socket.send_fds(self._socket, [os.fsencode(attempt.path)], [lock, report])
-        except OSError as error:
-            self._drop()
-            raise NurseryLostError from error
-        pid, pidfd = await answer
+        async with self._turns:
+            self._send(os.fsencode(attempt.path), [lock, report])
+            answer: asyncio.Future[tuple[str, int | None]] = asyncio.get_running_loop().create_future()
+            self._waiting.append(answer)
+            said, pidfd = await answer
         if pidfd is None:
-            raise SpawnError(f"no process could be forked: {pid}")
+            raise SpawnError(f"no process could be forked: {said}")
         return pidfd
+
+    def _send(self, path: bytes, fds: list[int]) -> None:
+        for last in (False, True):
+            self.start()
+            assert self._socket is not None
+            try:
+                socket.send_fds(self._socket, [path], fds)
+            except OSError as error:
+                self._drop()  # it has died; this request has not reached it
+                if last:
+                    raise SpawnError(f"no process that forks: {error.strerror}") from error
+            else:
+                return
 
     def _on_answer(self) -> None:
         assert self._socket is not None

@@ -228,7 +228,7 @@ def _found(record: agent_pb2.WorkerRecord) -> events.Found:
     return events.Found(
         key=key_from_proto(record.key),
         pid=record.pid,
-        pid_start=record.pid_start_time,
+        pid_start=_bounded(record.pid_start_time),
         exit=_exit(record.exit) if ended else None,
         progress=progress_from_proto(record.exit.progress) if ended else model.Progress(),
     )
@@ -242,7 +242,7 @@ def event_from_proto(
         case "worker_started":
             started = message.worker_started
             key = key_from_proto(started.key)
-            return events.WorkerStarted(at, node, session, key, started.pid, started.pid_start_time)
+            return events.WorkerStarted(at, node, session, key, started.pid, _bounded(started.pid_start_time))
         case "worker_exited":
             ended = message.worker_exited.exit
             return events.WorkerExited(
@@ -289,6 +289,13 @@ def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
 def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
     """Read a shard."""
     return model.Shard(shard.rank, shard.file, shard.size_bytes, shard.digest, shard.cursor)
+
+
+def _bounded(number: int) -> int:
+    """Refuse what no clock of ticks since boot reaches, and no database column holds."""
+    if number >= 2**63:
+        raise ValueError(f"a start time of {number} ticks can't be")
+    return number
 
 
 def _exit(ended: agent_pb2.Exit) -> model.Exit:

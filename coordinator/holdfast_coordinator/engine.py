@@ -280,7 +280,7 @@ class Engine:
                 case event:
                     effects = self._apply(batch, self._state, event)
                     if effects.reason:
-                        log.info("dropped", event=type(event).__name__, reason=effects.reason)
+                        log.info("dropped", what=type(event).__name__, reason=effects.reason)
         return batch
 
     @staticmethod

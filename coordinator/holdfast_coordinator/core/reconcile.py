@@ -38,6 +38,8 @@ def _renew(turn: Turn, gang: Gang) -> None:
     stop_live(turn, old, force=False, reason=gang.cause)
     if any(turn.state.workers[w.job_id, w.rank].state in LIVE for w in old):
         return
+    if not old:
+        return
     committed = gang.commit.step if gang.commit else None
     best = gang.best_step if committed is None else max(gang.best_step, committed)
     for worker in old:
@@ -51,11 +53,11 @@ def _renew(turn: Turn, gang: Gang) -> None:
         turn.put(replace(gang, best_step=best))
 
 
-def stop_live(turn: Turn, workers: list[Worker], *, force: bool, reason: str) -> None:
-    """Tell the live ones among the workers to stop; those that were told before only when it is by force."""
+def stop_live(turn: Turn, workers: list[Worker], *, force: bool, reason: str, again: bool = False) -> None:
+    """Tell the live ones among the workers to stop; those that were told before only `again`."""
     by_node: dict[str, list[Worker]] = {}
     for worker in workers:
-        if worker.state in LIVE and (force or worker.state is not WorkerState.STOPPING):
+        if worker.state in LIVE and (again or worker.state is not WorkerState.STOPPING):
             by_node.setdefault(worker.node, []).append(worker)
     for node, there in sorted(by_node.items()):
         turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason))
@@ -167,9 +169,10 @@ def start_command(turn: Turn, job: Job, workers: list[Worker]) -> StartWorkers:
     gangs = {w.gang: state.gangs[job.id, w.gang] for w in workers}
     first = next(iter(gangs.values()))
     # Every worker sees all of its gang's GPUs on the node in order of local rank, as under torchrun, so that
-    # `set_device(local_rank)` is right.
+    # `set_device(local_rank)` is right; those of the ones that run already, too.
     visible: dict[int, list[int]] = {}
-    for worker in sorted(workers, key=lambda w: w.local_rank):
+    there = [w for w in state.live_on(workers[0].node) if w.job_id == job.id and w.gang in gangs]
+    for worker in sorted(there, key=lambda w: w.local_rank):
         visible.setdefault(worker.gang, []).extend(worker.gpus)
     return StartWorkers(
         job_id=job.id,

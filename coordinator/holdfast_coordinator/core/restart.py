@@ -39,9 +39,13 @@ def after_exit(policy: RestartPolicy, gang: Gang, exited: Exit, cause: str, best
     return Retry(delay, (*streak, exited.at_ms), nth if delay == 0 else f"{nth}, in {delay / 1000:.1f} s")
 
 
-def after_loss(gang: Gang) -> Retry:
-    """Decide after a worker was lost with its node: at once, and not charged, for the program did nothing wrong."""
-    return Retry(0, gang.streak, "not charged to the restart budget")
+def after_loss(gang: Gang, best_step: int) -> Retry:
+    """Decide after a worker was lost with its node: at once, and not charged, for the program did nothing wrong.
+
+    `best_step` as in `after_exit`.
+    """
+    streak = () if best_step > gang.best_step else gang.streak
+    return Retry(0, streak, "not charged to the restart budget")
 
 
 def backoff_ms(policy: RestartPolicy, failures: int, seed: str) -> int:

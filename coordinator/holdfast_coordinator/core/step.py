@@ -54,7 +54,7 @@ from holdfast_coordinator.core.model import (
     Worker,
     WorkerState,
 )
-from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command
+from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command, stop_live
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.turn import Turn
 
@@ -113,7 +113,7 @@ def _from_agent(turn: Turn, event: AgentEvent) -> list[str]:
             turn.tell("NodeSuspect", "its stream broke; nothing is killed", node=node.name)
             return []
         case PortsOffered():
-            turn.put(replace(node, ports=event.ports))
+            turn.put(replace(node, ports=_not_taken(turn, node.name, event.ports)))
             return []
         case WorkerStarted():
             return _worker_started(turn, event)
@@ -174,6 +174,8 @@ def _job_stop_requested(turn: Turn, event: JobStopRequested) -> list[str]:
         )
     )
     turn.tell("JobStopRequested", reason, job_id=job.id)
+    if event.force:
+        stop_live(turn, turn.state.workers_of(job), force=True, reason=reason, again=True)
     return [job.id]
 
 
@@ -280,7 +282,7 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> list[str]:
             boot_id=event.boot_id,
             labels=event.labels,
             agent_version=event.agent_version,
-            ports=event.ports,
+            ports=_not_taken(turn, event.node, event.ports),
             strays=strays,
         )
     )
@@ -295,6 +297,13 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> list[str]:
         if key not in expected and item.exit is not None:
             touched += _worker_exited(turn, event.node, key, item.exit, item.progress)
     return touched
+
+
+def _not_taken(turn: Turn, node: str, ports: tuple[int, ...]) -> tuple[int, ...]:
+    """Leave out ports that a start under way is about to take: the offer may have crossed with it."""
+    live = turn.state.live_on(node)
+    taken = {turn.state.gangs[worker.job_id, worker.gang].master_port for worker in live}
+    return tuple(port for port in ports if port not in taken)
 
 
 def _joined_message(event: AgentJoined, expected: dict[Key, Worker]) -> str:
@@ -326,6 +335,7 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, re
             else:
                 running = WorkerState.RUNNING
                 turn.put(replace(worker, state=running, pid=item.pid, pid_start=item.pid_start))
+                _note_start(turn, worker.job_id, event.at)
         elif worker.state is WorkerState.STARTING and not rebooted:
             never_arrived.setdefault(worker.job_id, []).append(worker)
         else:
@@ -353,11 +363,15 @@ def _worker_started(turn: Turn, event: WorkerStarted) -> list[str]:
         return []  # known from the inventory that opened the session
     state = WorkerState.RUNNING if worker.state is WorkerState.STARTING else worker.state
     turn.put(replace(worker, state=state, pid=event.pid, pid_start=event.pid_start))
-    job = turn.state.jobs[worker.job_id]
-    if not job.started_ms:
-        turn.put(replace(job, started_ms=event.at))
+    _note_start(turn, worker.job_id, event.at)
     turn.tell_worker("WorkerStarted", f"pid {event.pid}", worker)
     return [worker.job_id]
+
+
+def _note_start(turn: Turn, job_id: str, at: int) -> None:
+    job = turn.state.jobs[job_id]
+    if not job.started_ms:
+        turn.put(replace(job, started_ms=at))
 
 
 def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progress) -> list[str]:
@@ -379,9 +393,7 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
         state = WorkerState.FAILED
     worker = replace(worker, state=state, exit=ended, progress=progress)
     turn.put(worker)
-    job = turn.state.jobs[key.job_id]
-    if not job.started_ms:
-        turn.put(replace(job, started_ms=worker.started_ms))
+    _note_start(turn, key.job_id, worker.started_ms)
     at_step = "" if progress.step is None else f" at step {progress.step}"
     turn.tell_worker("WorkerExited", f"{ended.message}{at_step}", worker)
     if state is WorkerState.FAILED:
@@ -412,7 +424,8 @@ def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     job = turn.state.jobs[worker.job_id]
     gang = turn.state.gangs[worker.job_id, worker.gang]
     if job.ending is None and worker.attempt == gang.attempt:
-        _supersede(turn, gang, restart.after_loss(gang), f"rank {worker.rank}: {cause}")
+        best = gang.commit.step if gang.commit else -1
+        _supersede(turn, gang, restart.after_loss(gang, best), f"rank {worker.rank}: {cause}")
 
 
 def _supersede(turn: Turn, gang: Gang, decision: restart.Retry, cause: str) -> None:

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from holdfast_coordinator.core.effects import Problem
 from holdfast_coordinator.core.validate import Violation
 from holdfast_coordinator.engine import NotLeadingError, RefusedError
+from holdfast_coordinator.store.api import StoreError
 
 DOMAIN = "holdfast"
 
@@ -56,8 +57,10 @@ async def abort(
     raise AssertionError("abort_with_status raises")
 
 
-async def abort_refused(context: Context, error: RefusedError | NotLeadingError) -> NoReturn:
+async def abort_refused(context: Context, error: RefusedError | NotLeadingError | StoreError) -> NoReturn:
     """End the call with what the engine said."""
+    if isinstance(error, StoreError):
+        await abort(context, code_pb2.UNAVAILABLE, str(error), remedy="try again")
     if isinstance(error, RefusedError):
         refusal = error.refusal
         await abort(context, _CODES[refusal.problem], refusal.message, remedy=refusal.remedy)

@@ -17,6 +17,7 @@ from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.rpc import paging
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
@@ -125,8 +126,11 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         size = paging.size(request.page_size)
         before = await paging.token(context, request.page_token, (0, 0))
         job = await self._job(context, request.job_id)
-        commits = await self._engine.history(
-            lambda store: store.commits(job.id, limit=size + 1, before=before if request.page_token else None)
+        commits = await self._history(
+            context,
+            lambda store: store.commits(
+                job.id, limit=size + 1, before=before if request.page_token else None
+            ),
         )
         more, commits = len(commits) > size, commits[:size]
         return job_pb2.ListCheckpointsResponse(
@@ -139,14 +143,17 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.ListEventsResponse:
         size = paging.size(request.page_size)
         (after,) = await paging.token(context, request.page_token, (0,))
-        entries = await self._engine.history(
-            lambda store: store.entries(job_id=request.job_id, after=after, limit=size + 1)
+        entries = await self._history(
+            context, lambda store: store.entries(job_id=request.job_id, after=after, limit=size + 1)
         )
         more, entries = len(entries) > size, entries[:size]
         return job_pb2.ListEventsResponse(
             events=[codec.event_to_proto(entry) for entry in entries],
             next_page_token=paging.encode([entries[-1].seq]) if more else "",
         )
+
+    async def _history(self, context: Context, ask: Callable[[Store], list[paging.T]]) -> list[paging.T]:
+        return await _served(context, lambda: self._engine.history(ask))
 
     async def _job(self, context: Context, job_id: str) -> job_pb2.Job:
         return await _served(
@@ -161,7 +168,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> paging.T:
     try:
         return await call()
-    except (RefusedError, NotLeadingError) as error:
+    except (RefusedError, NotLeadingError, StoreError) as error:
         await abort_refused(context, error)
 
 

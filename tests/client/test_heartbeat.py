@@ -1,0 +1,87 @@
+import math
+import os
+
+import pytest
+
+from holdfast import heartbeat
+from holdfast.heartbeat import Reading, Writer
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "heartbeat")
+
+
+@pytest.fixture
+def writer(path):
+    writer = Writer(path)
+    yield writer
+    writer.close()
+
+
+def read(path):
+    with open(path, "rb") as file:
+        return heartbeat.read(file.read())
+
+
+def test_before_the_first_step_it_is_in_setup(writer, path):
+    assert read(path) == Reading(None, 0, 0.0, "setup", {})
+
+
+def test_a_step_is_read_as_it_was_written(writer, path):
+    writer.step(41)
+    writer.step(42)
+    reading = read(path)
+    assert (reading.step, reading.steps_done, reading.section) == (42, 2, "step")
+    assert reading.stepping_seconds >= 0
+
+
+def test_the_first_step_ends_setup_and_no_other_section(writer, path):
+    writer.section("warmup")
+    writer.step(1)
+    assert read(path).section == "warmup"
+
+
+def test_a_section_says_what_it_replaced(writer, path):
+    assert writer.section("eval") == "setup"
+    assert writer.section("x" * 40) == "eval"
+    assert read(path).section == "x" * 32
+
+
+def test_metrics_keep_their_names_and_newest_values(writer, path):
+    writer.metric("loss", 2.0)
+    writer.metric("rate", 0.5)
+    writer.metric("loss", 1.5)
+    writer.metric("worst", math.nan)
+    assert read(path).metrics == {"loss": 1.5, "rate": 0.5}
+
+
+def test_metrics_above_the_limit_are_ignored(writer, path):
+    for index in range(heartbeat.MAX_METRICS + 5):
+        writer.metric(f"m{index}", index)
+    assert len(read(path).metrics) == heartbeat.MAX_METRICS
+
+
+def test_a_detached_writer_changes_the_file_no_more(writer, path):
+    writer.step(1)
+    writer.detach()
+    writer.step(2)
+    assert read(path).step == 1
+
+
+def test_a_file_that_was_only_touched_reads_as_nothing(path):
+    assert heartbeat.read(b"") == Reading()
+    assert heartbeat.read(b"\0" * heartbeat.SIZE) == Reading()
+
+
+def test_a_count_that_makes_no_sense_is_bounded(writer, path):
+    page = bytearray(heartbeat.SIZE)
+    with open(path, "rb") as file:
+        page[:] = file.read()
+    page[96:104] = (2**40).to_bytes(8, "little")
+    assert len(heartbeat.read(bytes(page)).metrics) <= heartbeat.MAX_METRICS
+
+
+def test_where_no_file_can_be_made_the_error_says_so(tmp_path):
+    with pytest.raises(OSError):
+        Writer(os.path.join(tmp_path, "missing", "heartbeat"))

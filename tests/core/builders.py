@@ -1,0 +1,200 @@
+"""Small builders: a cluster whose every event is checked, and events with short names."""
+
+from dataclasses import dataclass, field, replace
+
+from holdfast_coordinator.core.effects import Append, Effects
+from holdfast_coordinator.core.events import (
+    AgentJoined,
+    Event,
+    Found,
+    JobDeleteRequested,
+    JobStopRequested,
+    JobSubmitted,
+    LeaderElected,
+    PortsOffered,
+    ShardPrepared,
+    StreamLost,
+    Ticked,
+    WorkerExited,
+    WorkerStarted,
+)
+from holdfast_coordinator.core.model import (
+    Capacity,
+    Entry,
+    Exit,
+    Gang,
+    Job,
+    JobSpec,
+    Key,
+    Node,
+    Progress,
+    RestartPolicy,
+    Scope,
+    Shard,
+    Worker,
+)
+from holdfast_coordinator.core.state import State
+from holdfast_coordinator.core.step import step
+from holdfast_coordinator.store.memory import MemoryStore
+from tests.core.invariants import Monotone, validate
+
+T0 = 1_000_000
+"""When everything begins, in milliseconds."""
+
+ROOM = Capacity(slots=4, cpus=8.0, memory_bytes=2**33, gpus=4)
+
+
+def spec(world_size: int = 2, scope: Scope = Scope.GANG, **kwargs) -> JobSpec:
+    """A job; arguments of RestartPolicy go there."""
+    policy = {name: kwargs.pop(name) for name in list(kwargs) if name in RestartPolicy.__dataclass_fields__}
+    restart = RestartPolicy(**{"scope": scope, "jitter": 0.0, **policy})
+    return JobSpec(name="train", command=("python", "train.py"), world_size=world_size, restart=restart, **kwargs)
+
+
+def key(rank: int, attempt: int = 1, job: str = "j1") -> Key:
+    return Key(job, rank, attempt)
+
+
+def shard(rank: int, attempt: int = 1, size: int = 100) -> Shard:
+    return Shard(rank, f"rank-{rank:05}.attempt-{attempt}.safetensors", size, f"{rank:016x}", "{}")
+
+
+def ended(code: int = 1, signal: int = 0, at: int = T0, *, never_ran: bool = False) -> Exit:
+    message = f"killed by signal {signal}" if signal else f"exit code {code}"
+    return Exit(code, signal, "command not found: pyhton" if never_ran else message, at, never_ran)
+
+
+@dataclass
+class Cluster:
+    """A state, its store and its clock. Every event is stepped, checked, and stored."""
+
+    state: State = field(default_factory=State)
+    now: int = T0
+    store: MemoryStore = field(default_factory=MemoryStore)
+    heard: dict[str, int] = field(default_factory=dict)
+    seen: Monotone = field(default_factory=Monotone)
+    timeline: list[Entry] = field(default_factory=list)
+    sessions: int = 0
+
+    def do(self, event: Event) -> Effects:
+        effects = step(self.state, event)
+        validate(self.state)
+        self.seen.check(self.state)
+        self.store.commit(effects.writes, epoch=self.state.epoch)
+        assert self.store.load(self.state.settings) == self.state, "the writes are not the difference"
+        self.timeline += [w.item for w in effects.writes if isinstance(w, Append) and isinstance(w.item, Entry)]
+        return effects
+
+    # Events
+
+    def elect(self) -> Effects:
+        return self.do(LeaderElected(self.now, self.state.epoch + 1))
+
+    def restart_coordinator(self) -> Effects:
+        """A new process that knows what the store knows."""
+        self.state = self.store.load(self.state.settings)
+        return self.elect()
+
+    def join(self, node: str = "a", inventory: tuple[Found, ...] = (), **kwargs) -> Effects:
+        self.sessions += 1
+        self.heard[node] = self.now
+        given = {
+            "session": f"s{self.sessions}",
+            "instance_id": f"instance-{node}",
+            "address": f"10.0.0.{node}",
+            "capacity": ROOM,
+            "ports": (7001, 7002),
+            "boot_id": "boot-1",
+        }
+        return self.do(AgentJoined(self.now, node, inventory=inventory, **(given | kwargs)))
+
+    def tick(self, after_ms: int = 0, *silent: str) -> Effects:
+        """Let time pass; nodes that are not silent are heard from now."""
+        self.now += after_ms
+        self.heard |= {node: self.now for node in self.heard if node not in silent}
+        return self.do(Ticked(self.now, dict(self.heard)))
+
+    def submit(self, job_spec: JobSpec | None = None, job: str = "j1", request: str = "") -> Effects:
+        return self.do(JobSubmitted(self.now, job, request or f"request-{job}", job_spec or spec()))
+
+    def stop(self, job: str = "j1", *, force: bool = False) -> Effects:
+        return self.do(JobStopRequested(self.now, job, force))
+
+    def delete(self, job: str = "j1") -> Effects:
+        return self.do(JobDeleteRequested(self.now, job))
+
+    def lose_stream(self, node: str = "a", session: str = "") -> Effects:
+        return self.do(StreamLost(self.now, node, session or self.node(node).session))
+
+    def offer(self, node: str, *ports: int) -> Effects:
+        return self.do(PortsOffered(self.now, node, self.node(node).session, ports))
+
+    def started(self, which: Key, node: str = "", pid: int = 0) -> Effects:
+        node = node or self.where(which)
+        session = self.node(node).session
+        return self.do(WorkerStarted(self.now, node, session, which, pid or 100 + which.rank, 9))
+
+    def exited(
+        self, which: Key, code: int = 1, signal: int = 0, *, at_step: int | None = None, never_ran=False, node=""
+    ) -> Effects:
+        node = node or self.where(which)
+        how = ended(code, signal, self.now, never_ran=never_ran)
+        progress = Progress() if at_step is None else Progress(at_step, at_step, 10 * at_step, "step")
+        return self.do(WorkerExited(self.now, node, self.node(node).session, which, how, progress))
+
+    def prepare(self, which: Key, at_step: int, node: str = "", what: Shard | None = None) -> Effects:
+        node = node or self.where(which)
+        what = what or shard(which.rank, which.attempt)
+        return self.do(ShardPrepared(self.now, node, self.node(node).session, which, at_step, what))
+
+    # Looks
+
+    def job(self, job: str = "j1") -> Job:
+        return self.state.jobs[job]
+
+    def worker(self, rank: int = 0, job: str = "j1") -> Worker:
+        return self.state.workers[job, rank]
+
+    def gang(self, index: int = 0, job: str = "j1") -> Gang:
+        return self.state.gangs[job, index]
+
+    def node(self, node: str = "a") -> Node:
+        return self.state.nodes[node]
+
+    def where(self, which: Key) -> str:
+        return self.state.workers[which.job_id, which.rank].node
+
+    def kinds(self, since: int = 0) -> list[str]:
+        return [entry.kind for entry in self.timeline[since:]]
+
+
+def leading(*nodes: str, **kwargs) -> Cluster:
+    """A cluster with a leader and these nodes connected."""
+    cluster = Cluster(**kwargs)
+    cluster.elect()
+    for node in nodes:
+        cluster.join(node)
+    return cluster
+
+
+def running(world_size: int = 2, scope: Scope = Scope.GANG, nodes: tuple[str, ...] = ("a",), **kwargs) -> Cluster:
+    """A cluster with job j1, all of its workers up."""
+    cluster = leading(*nodes)
+    cluster.submit(spec(world_size, scope, **kwargs))
+    for rank in range(world_size):
+        cluster.started(key(rank))
+    return cluster
+
+
+def found(which: Key, exit: Exit | None = None, at_step: int | None = None) -> Found:  # noqa: A002
+    progress = Progress() if at_step is None else Progress(at_step, at_step, 10 * at_step, "step")
+    return Found(which, 100 + which.rank, 9, exit, progress)
+
+
+def sent(effects: Effects, kind: type | None = None) -> list:
+    """The commands of an event, or those of a kind."""
+    return [send.command for send in effects.commands if kind is None or isinstance(send.command, kind)]
+
+
+def with_commit(gang: Gang, commit) -> Gang:
+    return replace(gang, commit=commit)

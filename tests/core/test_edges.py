@@ -1,0 +1,42 @@
+"""The tables of legal edges."""
+
+import pytest
+
+from holdfast_coordinator.core.edges import JOB_EDGES, NODE_EDGES, WORKER_EDGES, IllegalEdgeError, check
+from holdfast_coordinator.core.model import LIVE, TERMINAL, JobState, NodeState, WorkerState
+
+
+@pytest.mark.parametrize(
+    ("table", "states"), [(JOB_EDGES, JobState), (WORKER_EDGES, WorkerState), (NODE_EDGES, NodeState)]
+)
+def test_every_state_is_in_its_table_and_can_be_reached(table, states):
+    assert set(table) == set(states)
+    first = next(iter(states))
+    reached, todo = {first}, [first]
+    while todo:
+        new = table[todo.pop()] - reached
+        reached |= new
+        todo += sorted(new)
+    assert reached == set(states)
+
+
+def test_nothing_leaves_a_terminal_state():
+    assert {state for state in JobState if not JOB_EDGES[state]} == TERMINAL
+
+
+def test_only_what_lives_can_end():
+    ends = {WorkerState.SUCCEEDED, WorkerState.FAILED, WorkerState.LOST}
+    assert {state for state in WorkerState if WORKER_EDGES[state] & ends} == LIVE
+
+
+def test_what_was_told_to_stop_neither_succeeds_nor_fails():
+    assert WORKER_EDGES[WorkerState.STOPPING] == {WorkerState.STOPPED, WorkerState.LOST}
+
+
+def test_a_state_may_be_written_again():
+    check(JOB_EDGES, "job j1", JobState.SUCCEEDED, JobState.SUCCEEDED)
+
+
+def test_an_illegal_edge_names_what_and_whence():
+    with pytest.raises(IllegalEdgeError, match="^job j1 may not go from succeeded to running$"):
+        check(JOB_EDGES, "job j1", JobState.SUCCEEDED, JobState.RUNNING)

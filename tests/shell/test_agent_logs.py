@@ -1,0 +1,152 @@
+"""Logs: whole, in order, from any place on, and as they are written."""
+
+import os
+
+import pytest
+
+from holdfast.v1 import agent_pb2, job_pb2
+from tests.agent.fake_coordinator import soon, start
+from tests.agent.processes import line_of, until
+
+OUT, ERR = job_pb2.LOG_STREAM_STDOUT, job_pb2.LOG_STREAM_STDERR
+
+
+@pytest.fixture
+async def session(coordinator, agent):
+    return await coordinator.session()
+
+
+@pytest.fixture
+def open_log(coordinator, session):
+    """Asks the agent for a log, and gives the stream on which it answers."""
+    asked = iter(range(1000))
+
+    async def open_log(*, rank=0, attempt=0, follow=False, cursors=()):
+        request_id = f"request-{next(asked)}"
+        session.say(
+            open_log=agent_pb2.OpenLog(
+                request_id=request_id,
+                job_id="job1",
+                rank=rank,
+                attempt=attempt,
+                follow=follow,
+                cursors=cursors,
+            )
+        )
+        return await coordinator.push(request_id)
+
+    return open_log
+
+
+async def run(session, script, attempt=1):
+    session.say(start_workers=start("sh", "-c", script, attempt=attempt))
+    await session.heard("worker_exited")
+
+
+class TestReading:
+    async def test_every_attempt_oldest_first(self, session, open_log):
+        await run(session, "echo one; echo oops >&2; exit 1")
+        await run(session, "echo two", attempt=2)
+        found = await (await open_log()).all()
+        assert list(found.items()) == [((1, OUT), b"one\n"), ((1, ERR), b"oops\n"), ((2, OUT), b"two\n")]
+
+    async def test_one_attempt(self, session, open_log):
+        await run(session, "echo one")
+        await run(session, "echo two", attempt=2)
+        assert await (await open_log(attempt=2)).all() == {(2, OUT): b"two\n"}
+
+    async def test_from_a_place_on(self, session, open_log):
+        await run(session, "echo one; echo two")
+        cursor = job_pb2.LogCursor(attempt=1, stream=OUT, offset=4)
+        push = await open_log(cursors=[cursor])
+        chunk = await push.chunk()
+        assert (chunk.cursor.offset, chunk.data) == (4, b"two\n")
+        assert await push.chunk() is None
+
+    async def test_chunks_are_bounded_and_end_with_lines(self, session, open_log):
+        await run(session, "seq 1 50000; printf unfinished")
+        push = await open_log()
+        data = b""
+        while chunk := await push.chunk():
+            assert len(chunk.data) <= 64 * 1024
+            assert chunk.data.endswith((b"\n", b"unfinished"))
+            data += chunk.data
+        assert data == b"".join(b"%d\n" % n for n in range(1, 50001)) + b"unfinished"
+
+    async def test_a_line_longer_than_a_chunk(self, session, open_log):
+        await run(session, "head -c 200000 /dev/zero")
+        assert await (await open_log()).all() == {(1, OUT): bytes(200_000)}
+
+    async def test_of_who_was_never_here_there_is_nothing(self, open_log):
+        assert await (await open_log(rank=5)).all() == {}
+
+
+class TestFollowing:
+    async def test_lines_come_as_they_are_written_until_the_attempt_ends(self, session, open_log, tmp_path):
+        os.mkfifo(tmp_path / "tell")
+        session.say(
+            start_workers=start("sh", "-c", f"while read -r line; do echo $line; done <{tmp_path}/tell")
+        )
+        await session.heard("worker_started")
+        push = await open_log(attempt=1, follow=True)
+        with open(tmp_path / "tell", "w") as tell:
+            for n in range(3):
+                tell.write(f"{n}\n")
+                tell.flush()
+                assert (await push.chunk()).data == b"%d\n" % n
+        assert await push.chunk() is None
+
+    async def test_half_a_line_waits_for_the_other_half_or_the_end(self, session, open_log, tmp_path):
+        os.mkfifo(tmp_path / "tell")
+        half = f"printf half; read -r _ <{tmp_path}/tell; echo ' and half'; printf end"
+        session.say(start_workers=start("sh", "-c", half))
+        log = tmp_path / "state/jobs/job1/0-1/stdout.log"
+        await until(lambda: log.exists() and log.read_bytes() == b"half")
+        push = await open_log(attempt=1, follow=True)
+        with open(tmp_path / "tell", "w") as tell:
+            tell.write("\n")
+        assert (await push.chunk()).data == b"half and half\n"
+        assert (await push.chunk()).data == b"end"
+        assert await push.chunk() is None
+
+    async def test_new_attempts_are_picked_up(self, session, open_log):
+        push = await open_log(follow=True)  # before there is anything
+        for attempt in (1, 2, 3):
+            await run(session, f"printf {attempt}", attempt=attempt)
+            chunk = await push.chunk()
+            assert (chunk.cursor.attempt, chunk.data) == (attempt, b"%d" % attempt)
+
+    async def test_many_follow_at_once_and_what_they_held_is_let_go_of(self, session, open_log, tmp_path):
+        """More than the 128 inotify instances that a user may have, and again after they are gone."""
+        session.say(start_workers=start("sh", "-c", "echo up; exec sleep 1000"))
+        await line_of(tmp_path / "state/jobs/job1/0-1/stdout.log")
+        await session.settled()
+        before = len(os.listdir("/proc/self/fd"))
+        pushes = [await open_log(follow=True) for _ in range(150)]
+        for push in pushes:
+            assert (await push.chunk()).data == b"up\n"
+        for push in pushes:
+            push.unwanted.set()
+        # The one inotify instance stays.
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
+        await session.settled()
+
+    async def test_a_reader_that_is_gone_disturbs_nothing(self, session, open_log):
+        """Its descriptor, closed while the loop still watched it, once broke whoever was given the same number."""
+        for attempt in range(1, 6):
+            push = await open_log(follow=True)
+            push.unwanted.set()
+            await run(session, "exit 0", attempt=attempt)
+        await soon(session.settled())
+
+    async def test_a_deleted_job_ends_nothing_else(self, session, open_log, tmp_path):
+        push = await open_log(follow=True)
+        await run(session, "echo said")
+        assert (await push.chunk()).data == b"said\n"
+        session.say(
+            release_workers=agent_pb2.ReleaseWorkers(keys=[{"job_id": "job1", "rank": 0, "attempt": 1}])
+        )
+        session.say(forget_job=agent_pb2.ForgetJob(job_id="job1"))
+        await until(lambda: not (tmp_path / "state/jobs/job1").exists())
+        await run(session, "echo anew", attempt=7)
+        assert (await push.chunk()).data == b"anew\n"

@@ -1,0 +1,158 @@
+"""The agent is killed, stopped, started again: workers run on, and nothing that they did is lost (P4)."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.agent import standing_agent
+from tests.agent.fake_coordinator import key, start, stop
+from tests.agent.processes import alive, gone, line_of, marked, name, until
+
+FOREVER = ("sleep", "1000")
+
+
+@pytest.fixture
+def launch(tmp_path, mark, coordinator):
+    """Starts agents as processes of their own, all on one state directory."""
+    agents = []
+
+    def launch(*options):
+        command = [
+            sys.executable,
+            standing_agent.__file__,
+            coordinator.target,
+            str(tmp_path / "state"),
+            *options,
+        ]
+        agent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        agents.append(agent)
+        return agent
+
+    yield launch
+    for agent in agents:
+        agent.kill()
+        agent.wait()
+        agent.stdout.close()
+
+
+async def killed(agent):
+    agent.kill()
+    await gone(agent.pid)
+    agent.wait()
+
+
+async def started(session, *command, **more):
+    session.say(start_workers=start(*command, **more))
+    return (await session.heard("worker_started")).pid
+
+
+async def test_a_new_agent_finds_the_workers_of_one_that_was_killed(coordinator, launch):
+    agent = launch()
+    session = await coordinator.session()
+    pid = await started(session, *FOREVER)
+    await killed(agent)
+    assert alive(pid)
+    launch()
+    session = await coordinator.session()
+    assert (session.inventory[0, 1].pid, session.inventory[0, 1].HasField("exit")) == (pid, False)
+    session.say(start_workers=start(*FOREVER))
+    await session.settled()
+    assert session.count("worker_started") == 0  # P6
+    os.kill(pid, signal.SIGKILL)
+    assert (await session.heard("worker_exited")).exit.status.signal == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("end", "message"), [(signal.SIGTERM, "exit code 7"), (signal.SIGKILL, "killed by SIGKILL")]
+)
+async def test_an_end_meanwhile_is_reported_as_it_was(coordinator, launch, tmp_path, mark, end, message):
+    agent = launch()
+    session = await coordinator.session()
+    pid = await started(session, "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.01; done")
+    await line_of(tmp_path / "state/jobs/job1/0-1/stdout.log")
+    await killed(agent)
+    os.kill(pid, end)
+    await until(lambda: marked(mark) == [])  # the shim too
+    launch()
+    session = await coordinator.session()
+    assert session.inventory[0, 1].exit.status.message == message
+
+
+async def test_an_agent_that_is_told_to_end_leaves_its_workers(coordinator, launch, mark):
+    agent = launch()
+    session = await coordinator.session()
+    pid = await started(session, *FOREVER)
+    agent.terminate()
+    said, _ = agent.communicate(timeout=20)
+    assert agent.returncode == 0
+    assert "its workers go on" in said
+    assert sorted(map(name, marked(mark))) == ["holdfast-shim", "sleep"]
+    assert alive(pid)
+
+
+async def test_a_foreground_agent_that_is_killed_takes_its_workers_with_it(coordinator, launch, mark):
+    agent = launch("foreground")
+    session = await coordinator.session()
+    pid = await started(session, *FOREVER, grace_ms=1_000_000)
+    deaf = await started(session, "sh", "-c", "trap '' TERM; while :; do sleep 0.01; done", job_id="job2")
+    await killed(agent)
+    await gone(pid, deaf)
+    await until(lambda: marked(mark) == [])
+
+
+async def test_agent_and_workers_killed_in_one_blow(coordinator, launch, mark, tmp_path):
+    agent = launch("foreground")
+    session = await coordinator.session()
+    pids = [await started(session, *FOREVER, job_id=f"job{n}") for n in range(4)]
+    for pid in (*pids[:2], agent.pid, *pids[2:]):
+        os.kill(pid, signal.SIGKILL)
+    agent.wait()
+    await until(lambda: marked(mark) == [])
+    launch()
+    session = await coordinator.session()
+    ends = [record.exit.status.message for record in session.hello.inventory]
+    assert len(ends) == 4
+    assert set(ends) <= {"killed by SIGKILL", "killed by SIGTERM"}
+
+
+async def test_one_state_directory_has_one_agent(coordinator, launch):
+    launch()
+    await coordinator.session()
+    second = launch()
+    said, _ = second.communicate(timeout=20)
+    assert second.returncode == 1
+    assert "another agent uses the state directory" in said
+    assert "--state-dir" in said
+
+
+async def test_an_agent_that_was_frozen_comes_back_and_obeys(coordinator, launch):
+    """SIGSTOP for longer than the lease: the coordinator has closed its stream, and superseded its workers."""
+    agent = launch()
+    session = await coordinator.session()
+    pid = await started(session, *FOREVER)
+    os.kill(agent.pid, signal.SIGSTOP)
+    session.end()
+    os.kill(agent.pid, signal.SIGCONT)
+    session = await coordinator.session()
+    assert session.inventory[0, 1].pid == pid
+    session.say(stop_workers=stop(key(), force=True))
+    assert (await session.heard("worker_exited")).key == key()
+    assert not alive(pid)
+
+
+async def test_agent_and_coordinator_killed_together(coordinator, launch):
+    agent = launch()
+    session = await coordinator.session()
+    pid = await started(session, *FOREVER)
+    agent.kill()
+    await coordinator.stop()
+    agent.wait()
+    coordinator.epoch = 2
+    launch()
+    await coordinator.start()
+    session = await coordinator.session()
+    assert session.inventory[0, 1].pid == pid
+    assert alive(pid)

@@ -1,0 +1,228 @@
+"""Bugs to plant, each a small lie in an otherwise honest cluster: the simulation has to find every one.
+
+A function plants its bug through a pytest MonkeyPatch, or sets a switch of the simulated engine.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pytest import MonkeyPatch
+
+from holdfast_agent import core as agent_core
+from holdfast_coordinator.core import commit, reconcile
+from holdfast_coordinator.core import step as step_module
+from holdfast_coordinator.core.effects import Delete, Put
+from holdfast_coordinator.core.model import Gang, NodeState
+from holdfast_coordinator.core.turn import Turn
+from tests.sim.coordinator import Bugs
+from tests.sim.disk import Checkpoints
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A bug, what a seed says that hits it, and the faults that bring it out."""
+
+    plant: Any
+    found: str
+    faults: str = ""
+
+
+def answer_before_commit(_patch: MonkeyPatch, bugs: Bugs) -> None:
+    """A client hears that its job exists while it is only in memory."""
+    bugs.answer_before_commit = True
+
+
+def release_before_commit(_patch: MonkeyPatch, bugs: Bugs) -> None:
+    """An agent may forget an exit that is only in memory."""
+    bugs.release_before_commit = True
+
+
+def no_fresh_lease(_patch: MonkeyPatch, bugs: Bugs) -> None:
+    """A new leader takes everybody for silent since ever, and kills the fleet."""
+    bugs.no_fresh_lease = True
+
+
+def lost_fence(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A commit takes shards of a superseded attempt."""
+    honest = commit.decide
+
+    def decide(gang, ranks, held, new):
+        gang = replace(gang, attempt=new.attempt)
+        held = {rank: replace(prepared, attempt=new.attempt) for rank, prepared in held.items()}
+        return honest(gang, ranks, held, new)
+
+    patch.setattr(commit, "decide", decide)
+
+
+def commit_without_a_shard(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A commit does not wait for the last rank."""
+    honest = commit.decide
+    patch.setattr(commit, "decide", lambda gang, ranks, held, new: honest(gang, ranks[:-1] or ranks, held, new))
+
+
+def commit_goes_back(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A commit may be older than the newest."""
+    honest = commit.decide
+
+    def decide(gang: Gang, ranks, held, new):
+        old = gang.commit is not None and new.step < gang.commit.step
+        return honest(replace(gang, commit=None) if old else gang, ranks, held, new)
+
+    patch.setattr(commit, "decide", decide)
+
+
+def latest_goes_back(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """LATEST is what was written last."""
+    patch.setattr(Checkpoints, "write_latest", lambda self, place, made: self.put_latest(place, made.step))
+
+
+def start_twice(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """The agent does not say what it is about to start, and starts it again when it is told again."""
+    honest_inventory, honest_start = agent_core.inventory, agent_core._start
+
+    def inventory(state):
+        return [worker for worker in honest_inventory(state) if worker.phase is not agent_core.Phase.STARTING]
+
+    def start(state, wanted):
+        state.fences.pop((wanted.key.job_id, wanted.key.rank), None)
+        state.workers.pop(wanted.key, None)
+        return honest_start(state, wanted)
+
+    patch.setattr(agent_core, "inventory", inventory)
+    patch.setattr(agent_core, "_start", start)
+
+
+def exits_not_in_inventory(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """The agent's inventory holds only what runs."""
+    honest = agent_core.inventory
+
+    def inventory(state):
+        return [worker for worker in honest(state) if worker.ended is None]
+
+    patch.setattr(agent_core, "inventory", inventory)
+
+
+def prepared_not_resent(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A prepared shard is said once; when that is lost, its rank waits for ever."""
+    honest = agent_core._welcomed
+
+    def welcomed(state, epoch):
+        return [a for a in honest(state, epoch) if not isinstance(a, agent_core.TellPrepared)]
+
+    patch.setattr(agent_core, "_welcomed", welcomed)
+
+
+def any_epoch(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """The agent obeys a leader that was deposed."""
+    patch.setattr(agent_core, "handle", _forged_epoch(agent_core.handle))
+
+
+def _forged_epoch(honest):
+    def handle(state, event):
+        if hasattr(event, "epoch") and not isinstance(event, agent_core.Welcomed):
+            event = replace(event, epoch=max(event.epoch, state.epoch))
+        return honest(state, event)
+
+    return handle
+
+
+def any_session(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """The coordinator takes a late message of an old session for one of today's."""
+    honest = step_module._from_agent
+
+    def from_agent(turn: Turn, event):
+        node = turn.state.nodes.get(event.node)
+        return honest(turn, replace(event, session=node.session) if node and node.session else event)
+
+    patch.setattr(step_module, "_from_agent", from_agent)
+
+
+def loss_without_restart(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """What was lost with a node is not superseded."""
+    honest = step_module._supersede
+
+    def supersede(turn, gang, decision, cause):
+        if "was lost" not in cause:
+            honest(turn, gang, decision, cause)
+
+    patch.setattr(step_module, "_supersede", supersede)
+
+
+def suspects_are_lost(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A broken stream is taken for a dead node."""
+    honest = step_module.liveness.judge
+
+    def judge(silent_ms, *, connected, settings):
+        verdict, reason = honest(silent_ms, connected=connected, settings=settings)
+        return (NodeState.LOST if verdict is NodeState.SUSPECT else verdict), reason
+
+    patch.setattr(step_module.liveness, "judge", judge)
+
+
+def delete_not_written(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A row is deleted in memory alone."""
+    honest = Turn.effects
+
+    def effects(self):
+        made = honest(self)
+        return replace(made, writes=tuple(w for w in made.writes if not isinstance(w, Delete)))
+
+    patch.setattr(Turn, "effects", effects)
+
+
+def attempt_not_written(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """The fence is raised in memory alone: a crash lowers it again."""
+    honest = Turn.effects
+
+    def effects(self):
+        made = honest(self)
+        gangs = [w for w in made.writes if isinstance(w, Put) and isinstance(w.row, Gang) and w.row.restarts]
+        return replace(made, writes=tuple(w for w in made.writes if w not in gangs))
+
+    patch.setattr(Turn, "effects", effects)
+
+
+def backoff_never_over(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A backoff that is over while there is no room wakes the engine up for ever."""
+    patch.setattr(reconcile, "_end_backoff", lambda turn, gang: None)
+    patch.setattr(
+        reconcile,
+        "_ready",
+        lambda turn, gang: gang.not_before_ms <= turn.at
+        and all(worker.state == "waiting" for worker in turn.state.members(gang)),
+    )
+
+
+def resume_from_what_was_prepared(patch: MonkeyPatch, _bugs: Bugs) -> None:
+    """A commit is handed out one step further than it was made."""
+    honest = reconcile.start_command
+
+    def start_command(turn, job, workers):
+        made = honest(turn, job, workers)
+        return replace(made, resume=tuple(replace(c, step=c.step + 1) for c in made.resume))
+
+    patch.setattr(reconcile, "start_command", start_command)
+
+
+OLD_LEADERS = "kill_coordinator_as_it_speaks,crash_worker,freeze_agent"
+
+PLANTS: dict[str, Plant] = {
+    "answer before commit": Plant(answer_before_commit, "P3: request-"),
+    "release before commit": Plant(release_before_commit, "P3: .* is released before its exit is durable"),
+    "no fresh lease": Plant(no_fresh_lease, "P4: node . is lost after"),
+    "lost fence": Plant(lost_fence, "P2|superseded attempt"),
+    "commit without a shard": Plant(commit_without_a_shard, "a commit of some of its ranks"),
+    "commit goes back": Plant(commit_goes_back, "went back|is older than the commit"),
+    "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
+    "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
+    "exits not in the inventory": Plant(exits_not_in_inventory, "P4: .* is lost, and node . has it|has things unacknowledged"),
+    "prepared not resent": Plant(prepared_not_resent, "liveness: "),
+    "any epoch": Plant(any_epoch, "spawned twice|has processes left|comes back to life", OLD_LEADERS),
+    "any session": Plant(any_session, "liveness: "),
+    "loss without restart": Plant(loss_without_restart, "is not superseded"),
+    "suspects are lost": Plant(suspects_are_lost, "P4: node . is lost after"),
+    "delete not written": Plant(delete_not_written, "load.store. is not the state"),
+    "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
+    "backoff never over": Plant(backoff_never_over, "it would spin"),
+    "resume from what was never committed": Plant(resume_from_what_was_prepared, "P1: .* resumes from"),
+}

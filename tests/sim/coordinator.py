@@ -1,0 +1,355 @@
+"""The coordinator as a process: the real core and a store, in the engine's order of things.
+
+Mirrors coordinator/holdfast_coordinator/engine.py: inbox -> step -> one transaction for the batch -> only then
+commands and answers. It can be killed at any point between those.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from holdfast_coordinator.core import liveness
+from holdfast_coordinator.core.effects import (
+    CloseSession,
+    Command,
+    Effects,
+    Refusal,
+    ReleaseWorkers,
+    Welcome,
+    Write,
+)
+from holdfast_coordinator.core.events import (
+    AgentJoined,
+    Event,
+    LeaderElected,
+    PortsOffered,
+    ShardPrepared,
+    StreamLost,
+    Ticked,
+    WorkerExited,
+    WorkerStarted,
+)
+from holdfast_coordinator.core.model import Capacity, Key
+from holdfast_coordinator.core.state import Settings, State
+from holdfast_coordinator.core.step import deadline, step
+from holdfast_coordinator.store.memory import MemoryStore
+from tests.sim.checks import Checks
+from tests.sim.link import DOWN, UP, Stream
+from tests.sim.world import World
+
+TICK_MS = 1_000
+RETRY_MS = 1_000
+SETTINGS = Settings(lost_after_ms=5_000, suspect_after_ms=2_500)
+
+
+@dataclass
+class Bugs:
+    """Switches for planted bugs of the engine; see bugs.py."""
+
+    answer_before_commit: bool = False
+    release_before_commit: bool = False
+    no_fresh_lease: bool = False
+
+
+@dataclass
+class Request:
+    """A client's event; `answer` is told when it is durable, or why not."""
+
+    event: Event
+    answer: Callable[[Refusal | None], None]
+    failed: Callable[[], None]
+
+
+@dataclass
+class _Batch:
+    writes: list[Write] = field(default_factory=list)
+    sends: list[tuple[str, Command]] = field(default_factory=list)
+    requests: list[tuple[Request, Effects]] = field(default_factory=list)
+
+
+class Coordinator:
+    """Every life of it: `start` and `kill` are those of the process, the store lives on."""
+
+    def __init__(self, world: World, store: MemoryStore, checks: Checks, bugs: Bugs) -> None:
+        self.leading = False
+        self.state = State(SETTINGS)
+        self._world = world
+        self._store = store
+        self._checks = checks
+        self._bugs = bugs
+        self.die_after: tuple[type, ...] = ()
+        """This life ends when it has sent one of these."""
+        self.command_lost: Callable[[str, Any], None] = lambda node, message: None
+        self._newest_hello: dict[str, int] = {}
+        self._life = 0
+        self._full_until = 0
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        self._inbox: list[Event | Request] = []
+        self._sessions: dict[str, Stream] = {}
+        self._heard: dict[str, int] = {}
+        self._in_flight: _Batch | None = None
+        self._poked = False
+        self._next_tick = 0
+        self._alarm = 0
+        self._opened = 0
+
+    # The process
+
+    @property
+    def up(self) -> bool:
+        return self._life % 2 == 1
+
+    @property
+    def backlog(self) -> int:
+        return len(self._inbox) + len(self._sessions)
+
+    def start(self) -> None:
+        if not self.up:
+            self._life += 1
+            self.die_after = ()
+            self._begin_life()
+            self._take_over(self._life)
+
+    def kill(self) -> None:
+        """SIGKILL. What is being committed is then durable or not; commands on their way arrive or are lost."""
+        if not self.up:
+            return
+        self._world.note("coordinator", "killed")
+        if self._in_flight is not None and self._world.chance(0.5):
+            self._commit(self._in_flight)
+        self._life += 1
+        self.leading = False
+        streams, self._sessions = self._sessions, {}
+        for stream in streams.values():
+            for message in stream.snap():
+                self.command_lost(stream.node, message)
+
+    def fill_disk(self, for_ms: int) -> None:
+        """Let every commit fail for a while."""
+        self._world.note("store", f"is full for {for_ms} ms")
+        self._full_until = self._world.now + for_ms
+
+    # What comes in
+
+    def request(self, request: Request) -> bool:
+        """Take a client's request. False when it can't be served now."""
+        if self.leading:
+            self._post(request)
+        return self.leading
+
+    def accept(self, stream: Stream) -> None:
+        """Serve a new stream: its first message is a Hello."""
+        life = self._life
+        if not self.leading:
+            stream.close(DOWN)
+            return
+
+        def hello(message: Any) -> None:
+            # Not modelled: a Hello that is overtaken by that of a later stream. Nothing in it would tell.
+            overtaken = message[0] < self._newest_hello.get(stream.node, 0)
+            if self._life == life and self.leading and not overtaken:
+                self._newest_hello[stream.node] = message[0]
+                self._open(stream, message)
+            else:
+                stream.close(DOWN)
+
+        stream.listen(UP, hello, lambda: None)
+
+    def _open(self, stream: Stream, hello: tuple[Any, ...]) -> None:
+        _, node, instance_id, boot_id, slots, inventory, ports = hello
+        self._opened += 1
+        session = f"e{self.state.epoch}-s{self._opened}"
+        life = self._life
+        self._sessions[session] = stream
+        self._hear(node)
+        now = self._world.now
+        room = Capacity(slots=slots, cpus=float(slots), gpus=slots)
+        joined = AgentJoined(now, node, session, instance_id, f"at-{node}", room, inventory, boot_id, ports)
+        self._post(joined)
+
+        def message(item: Any) -> None:
+            if self._life == life and session in self._sessions:
+                self._message(node, session, item)
+
+        def over() -> None:
+            if self._life == life and self._sessions.pop(session, None) is not None:
+                stream.close(DOWN)
+                self._post(StreamLost(self._world.now, node, session))
+
+        stream.listen(UP, message, over)
+
+    def _message(self, node: str, session: str, item: tuple[int, str, Any]) -> None:
+        epoch, kind, what = item
+        if epoch != self.state.epoch:
+            return
+        self._hear(node)
+        if kind != "heartbeat":
+            self._post(agent_event(self._world.now, node, session, kind, what))
+
+    def late(self, node: str, session: str, kind: str, what: Any) -> None:
+        """A message of a session that is over arrives after all."""
+        if self.leading and session not in self._sessions:
+            self._post(agent_event(self._world.now, node, session, kind, what))
+
+    def _hear(self, node: str) -> None:
+        self._heard[node] = self._world.now
+        self._checks.heard(node)
+
+    def _post(self, item: Event | Request) -> None:
+        self._inbox.append(item)
+        self._poke()
+
+    # The loop
+
+    def _poke(self) -> None:
+        if self.leading and self._in_flight is None and not self._poked:
+            self._poked = True
+            self._world.at(self._world.between(0, 2), self._round, self._life)
+
+    def _wake(self, life: int, alarm: int) -> None:
+        if life == self._life and alarm == self._alarm:
+            self._poke()
+
+    def _take_over(self, life: int) -> None:
+        if life != self._life:
+            return
+        if self._world.now < self._full_until:
+            self._world.at(RETRY_MS, self._take_over, life)
+            return
+        world = self._world
+        state = self._store.load(SETTINGS)
+        batch = _Batch()
+        self._apply(batch, state, LeaderElected(world.now, state.epoch + 1))
+        self._store.commit(batch.writes, epoch=state.epoch)
+        self._checks.durable(batch.writes, self._store)
+        lease_from = world.now + liveness.fresh_lease_ms(len(state.nodes))
+        self._heard = {} if self._bugs.no_fresh_lease else dict.fromkeys(state.nodes, lease_from)
+        if self._bugs.no_fresh_lease:
+            self._heard = dict.fromkeys(state.nodes, world.now - SETTINGS.lost_after_ms)
+        self.state = state
+        self.leading = True
+        self._checks.elected(state.nodes)
+        world.note("coordinator", f"leads epoch {state.epoch}")
+        self._poke()
+
+    def _round(self, life: int) -> None:
+        if life != self._life or not self.leading:
+            return
+        self._poked = False
+        items, self._inbox = self._inbox, []
+        now = self._world.now
+        ends = deadline(self.state)
+        if now >= (self._next_tick if ends is None else min(ends, self._next_tick)):
+            self._next_tick = now + TICK_MS
+            items.append(Ticked(now, self._heard))
+        batch = _Batch()
+        for item in items:
+            event = item.event if isinstance(item, Request) else item
+            effects = self._apply(batch, self.state, event)
+            if isinstance(event, Ticked):
+                self._checks.ticked(deadline(self.state))
+            if isinstance(item, Request):
+                batch.requests.append((item, effects))
+        if self._bugs.answer_before_commit:
+            self._answer(batch)
+        if self._bugs.release_before_commit:
+            self._send(batch, ReleaseWorkers)
+        if batch.writes:
+            self._in_flight = batch
+            self._world.at(self._world.between(1, 5), self._committed, self._life)
+        else:
+            self._publish(batch)
+
+    def _apply(self, batch: _Batch, state: State, event: Event) -> Effects:
+        effects = step(state, event)
+        self._world.note("step", type(event).__name__)
+        self._checks.stepped(state, event, effects)
+        batch.writes += effects.writes
+        batch.sends += [(send.session, send.command) for send in effects.commands]
+        return effects
+
+    def _committed(self, life: int) -> None:
+        if life != self._life or self._in_flight is None:
+            return
+        batch, self._in_flight = self._in_flight, None
+        if self._world.now < self._full_until:
+            self._start_over(batch)
+            return
+        self._commit(batch)
+        self._publish(batch)
+
+    def _commit(self, batch: _Batch) -> None:
+        self._store.commit(batch.writes, epoch=self.state.epoch)
+        self._checks.durable(batch.writes, self._store)
+
+    def _start_over(self, batch: _Batch) -> None:
+        """The store failed: nothing of the batch has happened."""
+        self._world.note("coordinator", "starts over from its store")
+        self.leading = False
+        for request, _ in batch.requests:
+            request.failed()
+        for session, stream in list(self._sessions.items()):
+            stream.close(DOWN)
+            self._post(StreamLost(self._world.now, stream.node, session))
+        self._sessions = {}
+        self._take_over(self._life)
+
+    def _publish(self, batch: _Batch) -> None:
+        self._checks.batch_done(self.state, self._store)
+        life = self._life
+        self._send(batch, object)
+        if life != self._life:
+            return
+        self._answer(batch)
+        ends = deadline(self.state)
+        wake = self._next_tick if ends is None else min(self._next_tick, ends)
+        self._alarm += 1
+        self._world.at(max(0, wake - self._world.now), self._wake, self._life, self._alarm)
+        if self._inbox:
+            self._poke()
+
+    def _send(self, batch: _Batch, kind: type) -> None:
+        rest: list[tuple[str, Command]] = []
+        for session, command in batch.sends:
+            if not isinstance(command, kind):
+                rest.append((session, command))
+                continue
+            stream = self._sessions.get(session)
+            if stream is None:
+                continue
+            self._checks.sending(command, self._store)
+            self._world.note("send", f"{stream.node} {type(command).__name__}")
+            if isinstance(command, CloseSession):
+                del self._sessions[session]
+                stream.close(DOWN)
+                self._post(StreamLost(self._world.now, stream.node, session))
+            else:
+                pace = 1_000 if isinstance(command, Welcome) else 0
+                stream.send(DOWN, (self.state.epoch, session, command, pace))
+            if isinstance(command, self.die_after):
+                self.kill()
+                return
+        batch.sends = rest
+
+    def _answer(self, batch: _Batch) -> None:
+        requests, batch.requests = batch.requests, []
+        for request, effects in requests:
+            self._checks.answering(request.event, effects.refusal, self._store)
+            request.answer(effects.refusal)
+
+
+def agent_event(at: int, node: str, session: str, kind: str, what: Any) -> Event:
+    """What codec.py makes of an agent's message."""
+    match kind:
+        case "started":
+            return WorkerStarted(at, node, session, Key(*what.key), what.pid, what.pid_start)
+        case "exited":
+            return WorkerExited(at, node, session, Key(*what.key), what.ended.exit, what.ended.progress)
+        case "prepared":
+            key, shard = what
+            return ShardPrepared(at, node, session, Key(*key), shard.step, shard.content)
+        case "ports":
+            return PortsOffered(at, node, session, what)
+    raise AssertionError(kind)

@@ -1,0 +1,226 @@
+"""One simulation: a cluster, its jobs, its faults; first safety, then liveness."""
+
+from dataclasses import dataclass, field
+
+from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
+from holdfast_coordinator.core.model import (
+    TERMINAL,
+    JobSpec,
+    JobState,
+    NodeState,
+    RestartPolicy,
+    Scope,
+)
+from holdfast_coordinator.store.memory import MemoryStore
+from tests.sim.agent import Agent
+from tests.sim.checks import Checks
+from tests.sim.coordinator import SETTINGS, Bugs, Coordinator, Request
+from tests.sim.faults import Faults
+from tests.sim.link import Network
+from tests.sim.worker import trained
+from tests.sim.world import T0, Violation, World
+
+FAULTS_MS = 40_000
+HEALED_WITHIN_MS = 240_000
+QUIET_MS = 10_000
+
+
+class Client:
+    """Asks for one thing until it is acknowledged."""
+
+    def __init__(self, world: World, coordinator: Coordinator) -> None:
+        self._world = world
+        self._coordinator = coordinator
+        self.acknowledged: dict[str, bool] = {}
+
+    def ask(self, what: str, event) -> None:
+        """Ask now, and again until there is an answer."""
+        self.acknowledged[what] = False
+        self._try(what, event)
+
+    def _try(self, what: str, event) -> None:
+        if self.acknowledged[what]:
+            return
+
+        def answer(_refusal) -> None:
+            self.acknowledged[what] = True
+
+        self._coordinator.request(Request(event, answer, lambda: None))
+        self._world.at(self._world.between(200, 1_500), self._try, what, event)
+
+
+@dataclass
+class Result:
+    """How a seed went."""
+
+    seed: int
+    failure: str = ""
+    happened: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    trace: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Simulation:
+    """Everything of one seed."""
+
+    seed: int
+    trace: bool = False
+    bugs: Bugs = field(default_factory=Bugs)
+    only: str = ""
+    """Kinds of faults by name, comma-separated; empty: the seed draws them."""
+
+    def run(self) -> Result:
+        self.world = World(self.seed, trace=self.trace)
+        self._build()
+        failure = ""
+        try:
+            self._faulty()
+            self._healed()
+            self._forgotten()
+        except (AssertionError, KeyError) as error:
+            failure = f"{type(error).__name__}: {error}" if not isinstance(error, Violation) else str(error)
+        world = self.world
+        return Result(self.seed, failure, world.happened, self.checks.counts, world.trace or [])
+
+    def _build(self) -> None:
+        world = self.world
+        self.store = MemoryStore()
+        self.checks = Checks(world, SETTINGS.lost_after_ms)
+        self.network = Network(world)
+        self.coordinator = Coordinator(world, self.store, self.checks, self.bugs)
+        nodes = world.between(1, 3)
+        ranks = world.between(1, 4)
+        # Room for all even when a node is away, or just enough.
+        slots = -(-ranks // max(1, nodes - 1)) if world.chance(0.6) else -(-ranks // nodes)
+        self.agents = {
+            name: Agent(name, world, self.network, self.coordinator, self.checks.checkpoints, self.checks, slots)
+            for name in ("a", "b", "c")[:nodes]
+        }
+        self.checks.agents = self.agents
+        self.client = Client(world, self.coordinator)
+        self.jobs: dict[str, JobSpec] = {"j1": self._spec(ranks)}
+        if world.chance(0.3):
+            self.jobs["j2"] = self._spec(world.between(1, ranks))
+        self.faults = Faults(world, self.network, self.coordinator, self.agents, only=self.only)
+
+    def _spec(self, ranks: int) -> JobSpec:
+        world = self.world
+        policy = RestartPolicy(
+            scope=Scope.GANG if world.chance(0.6) else Scope.RANK,
+            backoff_ms=world.rng.choice([0, 50, 500]),
+            backoff_cap_ms=2_000,
+            budget=1_000,
+        )
+        env = {
+            "STEPS": str(world.between(10, 60)),
+            "EVERY": str(world.between(1, 9)),
+            "PACE": str(world.rng.choice([50, 200, 600])),
+        }
+        return JobSpec("train", ("train",), ranks, env, restart=policy, stop_grace_ms=world.rng.choice([5, 300]))
+
+    def _faulty(self) -> None:
+        """Things break; promises hold all the same."""
+        world = self.world
+        self.coordinator.start()
+        for agent in self.agents.values():
+            world.at(world.between(0, 500), agent.start)
+        for job_id, spec in self.jobs.items():
+            event = JobSubmitted(world.now, job_id, f"request-{job_id}", spec)
+            world.at(world.between(0, 3_000), self.client.ask, f"submit {job_id}", event)
+        if "j2" in self.jobs and world.chance(0.7):
+            stop = JobStopRequested(world.now, "j2", world.chance(0.5))
+            world.at(world.between(4_000, 20_000), self.client.ask, "stop j2", stop)
+        self.faults.begin()
+        world.run(T0 + FAULTS_MS)
+        self.faults.end()
+
+    def _healed(self) -> None:
+        """Nothing breaks; everything comes to its end."""
+        world = self.world
+        for wait in (HEALED_WITHIN_MS, QUIET_MS):
+            if not self._run_until(self._settled, wait):
+                raise Violation(f"liveness: {self._unsettled()}")
+            world.run(world.now + QUIET_MS)
+        for job_id, spec in self.jobs.items():
+            job = self.coordinator.state.jobs[job_id]
+            if job.state is JobState.SUCCEEDED:
+                self._check_result(job_id, spec)
+            elif job.state is not JobState.STOPPED or "stop j2" not in self.client.acknowledged:
+                raise Violation(f"P9: {job_id} is {job.state}: {job.reason}")
+        open_ = [stream for stream in self.network.streams if not stream.over]
+        if len(open_) > len(self.agents) or self.coordinator.backlog > 10:
+            raise Violation(f"{len(open_)} streams are open, {self.coordinator.backlog} events wait")
+        world.note("world", "settled")
+
+    def _check_result(self, job_id: str, spec: JobSpec) -> None:
+        steps = int(spec.env["STEPS"])
+        for gang in self.coordinator.state.gangs_of(self.coordinator.state.jobs[job_id]):
+            place, commit = (job_id, gang.index), gang.commit
+            if commit is None or commit.step != steps:
+                raise Violation(f"{place} succeeded with the commit {commit}, not that of step {steps}")
+            for shard in commit.shards:
+                value = self.checks.checkpoints.files[place, steps, shard.file]
+                if value != trained(shard.rank, steps):
+                    raise Violation(f"rank {shard.rank} of {job_id} ended with other numbers than undisturbed")
+            if (place, steps) not in self.checks.checkpoints.manifests:
+                raise Violation(f"P1: the manifest of the committed step {steps} of {place} was never published")
+
+    def _forgotten(self) -> None:
+        """The jobs are deleted; nothing of them is left but their checkpoints."""
+        for job_id in self.jobs:
+            self.client.ask(f"delete {job_id}", JobDeleteRequested(self.world.now, job_id))
+
+        def gone() -> bool:
+            disks = [agent.disk.attempts for agent in self.agents.values()]
+            return not self.coordinator.state.jobs and not any(disks)
+
+        if not self._run_until(gone, QUIET_MS):
+            raise Violation("P8: a deleted job leaves something behind")
+        self.world.run(self.world.now + QUIET_MS)
+        left = [key for agent in self.agents.values() for key in agent.processes]
+        if left or not gone():
+            raise Violation(f"P8: a deleted job comes back to life: {left}")
+        state = self.coordinator.state
+        if state.gangs or state.workers or state.prepared or state.waiting or state.on_node:
+            raise Violation("P8: a deleted job leaves rows behind")
+
+    def _run_until(self, done, within_ms: int) -> bool:
+        world = self.world
+        until = world.now + within_ms
+        while world.now < until and not done():
+            world.run(world.now + 500)
+        return bool(done())
+
+    def _settled(self) -> bool:
+        return not self._unsettled()
+
+    def _unsettled(self) -> str:
+        """What has not come to its end yet, in words."""
+        state = self.coordinator.state
+        if not self.coordinator.leading:
+            return "nobody leads"
+        open_ = [what for what, done in self.client.acknowledged.items() if not done]
+        open_ += [f"submit {job_id}" for job_id in self.jobs if f"submit {job_id}" not in self.client.acknowledged]
+        if open_:
+            return f"not acknowledged: {open_}"
+        for job in state.jobs.values():
+            if job.state not in TERMINAL:
+                workers = [f"{w.rank}@{w.node} {w.attempt} {w.state}" for w in state.workers_of(job)]
+                return f"{job.id} is {job.state}: {job.reason} ({', '.join(workers)})"
+        for agent in self.agents.values():
+            if not agent.connected:
+                return f"agent {agent.name} is not connected"
+            if agent.processes:
+                return f"node {agent.name} has processes left: {list(agent.processes)}"
+            if agent.core.workers or agent.core.prepared:
+                return f"agent {agent.name} has things unacknowledged: {agent.core.workers} {agent.core.prepared}"
+            node = state.nodes.get(agent.name)
+            if node is None or node.state is not NodeState.READY or node.strays:
+                return f"node {agent.name} is not back: {node}"
+        return "prepared shards are left" if state.prepared else ""
+
+
+def run(seed: int, **kwargs) -> Result:
+    """Run one seed."""
+    return Simulation(seed, **kwargs).run()

@@ -1,0 +1,211 @@
+"""A worker with its shim: restores, steps, stages, prepares, waits for the ack, and exits.
+
+Its state is a number that follows from the rank and the steps alone, so that a run with faults ends with the numbers of
+an undisturbed one, or something was resumed wrongly.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast_agent import core
+from holdfast_agent.core import Key
+from holdfast_coordinator.core.effects import Assignment
+from holdfast_coordinator.core.model import Commit, Exit, JobSpec, Progress, Scope, Shard
+from tests.sim.checks import Checks
+from tests.sim.disk import Checkpoints, Place
+from tests.sim.world import Violation, World
+
+KILL, TERM = 9, 15
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be run."""
+
+    key: Key
+    spec: JobSpec
+    assignment: Assignment
+    resume: Commit | None
+
+    @property
+    def place(self) -> Place:
+        by_rank = self.spec.restart.scope is Scope.RANK
+        return self.key.job_id, self.key.rank if by_rank else 0
+
+
+def advance(value: int, rank: int, step: int) -> int:
+    """One step of training."""
+    return (value * 31 + 7 * rank + step) % 1_000_003
+
+
+def trained(rank: int, steps: int) -> int:
+    """What an undisturbed run ends with."""
+    value = rank
+    for step in range(1, steps + 1):
+        value = advance(value, rank, step)
+    return value
+
+
+class Process:
+    """One attempt of one rank as a process tree: the shim and the worker below it."""
+
+    def __init__(
+        self, order: Order, host: Any, world: World, checkpoints: Checkpoints, checks: Checks
+    ) -> None:
+        self.key = order.key
+        self.order = order
+        self.gone = False
+        self.step = 0
+        self._host = host
+        self._world = world
+        self._checkpoints = checkpoints
+        self._checks = checks
+        self._first = 0
+        self._first_ms = 0
+        self._value = order.key.rank
+        self._unanswered: dict[int, Shard] = {}
+        self._staging = False
+        self._stopping = False
+        env = order.spec.env
+        self._total, self._every, self._pace = int(env["STEPS"]), int(env["EVERY"]), int(env["PACE"])
+        self._lockstep = order.spec.restart.scope is Scope.GANG
+
+    # Its life
+
+    def begin(self) -> None:
+        """Restore, publishing the manifest of the commit if its publisher died before that."""
+        commit, place = self.order.resume, self.order.place
+        if commit is not None:
+            if (place, commit.step) not in self._checkpoints.manifests:
+                self._publish(commit)
+            file = commit.shards[0 if commit.rank is not None else self.key.rank].file
+            self._value = self._checkpoints.files[place, commit.step, file]
+            self.step = self._first = commit.step
+        self._checks.pace[self.key] = self.step
+        self._next_step()
+
+    def end(self, code: int, signal: int = 0) -> None:
+        """The worker ends, the shim writes down how."""
+        if self.gone:
+            return
+        message = f"killed by signal {signal}" if signal else f"exit code {code}"
+        how = Exit(code, signal, message, self._world.now)
+        self._world.note(self._host.name, f"{self.key} ends: {message}")
+        if code or signal:
+            self._checks.died(self.key)
+        self._checks.ended(self.key, how)
+        self.vanish()
+        self._host.gone(self, how)
+
+    def lose_shim(self) -> None:
+        """The shim is killed, and the worker with it; nobody writes down how."""
+        if not self.gone:
+            self._world.note(self._host.name, f"{self.key} loses its shim")
+            self._checks.died(self.key)
+            self.vanish()
+            self._host.gone(self, None)
+
+    def vanish(self) -> None:
+        """The machine goes down under it."""
+        self.gone = True
+        self._checks.died(self.key)
+        self._checks.pace.pop(self.key, None)
+
+    def stop(self, *, force: bool) -> None:
+        """SIGTERM and, when the grace is over, SIGKILL; or SIGKILL at once."""
+        if force:
+            self._world.at(1, self.end, -1, KILL)
+        elif not self._stopping:
+            self._stopping = True
+            grace = self.order.spec.stop_grace_ms
+            heeds = self._world.chance(0.8)
+            self._world.at(self._world.between(1, grace) if heeds else grace, self.end, -1, TERM if heeds else KILL)
+
+    # Training
+
+    def _next_step(self) -> None:
+        self._world.at(self._pace, self._step)
+
+    def _step(self) -> None:
+        if self.gone:
+            return
+        if self.step == self._total:
+            if not (self._staging or self._unanswered):
+                self.end(0)
+            else:
+                self._next_step()
+            return
+        due = (self.step + 1) % self._every == 0 or self.step + 1 == self._total
+        waits = due and (self._staging or bool(self._unanswered))
+        if waits or (self._lockstep and self._checks.slowest(self.key) < self.step):
+            self._next_step()
+            return
+        self.step += 1
+        self._first_ms = self._first_ms or self._world.now
+        self._checks.pace[self.key] = self.step
+        self._value = advance(self._value, self.key.rank, self.step)
+        if due:
+            self._staging = True
+            self._world.at(self._world.between(1, 30), self._staged, self.step, self._value)
+        self._next_step()
+
+    def _staged(self, step: int, value: int) -> None:
+        if self.gone:
+            return
+        name = f"rank-{self.key.rank:05}.attempt-{self.key.attempt}.safetensors"
+        shard = Shard(self.key.rank, name, 100, f"{value:016x}", str(step))
+        self._checkpoints.stage(self.order.place, step, shard, value)
+        self._unanswered[step] = shard
+        self._staging = False
+        self._say(step)
+
+    def _say(self, step: int) -> None:
+        if not self.gone and self._host.up and step in self._unanswered:
+            event = core.ShardPrepared(self.key, core.Shard(step, self._unanswered[step]))
+            self._host.call(self._world.between(0, 2), self._host.dispatch, event)
+
+    def agent_is_back(self) -> None:
+        """Connect to it, and say again what is not answered."""
+        wait = self._world.between(5, 500)
+        for step in sorted(self._unanswered):
+            self._world.at(wait, self._say, step)
+
+    def answered(self, step: int, publish: Commit | None, refused: bool) -> None:  # noqa: FBT001
+        """The agent's answer to a Prepare."""
+        if self.gone:
+            return
+        if refused:
+            self._unanswered.pop(step, None)
+            return
+        if publish is not None:
+            slow = self._world.chance(0.05)  # a file system may stall for longer than a lease
+            wait = self._world.between(0, 15_000 if slow else 20)
+            self._world.at(wait, self._publish_behind, step, publish)
+        else:
+            self._done(step)
+
+    def _publish_behind(self, step: int, commit: Commit) -> None:
+        if not self.gone:
+            self._checkpoints.write_manifest(self.order.place, commit)
+            self._world.at(self._world.between(0, 20), self._latest_behind, step, commit)
+
+    def _latest_behind(self, step: int, commit: Commit) -> None:
+        if not self.gone:
+            self._checkpoints.write_latest(self.order.place, commit)
+            self._done(step)
+
+    def _publish(self, commit: Commit) -> None:
+        self._checkpoints.write_manifest(self.order.place, commit)
+        self._checkpoints.write_latest(self.order.place, commit)
+
+    def _done(self, step: int) -> None:
+        if not self._checks.is_durable(self.order.place, step):
+            raise Violation(f"P3: {self.key} was told that step {step} is committed, and it is not")
+        self._unanswered = {at: shard for at, shard in self._unanswered.items() if at > step}
+
+    def progress(self) -> Progress:
+        """What its heartbeat page says."""
+        if self.step == self._first:
+            return Progress()
+        stepping = self._world.now - self._first_ms
+        return Progress(self.step, self.step - self._first, stepping, "step")

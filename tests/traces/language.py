@@ -1,0 +1,223 @@
+"""The language of the traces: a line an event, and below it what came of it.
+
+Events begin in the first column; `#` begins a comment. What comes of an event is indented:
+
+    put     a row that was written, with what changed of it that matters here
+    delete  a row that was removed
+    -> s1   a command to a session
+    !       a line of the timeline
+    dropped, refused   and why
+
+`j1/0.2` is rank 0 of job j1 in attempt 2.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+
+from holdfast_coordinator.core.effects import (
+    AckCommit,
+    Append,
+    CloseSession,
+    Command,
+    Delete,
+    DropHistory,
+    Effects,
+    ForgetJob,
+    Put,
+    RefuseShard,
+    ReleaseWorkers,
+    Row,
+    SetEpoch,
+    StartWorkers,
+    StopWorkers,
+    Write,
+)
+from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Key, Node, Prepared, Scope, Worker
+from tests.core.builders import T0, Cluster, ended, found, spec
+
+
+@dataclass
+class Interpreter:
+    """Runs the events of one trace, and says what came of each."""
+
+    cluster: Cluster = field(default_factory=Cluster)
+
+    def run(self, text: str) -> str:
+        """Return the trace with what happens now below every event."""
+        said: list[str] = []
+        for line in text.splitlines():
+            if line.startswith("    "):
+                continue
+            said.append(line.rstrip())
+            if line.strip() and not line.startswith("#"):
+                said += ["    " + out for out in self._event(line)]
+        return "\n".join(said) + "\n"
+
+    def _event(self, line: str) -> list[str]:
+        verb, *words = shlex.split(line)
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        names = [word for word in words if "=" not in word]
+        before = dict(_by_name(self.cluster))
+        effects = getattr(self, f"_{verb}")(*names, **given)
+        said = [_write(write, before) for write in effects.writes]
+        said += [f"-> {send.session} {_command(send.command)}" for send in effects.commands]
+        if effects.reason:
+            said.append(f"dropped: {effects.reason}")
+        if effects.refusal is not None:
+            said.append(f"refused: {effects.refusal.message}; {effects.refusal.remedy}")
+        return said or ["nothing"]
+
+    # Events by their first word
+
+    def _elect(self) -> Effects:
+        return self.cluster.elect()
+
+    def _restart(self, what: str) -> Effects:
+        assert what == "coordinator"
+        return self.cluster.restart_coordinator()
+
+    def _join(self, node: str, inventory: str = "", instance: str = "", boot: str = "boot-1") -> Effects:
+        items = tuple(_found(item) for item in inventory.split(",") if item)
+        named = {"instance_id": instance} if instance else {}
+        return self.cluster.join(node, items, boot_id=boot, **named)
+
+    def _submit(self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str) -> Effects:
+        numbers = {name: int(value) for name, value in policy.items()}
+        return self.cluster.submit(spec(int(world), Scope(scope), **numbers), job, request)
+
+    def _stop(self, job: str, how: str = "") -> Effects:
+        return self.cluster.stop(job, force=how == "force")
+
+    def _delete(self, job: str) -> Effects:
+        return self.cluster.delete(job)
+
+    def _started(self, which: str) -> Effects:
+        return self.cluster.started(_key(which))
+
+    def _exited(self, which: str, how: str = "", **given: str) -> Effects:
+        return self.cluster.exited(
+            _key(which),
+            int(given.get("code", "-1")),
+            int(given.get("signal", "0")),
+            at_step=int(given["step"]) if "step" in given else None,
+            never_ran=how == "never_ran",
+            node=given.get("node", ""),
+        )
+
+    def _prepare(self, which: str, step: str, node: str = "") -> Effects:
+        return self.cluster.prepare(_key(which), int(step), node)
+
+    def _lose(self, node: str) -> Effects:
+        return self.cluster.lose_stream(node)
+
+    def _tick(self, after_ms: str, silent: str = "") -> Effects:
+        return self.cluster.tick(int(after_ms), *silent.split(","))
+
+
+def _key(word: str) -> Key:
+    job, _, rest = word.partition("/")
+    rank, _, attempt = rest.partition(".")
+    return Key(job, int(rank), int(attempt))
+
+
+def _found(word: str):
+    """`j1/0.1` runs; `j1/0.1:exit=0` has ended."""
+    name, _, exit_ = word.partition(":exit=")
+    return found(_key(name), ended(int(exit_), at=T0) if exit_ else None)
+
+
+def _by_name(cluster: Cluster):
+    for row in cluster.state.rows():
+        yield _name(row), row
+
+
+def _name(row: Row) -> str:
+    match row:
+        case Job():
+            return f"job {row.id}"
+        case Gang():
+            return f"gang {row.job_id}:{row.index}"
+        case Worker():
+            return f"worker {row.job_id}/{row.rank}"
+        case Node():
+            return f"node {row.name}"
+        case Prepared():
+            return f"prepared {row.job_id}/{row.rank}.{row.attempt} step {row.step}"
+
+
+_SHOWN = {
+    "Job": ("state", "reason", "desired", "ending"),
+    "Gang": ("attempt", "restarts", "not_before_ms", "best_step", "master_port", "commit"),
+    "Worker": ("state", "attempt", "node", "pid", "resume_step"),
+    "Node": ("state", "reason", "session", "ports", "strays"),
+    "Prepared": (),
+}
+
+
+def _write(write: Write, before: dict[str, Row]) -> str:
+    match write:
+        case Put(row):
+            old = before.get(_name(row))
+            before[_name(row)] = row
+            return f"put {_name(row)}{_changes(old, row)}"
+        case Delete(row):
+            return f"delete {_name(row)}"
+        case Append(Entry() as entry):
+            about = [f"rank {entry.rank}"] if entry.rank is not None else []
+            return f"! {' '.join([entry.kind, *about])}: {entry.message}"
+        case Append(Commit() as made):
+            return f"append commit of {made.job_id} step {made.step} attempt {made.attempt}"
+        case SetEpoch(epoch):
+            return f"put epoch {epoch}"
+        case DropHistory(job_id):
+            return f"delete history of {job_id}"
+    raise AssertionError(write)
+
+
+def _changes(old: Row | None, row: Row) -> str:
+    said = []
+    for name in _SHOWN[type(row).__name__]:
+        value = getattr(row, name)
+        if value != (getattr(old, name) if old is not None else None) and (old is not None or value):
+            said.append(f"{name.removesuffix('_ms')}={_value(name, value)}")
+    return "".join(f" {part}" for part in said)
+
+
+def _value(name: str, value: object) -> str:
+    match value:
+        case Commit():
+            return f"step {value.step}"
+        case tuple():
+            return "[" + " ".join(_short(v) if isinstance(v, Key) else str(v) for v in value) + "]"
+        case int() if name == "not_before_ms" and value:
+            return f"+{value - T0}"
+        case str() if " " in value:
+            return f'"{value}"'
+    return "none" if value is None else str(value)
+
+
+def _short(key: Key) -> str:
+    return f"{key.job_id}/{key.rank}.{key.attempt}"
+
+
+def _command(command: Command) -> str:
+    match command:
+        case StartWorkers():
+            ranks = " ".join(f"{command.job_id}/{a.rank}.{a.attempt}" for a in command.assignments)
+            resume = ", ".join(f"step {made.step}" for made in command.resume) or "the beginning"
+            meet = f" meet at {command.master_addr}:{command.master_port}" if command.master_port else ""
+            return f"StartWorkers {ranks} from {resume}{meet}"
+        case StopWorkers(keys, force, reason):
+            return f"StopWorkers {' '.join(map(_short, keys))}{' by force' if force else ''}: {reason}"
+        case ReleaseWorkers(keys):
+            return f"ReleaseWorkers {' '.join(map(_short, keys))}"
+        case AckCommit(job_id, attempt, step, ranks, publish):
+            named = " ".join(f"{job_id}/{rank}.{attempt}" for rank in ranks)
+            return f"AckCommit step {step} to {named}{' and publish' if publish else ''}"
+        case RefuseShard(key, step, reason):
+            return f"RefuseShard {_short(key)} step {step}: {reason}"
+        case ForgetJob(job_id):
+            return f"ForgetJob {job_id}"
+        case CloseSession(reason):
+            return f"CloseSession: {reason}"
+    return type(command).__name__
