@@ -49,8 +49,10 @@ async def serve_bare() -> None:
 
 
 async def serve_holdfast(state_dir: str) -> None:
+    from holdfast.cli.common import set_up_logs
     from holdfast_coordinator.app import Coordinator, CoordinatorConfig
 
+    set_up_logs()
     coordinator = Coordinator(CoordinatorConfig("127.0.0.1:0", Path(state_dir), lost_after_ms=600_000))
     print(await coordinator.start(), flush=True)
     await coordinator.wait()

@@ -113,6 +113,11 @@ class FakeSession:
         async with self._came:
             return await soon(self._came.wait_for(take))
 
+    async def beat(self):
+        """The next heartbeat, whatever was heard before."""
+        self._unread = [(kind, message) for kind, message in self._unread if kind != "heartbeat"]
+        return await self.heard("heartbeat")
+
     async def settled(self):
         """Wait until all that was said so far has had its effect: a worker that is started after it has ended."""
         self._fences += 1

@@ -171,7 +171,9 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def _find(self, job_id, context):
         if job_id not in self.jobs:
             context.abort_with_status(
-                status(code_pb2.NOT_FOUND, f"there is no job {job_id}", remedy="list the jobs to see their ids")
+                status(
+                    code_pb2.NOT_FOUND, f"there is no job {job_id}", remedy="list the jobs to see their ids"
+                )
             )
         return self.jobs[job_id]
 

@@ -1,6 +1,6 @@
 """Small builders: a cluster whose every event is checked, and events with short names."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from holdfast_coordinator.core.effects import Append, Effects
 from holdfast_coordinator.core.events import (
@@ -48,7 +48,9 @@ def spec(world_size: int = 2, scope: Scope = Scope.GANG, **kwargs) -> JobSpec:
     """A job; arguments of RestartPolicy go there."""
     policy = {name: kwargs.pop(name) for name in list(kwargs) if name in RestartPolicy.__dataclass_fields__}
     restart = RestartPolicy(**{"scope": scope, "jitter": 0.0, **policy})
-    return JobSpec(name="train", command=("python", "train.py"), world_size=world_size, restart=restart, **kwargs)
+    return JobSpec(
+        name="train", command=("python", "train.py"), world_size=world_size, restart=restart, **kwargs
+    )
 
 
 def key(rank: int, attempt: int = 1, job: str = "j1") -> Key:
@@ -82,7 +84,9 @@ class Cluster:
         self.seen.check(self.state)
         self.store.commit(effects.writes, epoch=self.state.epoch)
         assert self.store.load(self.state.settings) == self.state, "the writes are not the difference"
-        self.timeline += [w.item for w in effects.writes if isinstance(w, Append) and isinstance(w.item, Entry)]
+        self.timeline += [
+            w.item for w in effects.writes if isinstance(w, Append) and isinstance(w.item, Entry)
+        ]
         return effects
 
     # Events
@@ -135,7 +139,14 @@ class Cluster:
         return self.do(WorkerStarted(self.now, node, session, which, pid or 100 + which.rank, 9))
 
     def exited(
-        self, which: Key, code: int = 1, signal: int = 0, *, at_step: int | None = None, never_ran=False, node=""
+        self,
+        which: Key,
+        code: int = 1,
+        signal: int = 0,
+        *,
+        at_step: int | None = None,
+        never_ran=False,
+        node="",
     ) -> Effects:
         node = node or self.where(which)
         how = ended(code, signal, self.now, never_ran=never_ran)
@@ -177,7 +188,9 @@ def leading(*nodes: str, **kwargs) -> Cluster:
     return cluster
 
 
-def running(world_size: int = 2, scope: Scope = Scope.GANG, nodes: tuple[str, ...] = ("a",), **kwargs) -> Cluster:
+def running(
+    world_size: int = 2, scope: Scope = Scope.GANG, nodes: tuple[str, ...] = ("a",), **kwargs
+) -> Cluster:
     """A cluster with job j1, all of its workers up."""
     cluster = leading(*nodes)
     cluster.submit(spec(world_size, scope, **kwargs))
@@ -194,7 +207,3 @@ def found(which: Key, exit: Exit | None = None, at_step: int | None = None) -> F
 def sent(effects: Effects, kind: type | None = None) -> list:
     """The commands of an event, or those of a kind."""
     return [send.command for send in effects.commands if kind is None or isinstance(send.command, kind)]
-
-
-def with_commit(gang: Gang, commit) -> Gang:
-    return replace(gang, commit=commit)

@@ -72,7 +72,9 @@ def _gang(state: State, job: Job, gang: Gang, members: list[Worker]) -> None:
         if worker.state in LIVE:
             assert worker.node in state.nodes, f"{about}: rank {worker.rank} runs on no known node"
         if worker.state in LIVE and worker.attempt < gang.attempt:
-            assert worker.state is WorkerState.STOPPING, f"{about}: rank {worker.rank} is superseded and let be"
+            assert worker.state is WorkerState.STOPPING, (
+                f"{about}: rank {worker.rank} is superseded and let be"
+            )
     if job.state not in TERMINAL and job.ending is None:
         behind = [worker for worker in members if worker.attempt < gang.attempt]
         assert not behind or any(w.state in LIVE for w in behind), f"{about} is not renewed"
@@ -83,7 +85,9 @@ def _gang(state: State, job: Job, gang: Gang, members: list[Worker]) -> None:
         assert not failed or behind, f"{about} has a dead rank and is not superseded"
     if gang.commit is not None:
         ranks = [worker.rank for worker in members]
-        assert [shard.rank for shard in gang.commit.shards] == ranks, f"{about}: a commit of some of its ranks"
+        assert [shard.rank for shard in gang.commit.shards] == ranks, (
+            f"{about}: a commit of some of its ranks"
+        )
         assert gang.commit.attempt <= gang.attempt, f"{about}: a commit of an attempt that is yet to come"
 
 
@@ -97,7 +101,9 @@ def _node(state: State, node) -> None:
     room = node.capacity
     assert len(live) <= room.slots, f"node {node.name} has more workers than slots"
     assert sum(need.cpus for need in needs) <= room.cpus + 1e-6, f"node {node.name} has too few cpus"
-    assert sum(need.memory_bytes for need in needs) <= room.memory_bytes, f"node {node.name}: too little memory"
+    assert sum(need.memory_bytes for need in needs) <= room.memory_bytes, (
+        f"node {node.name}: too little memory"
+    )
     gpus = [gpu for worker in live for gpu in worker.gpus]
     assert len(gpus) == len(set(gpus)), f"node {node.name} gave a gpu twice"
     assert all(gpu in range(room.gpus) for gpu in gpus), f"node {node.name} gave a gpu that it has not"
@@ -109,7 +115,8 @@ def _ports(state: State) -> None:
     masters = [
         (gang.master_addr, gang.master_port)
         for gang in state.gangs.values()
-        if gang.master_port and any(w.state in LIVE and w.attempt == gang.attempt for w in state.members(gang))
+        if gang.master_port
+        and any(w.state in LIVE and w.attempt == gang.attempt for w in state.members(gang))
     ]
     assert len(masters) == len(set(masters)), f"two gangs are to meet at one of {masters}"
 

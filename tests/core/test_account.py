@@ -70,7 +70,13 @@ def test_the_last_committed_step_is_one_that_all_have():
     assert last_committed([have, Gang("j1", 1)]) is None
 
 
-@given(st.integers(0, 100), st.integers(0, 100), st.none() | st.integers(0, 100), st.integers(0, 10**5), st.integers(0, 10**5))
+@given(
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.none() | st.integers(0, 100),
+    st.integers(0, 10**5),
+    st.integers(0, 10**5),
+)
 def test_no_time_is_counted_twice(last, done, committed_at, alive_ms, stepping_ms):
     account = dead(last, done, committed_at, alive_ms=alive_ms, stepping_ms=stepping_ms).account
     assert 0 <= account.kept_ms <= account.stepping_ms <= account.alive_ms

@@ -73,7 +73,9 @@ def test_the_committed_step_by_a_later_attempt_is_refused():
 
 
 def test_an_older_step_is_refused():
-    assert decide(committed(), RANKS, {}, prepared(1, step=9)) == Refuse("step 9 is not after the committed step 10")
+    assert decide(committed(), RANKS, {}, prepared(1, step=9)) == Refuse(
+        "step 9 is not after the committed step 10"
+    )
 
 
 SHARDS = st.tuples(st.sampled_from(RANKS), st.integers(1, 4), st.integers(1, 2))

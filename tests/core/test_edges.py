@@ -38,5 +38,5 @@ def test_a_state_may_be_written_again():
 
 
 def test_an_illegal_edge_names_what_and_whence():
-    with pytest.raises(IllegalEdgeError, match="^job j1 may not go from succeeded to running$"):
+    with pytest.raises(IllegalEdgeError, match=r"^job j1 may not go from succeeded to running$"):
         check(JOB_EDGES, "job j1", JobState.SUCCEEDED, JobState.RUNNING)

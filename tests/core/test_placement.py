@@ -11,7 +11,9 @@ from tests.core.builders import key
 
 
 def node(name="a", slots=4, **kwargs):
-    capacity = Capacity(slots, kwargs.pop("cpus", 8.0), kwargs.pop("memory_bytes", 2**33), kwargs.pop("gpus", 0))
+    capacity = Capacity(
+        slots, kwargs.pop("cpus", 8.0), kwargs.pop("memory_bytes", 2**33), kwargs.pop("gpus", 0)
+    )
     return Node(name, f"i-{name}", NodeState.READY, "", "addr", capacity, 0, session=f"s-{name}", **kwargs)
 
 
@@ -29,7 +31,10 @@ def where(spots):
 
 
 def test_one_node_takes_all_that_fit():
-    assert place(waiting(3), Resources(), [room()]) == ((Spot(0, "a", ()), Spot(1, "a", ()), Spot(2, "a", ())), "")
+    assert place(waiting(3), Resources(), [room()]) == (
+        (Spot(0, "a", ()), Spot(1, "a", ()), Spot(2, "a", ())),
+        "",
+    )
 
 
 def test_all_or_nothing():
@@ -76,7 +81,9 @@ def test_what_is_short_is_named():
 
 def test_pieces_too_small_are_told_from_too_little():
     _, reason = place(waiting(1), Resources(cpus=10.0), [room("a"), room("b")])
-    assert reason == "no room for 1 workers of slots 1, cpus 10 on 2 nodes: what is free is in pieces too small"
+    assert (
+        reason == "no room for 1 workers of slots 1, cpus 10 on 2 nodes: what is free is in pieces too small"
+    )
 
 
 def test_only_a_ready_node_with_a_session_and_no_strays_is_usable():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from holdfast_coordinator.core.effects import ReleaseWorkers, StartWorkers, StopWorkers
 from holdfast_coordinator.core.model import JobState, Scope, WorkerState
 from holdfast_coordinator.core.step import deadline
-from tests.core.builders import T0, key, leading, running, sent, spec
+from tests.core.builders import T0, found, key, leading, running, sent, spec
 
 
 def test_a_dead_rank_takes_its_gang_down_and_all_start_again():
@@ -22,7 +22,11 @@ def test_a_dead_rank_takes_its_gang_down_and_all_start_again():
     cluster.exited(key(2), signal=15)
     assert deadline(cluster.state) == T0 + 500
     (start,) = sent(cluster.tick(500))
-    assert [(a.rank, a.attempt, a.restart_count) for a in start.assignments] == [(0, 2, 1), (1, 2, 1), (2, 2, 1)]
+    assert [(a.rank, a.attempt, a.restart_count) for a in start.assignments] == [
+        (0, 2, 1),
+        (1, 2, 1),
+        (2, 2, 1),
+    ]
 
 
 def test_the_second_to_die_of_a_gang_decides_nothing():
@@ -94,8 +98,6 @@ def test_reconnecting_eats_no_progress():
     cluster.exited(key(0), 1)
     cluster.started(key(0, 2))
     cluster.prepare(key(0, 2), 10)
-    from tests.core.builders import found
-
     cluster.join("a", (found(key(0, 2)),))
     cluster.exited(key(0, 2), 1)
     assert cluster.job().ending is None
@@ -131,18 +133,19 @@ def test_without_waiting_there_is_no_deadline():
     assert deadline(running(2).state) is None
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["die", "exit", "commit", "tick", "rejoin"])), max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["die", "exit", "commit", "tick", "rejoin"])),
+        max_size=30,
+    )
+)
 def test_any_order_of_events_keeps_the_invariants(events):
     """The checks are in `Cluster.do`."""
-    from tests.core.builders import found
-
     cluster = leading("a", "b")
     cluster.submit(spec(3, backoff_ms=100, budget=99))
-    step = 0
-    for rank, what in events:
+    for step, (rank, what) in enumerate(events, 1):
         worker = cluster.worker(rank)
         live = worker.state in ("starting", "running", "stopping")
-        step += 1
         if what == "tick":
             cluster.tick(200)
         elif what == "rejoin":

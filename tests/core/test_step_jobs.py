@@ -168,7 +168,8 @@ def test_deleting_leaves_nothing_and_tells_every_node():
     cluster.exited(key(0), 0)
     assert cluster.delete().commands == (Send("s1", ForgetJob("j1")), Send("s2", ForgetJob("j1")))
     state = cluster.state
-    assert not (state.jobs or state.gangs or state.workers or state.prepared or state.requests)
+    left = [*state.rows(), *state.requests, *state.waiting, *state.on_node]
+    assert left == list(state.nodes.values())
     assert cluster.store.commits("j1", limit=9) == []
 
 

@@ -10,6 +10,7 @@ from holdfast_coordinator.core.effects import (
     StopWorkers,
     Welcome,
 )
+from holdfast_coordinator.core.events import WorkerExited
 from holdfast_coordinator.core.model import JobState, NodeState, Resources, Scope, WorkerState
 from holdfast_coordinator.core.step import deadline
 from tests.core.builders import T0, ended, found, key, leading, running, sent, spec
@@ -202,15 +203,9 @@ def test_what_an_old_session_says_is_dropped():
     cluster = running(1)
     cluster.lose_stream()
     cluster.join("a", (found(key(0)),))
-    late = replace_session(cluster, "s1")
+    late = cluster.do(WorkerExited(cluster.now, "a", "s1", key(0), ended()))
     assert late.reason == "session s1 does not speak for node a"
     assert late.writes == ()
-
-
-def replace_session(cluster, session):
-    from holdfast_coordinator.core.events import WorkerExited
-
-    return cluster.do(WorkerExited(cluster.now, "a", session, key(0), ended()))
 
 
 def test_a_port_is_reserved_for_one_gang():

@@ -116,7 +116,9 @@ class TestFollowing:
             chunk = await push.chunk()
             assert (chunk.cursor.attempt, chunk.data) == (attempt, b"%d" % attempt)
 
-    async def test_many_follow_at_once_and_what_they_held_is_let_go_of(self, session, open_log, tmp_path):
+    async def test_many_follow_at_once_and_what_they_held_is_let_go_of(
+        self, session, open_log, tmp_path, agent
+    ):
         """More than the 128 inotify instances that a user may have, and again after they are gone."""
         session.say(start_workers=start("sh", "-c", "echo up; exec sleep 1000"))
         await line_of(tmp_path / "state/jobs/job1/0-1/stdout.log")
@@ -127,9 +129,10 @@ class TestFollowing:
             assert (await push.chunk()).data == b"up\n"
         for push in pushes:
             push.unwanted.set()
-        # The one inotify instance stays.
-        await until(lambda: len(os.listdir("/proc/self/fd")) <= before + 1)
-        await session.settled()
+        await until(lambda: not agent._tasks)
+        assert len(os.listdir("/proc/self/fd")) <= before + 1  # the one inotify instance stays
+        with open(f"/proc/self/fdinfo/{agent._inotify._fd}") as file:
+            assert "inotify wd:" not in file.read()
 
     async def test_a_reader_that_is_gone_disturbs_nothing(self, session, open_log):
         """Its descriptor, closed while the loop still watched it, once broke whoever was given the same number."""

@@ -1,5 +1,6 @@
 """The agent is killed, stopped, started again: workers run on, and nothing that they did is lost (P4)."""
 
+import json
 import os
 import signal
 import subprocess
@@ -116,6 +117,23 @@ async def test_agent_and_workers_killed_in_one_blow(coordinator, launch, mark, t
     ends = [record.exit.status.message for record in session.hello.inventory]
     assert len(ends) == 4
     assert set(ends) <= {"killed by SIGKILL", "killed by SIGTERM"}
+
+
+async def test_an_end_is_recorded_when_worker_and_agent_die_in_one_moment(
+    coordinator, launch, mark, tmp_path
+):
+    """The shim learns of both at once, and must not signal a pid that it has just reaped."""
+    agent = launch("foreground")
+    session = await coordinator.session()
+    pid = await started(session, *FOREVER)
+    (shim,) = [found for found in marked(mark) if name(found) == "holdfast-shim"]
+    os.kill(shim, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    await killed(agent)
+    await gone(pid)
+    os.kill(shim, signal.SIGCONT)
+    await gone(shim)
+    assert json.loads((tmp_path / "state/jobs/job1/0-1/exit.json").read_bytes())["signal"] == signal.SIGKILL
 
 
 async def test_one_state_directory_has_one_agent(coordinator, launch):

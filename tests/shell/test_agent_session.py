@@ -1,18 +1,19 @@
 """An agent and its coordinator: what is said, what is said again, what is obeyed (P2, P4, P6)."""
 
+import asyncio
 import os
 import signal
 import socket
 import sys
 
-import grpc.aio
 import pytest
 
 from holdfast import framing
 from holdfast.heartbeat import Writer
 from holdfast.v1 import agent_pb2, worker_pb2
-from tests.agent.fake_coordinator import key, release, soon, start, stop
-from tests.agent.processes import alive, line_of, marked, until
+from holdfast_agent.agent import Agent, AgentConfig
+from tests.agent.fake_coordinator import BEAT_MS, key, release, soon, start, stop
+from tests.agent.processes import alive, line_of, marked, name, until
 
 FOREVER = ("sleep", "1000")
 
@@ -67,12 +68,13 @@ class TestWorkers:
         command = start("sh", "-c", f"echo $$ >>{tmp_path}/pids; exec sleep 1000")
         session.say(start_workers=command)
         session.say(start_workers=command)
-        await session.heard("worker_started")
+        started = await session.heard("worker_started")
         session.say(start_workers=command)
         await session.settled()
-        assert session.count("worker_started") == 1
+        assert (session.count("worker_started"), session.count("worker_exited")) == (1, 0)
         await line_of(tmp_path / "pids")
-        assert len((tmp_path / "pids").read_text().split()) == 1
+        assert (tmp_path / "pids").read_text() == f"{started.pid}\n"
+        assert alive(started.pid)
 
     async def test_a_start_of_a_superseded_attempt_is_refused(self, session, tmp_path):
         session.say(start_workers=start(*FOREVER, attempt=2))
@@ -258,13 +260,12 @@ class TestReconnecting:
             "step",
             {"loss": 0.5},
         )
-        await session.settled()
-        beats = len(session.messages)
-        await session.heard("heartbeat")
-        assert not any(m.heartbeat.workers for m in session.messages[beats:])
+        assert not (await session.beat()).workers
+        page.step(8)
+        await session.heard("heartbeat", lambda beat: beat.workers and beat.workers[0].progress.step == 8)
         session.end()
         session = await coordinator.session()
-        await session.heard("heartbeat", lambda beat: beat.workers and beat.workers[0].progress.step == 7)
+        await session.heard("heartbeat", lambda beat: beat.workers and beat.workers[0].progress.step == 8)
         page.close()
 
     async def test_a_heartbeat_file_that_cannot_be_read_harms_nobody(self, session, tmp_path):
@@ -278,9 +279,17 @@ class TestReconnecting:
         )
         await line_of(logs(tmp_path))
         await line_of(logs(tmp_path, job_id="job2"))
-        await session.settled()
-        await session.heard("heartbeat")
+        await session.beat()
         assert not session.over.is_set()
+
+    async def test_the_coordinator_sets_the_pace(self, session, agent):
+        await session.beat()
+        assert agent._session._interval_s == BEAT_MS / 1000
+        pace = agent_pb2.Pace()
+        pace.heartbeat_interval.FromMilliseconds(5_000)
+        session.say(pace=pace)
+        await session.settled()
+        assert agent._session._interval_s == 5
 
     async def test_how_far_a_worker_came_is_told_with_its_end(self, session):
         write = "from holdfast.heartbeat import Writer; import os; w = Writer(os.environ['HOLDFAST_HEARTBEAT_FILE']);"
@@ -311,7 +320,7 @@ class Worker:
 
     async def reply(self):
         """The next reply; None when the agent hangs up."""
-        return await soon(__import__("asyncio").to_thread(self._reply))
+        return await soon(asyncio.to_thread(self._reply))
 
     def _reply(self):
         while not self._replies:
@@ -400,12 +409,15 @@ class TestCommits:
         assert session.count("shard_prepared") == 0
 
 
-async def test_an_agent_that_ends_leaves_its_workers_and_no_socket(tmp_path, mark, coordinator, agent):
+async def test_an_agent_that_ends_leaves_its_workers_and_no_socket(tmp_path, mark, coordinator):
+    agent = Agent(AgentConfig(coordinator.target, tmp_path / "state"))
+    running = asyncio.create_task(agent.run())
     session = await coordinator.session()
     session.say(start_workers=start(*FOREVER))
     worker = await session.heard("worker_started")
-    assert agent._link.path.exists()
-    assert len(agent.workers()) == 1
-    assert (agent.workers()[0].pid, agent.workers()[0].key.rank) == (worker.pid, 0)
-    assert worker.pid in marked(mark)
-    assert grpc.aio is not None
+    assert [(live.key, live.pid) for live in agent.workers()] == [(("job1", 0, 1), worker.pid)]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await agent.stop(workers=False)
+    assert not agent._link.path.exists()
+    assert sorted(map(name, marked(mark))) == ["holdfast-shim", "sleep"]

@@ -190,6 +190,24 @@ class TestOutput:
         )
         assert (path / "stderr.log").read_text() == "last"
 
+    async def test_what_is_in_the_pipe_when_the_worker_ends_is_kept(self, house, mark, tmp_path):
+        """More than is read at once, which the worker may put there by making the pipe larger."""
+        os.mkfifo(tmp_path / "go")
+        script = (
+            "import fcntl, os; fcntl.fcntl(1, 1031, 1 << 20); os.write(2, b'up\\n'); "
+            f"open('{tmp_path}/go').read(); os.write(1, b'x' * 500_000)"
+        )
+        path = house.start(*PYTHON, script)
+        worker = (await house.spawned()).pid
+        await line_of(path / "stderr.log")
+        (shim,) = shims(mark)
+        os.kill(shim, signal.SIGSTOP)
+        (tmp_path / "go").write_text("")
+        await gone(worker)
+        os.kill(shim, signal.SIGCONT)
+        assert (await house.ended())[0] == 0
+        assert (path / "stdout.log").stat().st_size == 500_000
+
     async def test_a_full_disk_costs_output_and_nothing_else(self, house, mark):
         """The limit on file sizes stands for the full disk: writes fail from some byte on."""
         limit = 100_000
@@ -300,9 +318,10 @@ class TestAfterTheAgent:
         path = house.sh(TestNobodyIsLeft.FAMILY + "exec sleep 1000")
         await line_of(path / "stdout.log")
         (shim,) = shims(mark)
+        worker = (await house.spawned()).pid
         await house.crew.stop(workers=False)
         os.kill(shim, signal.SIGKILL)
-        await gone(shim)
+        await gone(shim, worker)  # without anybody's help
         await house.restart()
         assert await house.ended() == (-1, signal.SIGKILL, "killed: its shim was killed", False)
         assert marked(mark) == [nursery(mark)]

@@ -1,4 +1,4 @@
-"""The agent as a process: the real core, and a shell that does to the simulated machine what agent.py does to a real one.
+"""The agent as a process: the real core, and a shell that does to a simulated machine what agent.py does to a real one.
 
 It can be killed between any two of its actions, stopped (SIGSTOP) and continued, and its machine can reboot.
 """
@@ -75,6 +75,11 @@ class Agent:
         return self._life % 2 == 1
 
     @property
+    def life(self) -> int:
+        """Which life of the agent this is."""
+        return self._life
+
+    @property
     def connected(self) -> bool:
         return self.up and self.core.connected and not self.frozen
 
@@ -89,7 +94,7 @@ class Agent:
         self._failures = 0
         self._connect(self._life)
         for process in self.processes.values():
-            process.agent_is_back()
+            self._world.at(self._world.between(5, 500), process.connect, self._life)
 
     def kill(self) -> None:
         if not self.up:
@@ -173,7 +178,15 @@ class Agent:
         self._coordinator.accept(stream)
         inventory = tuple(self._found(worker) for worker in core.inventory(self.core))
         self._opened += 1
-        hello = (self._opened, self.name, f"i-{self.name}", f"boot-{self._boot}", self.slots, inventory, tuple(self._ports))
+        hello = (
+            self._opened,
+            self.name,
+            f"i-{self.name}",
+            f"boot-{self._boot}",
+            self.slots,
+            inventory,
+            tuple(self._ports),
+        )
         stream.send(UP, hello)
 
     def _over(self, stream: Stream) -> None:

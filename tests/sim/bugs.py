@@ -1,12 +1,12 @@
 """Bugs to plant, each a small lie in an otherwise honest cluster: the simulation has to find every one.
 
-A function plants its bug through a pytest MonkeyPatch, or sets a switch of the simulated engine.
+A function plants its bug through a pytest.MonkeyPatch, or sets a switch of the simulated engine.
 """
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pytest import MonkeyPatch
+import pytest
 
 from holdfast_agent import core as agent_core
 from holdfast_coordinator.core import commit, reconcile
@@ -27,22 +27,22 @@ class Plant:
     faults: str = ""
 
 
-def answer_before_commit(_patch: MonkeyPatch, bugs: Bugs) -> None:
+def answer_before_commit(_patch: pytest.MonkeyPatch, bugs: Bugs) -> None:
     """A client hears that its job exists while it is only in memory."""
     bugs.answer_before_commit = True
 
 
-def release_before_commit(_patch: MonkeyPatch, bugs: Bugs) -> None:
+def release_before_commit(_patch: pytest.MonkeyPatch, bugs: Bugs) -> None:
     """An agent may forget an exit that is only in memory."""
     bugs.release_before_commit = True
 
 
-def no_fresh_lease(_patch: MonkeyPatch, bugs: Bugs) -> None:
+def no_fresh_lease(_patch: pytest.MonkeyPatch, bugs: Bugs) -> None:
     """A new leader takes everybody for silent since ever, and kills the fleet."""
     bugs.no_fresh_lease = True
 
 
-def lost_fence(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def lost_fence(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A commit takes shards of a superseded attempt."""
     honest = commit.decide
 
@@ -54,13 +54,15 @@ def lost_fence(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(commit, "decide", decide)
 
 
-def commit_without_a_shard(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def commit_without_a_shard(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A commit does not wait for the last rank."""
     honest = commit.decide
-    patch.setattr(commit, "decide", lambda gang, ranks, held, new: honest(gang, ranks[:-1] or ranks, held, new))
+    patch.setattr(
+        commit, "decide", lambda gang, ranks, held, new: honest(gang, ranks[:-1] or ranks, held, new)
+    )
 
 
-def commit_goes_back(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def commit_goes_back(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A commit may be older than the newest."""
     honest = commit.decide
 
@@ -71,12 +73,12 @@ def commit_goes_back(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(commit, "decide", decide)
 
 
-def latest_goes_back(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def latest_goes_back(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """LATEST is what was written last."""
     patch.setattr(Checkpoints, "write_latest", lambda self, place, made: self.put_latest(place, made.step))
 
 
-def start_twice(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def start_twice(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """The agent does not say what it is about to start, and starts it again when it is told again."""
     honest_inventory, honest_start = agent_core.inventory, agent_core._start
 
@@ -92,7 +94,7 @@ def start_twice(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(agent_core, "_start", start)
 
 
-def exits_not_in_inventory(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def exits_not_in_inventory(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """The agent's inventory holds only what runs."""
     honest = agent_core.inventory
 
@@ -102,7 +104,7 @@ def exits_not_in_inventory(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(agent_core, "inventory", inventory)
 
 
-def prepared_not_resent(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def prepared_not_resent(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A prepared shard is said once; when that is lost, its rank waits for ever."""
     honest = agent_core._welcomed
 
@@ -112,7 +114,7 @@ def prepared_not_resent(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(agent_core, "_welcomed", welcomed)
 
 
-def any_epoch(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def any_epoch(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """The agent obeys a leader that was deposed."""
     patch.setattr(agent_core, "handle", _forged_epoch(agent_core.handle))
 
@@ -126,7 +128,7 @@ def _forged_epoch(honest):
     return handle
 
 
-def any_session(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def any_session(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """The coordinator takes a late message of an old session for one of today's."""
     honest = step_module._from_agent
 
@@ -137,7 +139,7 @@ def any_session(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(step_module, "_from_agent", from_agent)
 
 
-def loss_without_restart(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def loss_without_restart(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """What was lost with a node is not superseded."""
     honest = step_module._supersede
 
@@ -148,7 +150,7 @@ def loss_without_restart(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(step_module, "_supersede", supersede)
 
 
-def suspects_are_lost(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def suspects_are_lost(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A broken stream is taken for a dead node."""
     honest = step_module.liveness.judge
 
@@ -159,7 +161,7 @@ def suspects_are_lost(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(step_module.liveness, "judge", judge)
 
 
-def delete_not_written(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def delete_not_written(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A row is deleted in memory alone."""
     honest = Turn.effects
 
@@ -170,7 +172,7 @@ def delete_not_written(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(Turn, "effects", effects)
 
 
-def attempt_not_written(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def attempt_not_written(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """The fence is raised in memory alone: a crash lowers it again."""
     honest = Turn.effects
 
@@ -182,18 +184,20 @@ def attempt_not_written(patch: MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(Turn, "effects", effects)
 
 
-def backoff_never_over(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def backoff_never_over(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A backoff that is over while there is no room wakes the engine up for ever."""
     patch.setattr(reconcile, "_end_backoff", lambda turn, gang: None)
     patch.setattr(
         reconcile,
         "_ready",
-        lambda turn, gang: gang.not_before_ms <= turn.at
-        and all(worker.state == "waiting" for worker in turn.state.members(gang)),
+        lambda turn, gang: (
+            gang.not_before_ms <= turn.at
+            and all(worker.state == "waiting" for worker in turn.state.members(gang))
+        ),
     )
 
 
-def resume_from_what_was_prepared(patch: MonkeyPatch, _bugs: Bugs) -> None:
+def resume_from_what_was_prepared(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A commit is handed out one step further than it was made."""
     honest = reconcile.start_command
 
@@ -215,7 +219,9 @@ PLANTS: dict[str, Plant] = {
     "commit goes back": Plant(commit_goes_back, "went back|is older than the commit"),
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
     "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
-    "exits not in the inventory": Plant(exits_not_in_inventory, "P4: .* is lost, and node . has it|has things unacknowledged"),
+    "exits not in the inventory": Plant(
+        exits_not_in_inventory, "P4: .* is lost, and node|things unacknowledged"
+    ),
     "prepared not resent": Plant(prepared_not_resent, "liveness: "),
     "any epoch": Plant(any_epoch, "spawned twice|has processes left|comes back to life", OLD_LEADERS),
     "any session": Plant(any_session, "liveness: "),

@@ -236,7 +236,9 @@ class Checks:
                 for a in command.assignments:
                     row = durable.workers.get((command.job_id, a.rank))
                     if row is None or row.attempt < a.attempt:
-                        raise Violation(f"P3: rank {a.rank} of {command.job_id} starts before that is durable")
+                        raise Violation(
+                            f"P3: rank {a.rank} of {command.job_id} starts before that is durable"
+                        )
             case StopWorkers(keys, _, reason):
                 for key in keys:
                     row, job = durable.workers.get((key.job_id, key.rank)), durable.jobs.get(key.job_id)

@@ -49,6 +49,7 @@ class Bugs:
     answer_before_commit: bool = False
     release_before_commit: bool = False
     no_fresh_lease: bool = False
+    pause_is_silence: bool = False
 
 
 @dataclass
@@ -94,6 +95,9 @@ class Coordinator:
         self._next_tick = 0
         self._alarm = 0
         self._opened = 0
+        self._accepted: list[Stream] = []
+        self._frozen = False
+        self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     # The process
 
@@ -110,7 +114,7 @@ class Coordinator:
             self._life += 1
             self.die_after = ()
             self._begin_life()
-            self._take_over(self._life)
+            self._take_over()
 
     def kill(self) -> None:
         """SIGKILL. What is being committed is then durable or not; commands on their way arrive or are lost."""
@@ -121,10 +125,39 @@ class Coordinator:
             self._commit(self._in_flight)
         self._life += 1
         self.leading = False
-        streams, self._sessions = self._sessions, {}
-        for stream in streams.values():
+        self._sessions = {}
+        for stream in self._accepted:
             for message in stream.snap():
                 self.command_lost(stream.node, message)
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        if self.up and not self._frozen:
+            self._world.note("coordinator", "stopped")
+            self._frozen = True
+
+    def thaw(self) -> None:
+        """SIGCONT. The loop goes on before it has heard anything of what came in meanwhile."""
+        if not self._frozen:
+            return
+        self._world.note("coordinator", "continued")
+        self._frozen = False
+        backlog, self._backlog = self._backlog, []
+        if self.leading and self._in_flight is None:
+            self._round()
+        for call, args in backlog:
+            self._call(self._life, call, *args)
+
+    def _at(self, delay_ms: int, call: Callable[..., None], *args: Any) -> None:
+        """Have something done by this life of the process."""
+        self._world.at(delay_ms, self._call, self._life, call, *args)
+
+    def _call(self, life: int, call: Callable[..., None], *args: Any) -> None:
+        if life == self._life:
+            if self._frozen:
+                self._backlog.append((call, args))
+            else:
+                call(*args)
 
     def fill_disk(self, for_ms: int) -> None:
         """Let every commit fail for a while."""
@@ -136,53 +169,46 @@ class Coordinator:
     def request(self, request: Request) -> bool:
         """Take a client's request. False when it can't be served now."""
         if self.leading:
-            self._post(request)
+            self._call(self._life, self._post, request)
         return self.leading
 
     def accept(self, stream: Stream) -> None:
         """Serve a new stream: its first message is a Hello."""
+        self._accepted = [*(stream for stream in self._accepted if not stream.over), stream]
         life = self._life
-        if not self.leading:
+        stream.listen(UP, lambda message: self._call(life, self._hello, stream, message), lambda: None)
+
+    def _hello(self, stream: Stream, hello: tuple[Any, ...]) -> None:
+        number, node, instance_id, boot_id, slots, inventory, ports = hello
+        # Not modelled: a Hello that is overtaken by that of a later stream. Nothing in it would tell.
+        if not self.leading or number < self._newest_hello.get(node, 0):
             stream.close(DOWN)
             return
-
-        def hello(message: Any) -> None:
-            # Not modelled: a Hello that is overtaken by that of a later stream. Nothing in it would tell.
-            overtaken = message[0] < self._newest_hello.get(stream.node, 0)
-            if self._life == life and self.leading and not overtaken:
-                self._newest_hello[stream.node] = message[0]
-                self._open(stream, message)
-            else:
-                stream.close(DOWN)
-
-        stream.listen(UP, hello, lambda: None)
-
-    def _open(self, stream: Stream, hello: tuple[Any, ...]) -> None:
-        _, node, instance_id, boot_id, slots, inventory, ports = hello
+        self._newest_hello[node] = number
         self._opened += 1
         session = f"e{self.state.epoch}-s{self._opened}"
-        life = self._life
         self._sessions[session] = stream
         self._hear(node)
         now = self._world.now
         room = Capacity(slots=slots, cpus=float(slots), gpus=slots)
         joined = AgentJoined(now, node, session, instance_id, f"at-{node}", room, inventory, boot_id, ports)
         self._post(joined)
+        life = self._life
+        stream.listen(
+            UP,
+            lambda item: self._call(life, self._message, node, session, item),
+            lambda: self._call(life, self._over, node, session),
+        )
 
-        def message(item: Any) -> None:
-            if self._life == life and session in self._sessions:
-                self._message(node, session, item)
-
-        def over() -> None:
-            if self._life == life and self._sessions.pop(session, None) is not None:
-                stream.close(DOWN)
-                self._post(StreamLost(self._world.now, node, session))
-
-        stream.listen(UP, message, over)
+    def _over(self, node: str, session: str) -> None:
+        stream = self._sessions.pop(session, None)
+        if stream is not None:
+            stream.close(DOWN)
+            self._post(StreamLost(self._world.now, node, session))
 
     def _message(self, node: str, session: str, item: tuple[int, str, Any]) -> None:
         epoch, kind, what = item
-        if epoch != self.state.epoch:
+        if epoch != self.state.epoch or session not in self._sessions:
             return
         self._hear(node)
         if kind != "heartbeat":
@@ -190,7 +216,7 @@ class Coordinator:
 
     def late(self, node: str, session: str, kind: str, what: Any) -> None:
         """A message of a session that is over arrives after all."""
-        if self.leading and session not in self._sessions:
+        if self.leading and session not in self._sessions and not self._frozen:
             self._post(agent_event(self._world.now, node, session, kind, what))
 
     def _hear(self, node: str) -> None:
@@ -206,17 +232,15 @@ class Coordinator:
     def _poke(self) -> None:
         if self.leading and self._in_flight is None and not self._poked:
             self._poked = True
-            self._world.at(self._world.between(0, 2), self._round, self._life)
+            self._at(self._world.between(0, 2), self._round)
 
-    def _wake(self, life: int, alarm: int) -> None:
-        if life == self._life and alarm == self._alarm:
+    def _wake(self, alarm: int) -> None:
+        if alarm == self._alarm:
             self._poke()
 
-    def _take_over(self, life: int) -> None:
-        if life != self._life:
-            return
+    def _take_over(self) -> None:
         if self._world.now < self._full_until:
-            self._world.at(RETRY_MS, self._take_over, life)
+            self._at(RETRY_MS, self._take_over)
             return
         world = self._world
         state = self._store.load(SETTINGS)
@@ -224,24 +248,27 @@ class Coordinator:
         self._apply(batch, state, LeaderElected(world.now, state.epoch + 1))
         self._store.commit(batch.writes, epoch=state.epoch)
         self._checks.durable(batch.writes, self._store)
+        self._checks.batch_done(state, self._store)
         lease_from = world.now + liveness.fresh_lease_ms(len(state.nodes))
         self._heard = {} if self._bugs.no_fresh_lease else dict.fromkeys(state.nodes, lease_from)
         if self._bugs.no_fresh_lease:
             self._heard = dict.fromkeys(state.nodes, world.now - SETTINGS.lost_after_ms)
         self.state = state
         self.leading = True
+        self._next_tick = world.now
         self._checks.elected(state.nodes)
         world.note("coordinator", f"leads epoch {state.epoch}")
         self._poke()
 
-    def _round(self, life: int) -> None:
-        if life != self._life or not self.leading:
-            return
+    def _round(self) -> None:
         self._poked = False
+        if not self.leading or self._in_flight is not None:
+            return
         items, self._inbox = self._inbox, []
         now = self._world.now
         ends = deadline(self.state)
         if now >= (self._next_tick if ends is None else min(ends, self._next_tick)):
+            self._forgive_own_pause(now)
             self._next_tick = now + TICK_MS
             items.append(Ticked(now, self._heard))
         batch = _Batch()
@@ -258,9 +285,15 @@ class Coordinator:
             self._send(batch, ReleaseWorkers)
         if batch.writes:
             self._in_flight = batch
-            self._world.at(self._world.between(1, 5), self._committed, self._life)
+            self._at(self._world.between(1, 5), self._committed)
         else:
             self._publish(batch)
+
+    def _forgive_own_pause(self, now: int) -> None:
+        """While this process was stopped it could hear nobody: that was no silence of theirs."""
+        pause = now - self._next_tick
+        if pause > TICK_MS and not self._bugs.pause_is_silence:
+            self._heard = {node: at + pause for node, at in self._heard.items()}
 
     def _apply(self, batch: _Batch, state: State, event: Event) -> Effects:
         effects = step(state, event)
@@ -270,8 +303,8 @@ class Coordinator:
         batch.sends += [(send.session, send.command) for send in effects.commands]
         return effects
 
-    def _committed(self, life: int) -> None:
-        if life != self._life or self._in_flight is None:
+    def _committed(self) -> None:
+        if self._in_flight is None:
             return
         batch, self._in_flight = self._in_flight, None
         if self._world.now < self._full_until:
@@ -294,7 +327,7 @@ class Coordinator:
             stream.close(DOWN)
             self._post(StreamLost(self._world.now, stream.node, session))
         self._sessions = {}
-        self._take_over(self._life)
+        self._take_over()
 
     def _publish(self, batch: _Batch) -> None:
         self._checks.batch_done(self.state, self._store)
@@ -306,7 +339,7 @@ class Coordinator:
         ends = deadline(self.state)
         wake = self._next_tick if ends is None else min(self._next_tick, ends)
         self._alarm += 1
-        self._world.at(max(0, wake - self._world.now), self._wake, self._life, self._alarm)
+        self._at(max(0, wake - self._world.now), self._wake, self._alarm)
         if self._inbox:
             self._poke()
 

@@ -21,7 +21,13 @@ class Faults:
     """Breaks things until told to stop."""
 
     def __init__(
-        self, world: World, network: Network, coordinator: Coordinator, agents: dict[str, Agent], *, only: str = ""
+        self,
+        world: World,
+        network: Network,
+        coordinator: Coordinator,
+        agents: dict[str, Agent],
+        *,
+        only: str = "",
     ) -> None:
         self._world = world
         self._network = network
@@ -39,6 +45,7 @@ class Faults:
             self.reboot_node,
             self.kill_coordinator,
             self.kill_coordinator_as_it_speaks,
+            self.freeze_coordinator,
             self.kill_both,
             self.fill_store,
             self.break_stream,
@@ -61,6 +68,7 @@ class Faults:
         self._network.slowest_ms = 5
         self._coordinator.fill_disk(0)
         self._coordinator.die_after = ()
+        self._coordinator.thaw()
         self._coordinator.start()
 
     def _next(self) -> None:
@@ -137,6 +145,10 @@ class Faults:
         if self._world.chance(0.8):
             agent = next(agent for agent in self._agents if agent.name == node)
             self._world.at(self._world.between(1_000, 60_000), agent.late, message)
+
+    def freeze_coordinator(self) -> None:
+        self._coordinator.freeze()
+        self._while_on(self._world.between(100, LONGER_THAN_THE_LEASE_MS), self._coordinator.thaw)
 
     def kill_both(self) -> None:
         self.kill_coordinator()

@@ -1,5 +1,6 @@
 """One simulation: a cluster, its jobs, its faults; first safety, then liveness."""
 
+import traceback
 from dataclasses import dataclass, field
 
 from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
@@ -78,8 +79,11 @@ class Simulation:
             self._faulty()
             self._healed()
             self._forgotten()
-        except (AssertionError, KeyError) as error:
-            failure = f"{type(error).__name__}: {error}" if not isinstance(error, Violation) else str(error)
+        except Violation as violation:
+            failure = str(violation)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            failure = f"{type(error).__name__} in {where.name}: {error}"
         world = self.world
         return Result(self.seed, failure, world.happened, self.checks.counts, world.trace or [])
 
@@ -94,7 +98,9 @@ class Simulation:
         # Room for all even when a node is away, or just enough.
         slots = -(-ranks // max(1, nodes - 1)) if world.chance(0.6) else -(-ranks // nodes)
         self.agents = {
-            name: Agent(name, world, self.network, self.coordinator, self.checks.checkpoints, self.checks, slots)
+            name: Agent(
+                name, world, self.network, self.coordinator, self.checks.checkpoints, self.checks, slots
+            )
             for name in ("a", "b", "c")[:nodes]
         }
         self.checks.agents = self.agents
@@ -117,7 +123,9 @@ class Simulation:
             "EVERY": str(world.between(1, 9)),
             "PACE": str(world.rng.choice([50, 200, 600])),
         }
-        return JobSpec("train", ("train",), ranks, env, restart=policy, stop_grace_ms=world.rng.choice([5, 300]))
+        return JobSpec(
+            "train", ("train",), ranks, env, restart=policy, stop_grace_ms=world.rng.choice([5, 300])
+        )
 
     def _faulty(self) -> None:
         """Things break; promises hold all the same."""
@@ -162,9 +170,13 @@ class Simulation:
             for shard in commit.shards:
                 value = self.checks.checkpoints.files[place, steps, shard.file]
                 if value != trained(shard.rank, steps):
-                    raise Violation(f"rank {shard.rank} of {job_id} ended with other numbers than undisturbed")
+                    raise Violation(
+                        f"rank {shard.rank} of {job_id} ended with other numbers than undisturbed"
+                    )
             if (place, steps) not in self.checks.checkpoints.manifests:
-                raise Violation(f"P1: the manifest of the committed step {steps} of {place} was never published")
+                raise Violation(
+                    f"P1: the manifest of the committed step {steps} of {place} was never published"
+                )
 
     def _forgotten(self) -> None:
         """The jobs are deleted; nothing of them is left but their checkpoints."""
@@ -201,7 +213,9 @@ class Simulation:
         if not self.coordinator.leading:
             return "nobody leads"
         open_ = [what for what, done in self.client.acknowledged.items() if not done]
-        open_ += [f"submit {job_id}" for job_id in self.jobs if f"submit {job_id}" not in self.client.acknowledged]
+        open_ += [
+            f"submit {job_id}" for job_id in self.jobs if f"submit {job_id}" not in self.client.acknowledged
+        ]
         if open_:
             return f"not acknowledged: {open_}"
         for job in state.jobs.values():

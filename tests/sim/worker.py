@@ -16,6 +16,8 @@ from tests.sim.disk import Checkpoints, Place
 from tests.sim.world import Violation, World
 
 KILL, TERM = 9, 15
+PATIENCE_MS = 2_000
+"""How long a worker awaits the answer to a checkpoint when the next one is due."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ class Process:
         self._first = 0
         self._first_ms = 0
         self._value = order.key.rank
+        self._link = host.life
         self._unanswered: dict[int, Shard] = {}
         self._staging = False
+        self._waiting_since = 0
         self._stopping = False
         env = order.spec.env
         self._total, self._every, self._pace = int(env["STEPS"]), int(env["EVERY"]), int(env["PACE"])
@@ -119,24 +123,36 @@ class Process:
             self._stopping = True
             grace = self.order.spec.stop_grace_ms
             heeds = self._world.chance(0.8)
-            self._world.at(self._world.between(1, grace) if heeds else grace, self.end, -1, TERM if heeds else KILL)
+            self._world.at(
+                self._world.between(1, grace) if heeds else grace, self.end, -1, TERM if heeds else KILL
+            )
 
     # Training
 
     def _next_step(self) -> None:
         self._world.at(self._pace, self._step)
 
+    def _may_checkpoint(self) -> bool:
+        """The last checkpoint is answered, or was awaited for long enough: the next one takes its place."""
+        if self._staging:
+            return False
+        if not self._unanswered:
+            self._waiting_since = 0
+            return True
+        self._waiting_since = self._waiting_since or self._world.now
+        return self._world.now - self._waiting_since >= PATIENCE_MS
+
     def _step(self) -> None:
         if self.gone:
             return
         if self.step == self._total:
-            if not (self._staging or self._unanswered):
+            if not (self._staging or self._total in self._unanswered):
                 self.end(0)
             else:
                 self._next_step()
             return
         due = (self.step + 1) % self._every == 0 or self.step + 1 == self._total
-        waits = due and (self._staging or bool(self._unanswered))
+        waits = due and not self._may_checkpoint()
         if waits or (self._lockstep and self._checks.slowest(self.key) < self.step):
             self._next_step()
             return
@@ -145,7 +161,7 @@ class Process:
         self._checks.pace[self.key] = self.step
         self._value = advance(self._value, self.key.rank, self.step)
         if due:
-            self._staging = True
+            self._staging, self._waiting_since = True, 0
             self._world.at(self._world.between(1, 30), self._staged, self.step, self._value)
         self._next_step()
 
@@ -160,17 +176,18 @@ class Process:
         self._say(step)
 
     def _say(self, step: int) -> None:
-        if not self.gone and self._host.up and step in self._unanswered:
+        if not self.gone and self._host.up and self._link == self._host.life and step in self._unanswered:
             event = core.ShardPrepared(self.key, core.Shard(step, self._unanswered[step]))
-            self._host.call(self._world.between(0, 2), self._host.dispatch, event)
+            self._host.call(1, self._host.dispatch, event)  # a socket keeps the order
 
-    def agent_is_back(self) -> None:
-        """Connect to it, and say again what is not answered."""
-        wait = self._world.between(5, 500)
-        for step in sorted(self._unanswered):
-            self._world.at(wait, self._say, step)
+    def connect(self, life: int) -> None:
+        """Connect to the agent of this life, and say again what is not answered, in order."""
+        if life == self._host.life:
+            self._link = life
+            for step in sorted(self._unanswered):
+                self._say(step)
 
-    def answered(self, step: int, publish: Commit | None, refused: bool) -> None:  # noqa: FBT001
+    def answered(self, step: int, publish: Commit | None, refused: bool) -> None:
         """The agent's answer to a Prepare."""
         if self.gone:
             return

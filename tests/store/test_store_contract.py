@@ -126,7 +126,7 @@ class TestState:
         store.commit([Put(worker) for worker in workers], epoch=1)
         state = store.load(SETTINGS)
         assert list(state.workers.values()) == workers
-        assert state.waiting == {"a": 2_000}
+        assert state.tallies == {"a": {WorkerState.WAITING: 2_000}}
 
 
 class TestFence:

@@ -81,7 +81,9 @@ class Interpreter:
         named = {"instance_id": instance} if instance else {}
         return self.cluster.join(node, items, boot_id=boot, **named)
 
-    def _submit(self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str) -> Effects:
+    def _submit(
+        self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str
+    ) -> Effects:
         numbers = {name: int(value) for name, value in policy.items()}
         return self.cluster.submit(spec(int(world), Scope(scope), **numbers), job, request)
 

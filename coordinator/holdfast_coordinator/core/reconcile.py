@@ -4,11 +4,14 @@ Level-triggered: it looks at the rows alone, never at the event that changed the
 the way is made good whenever the job is looked at again.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from holdfast_coordinator.core import account, placement
 from holdfast_coordinator.core.effects import Assignment, StartWorkers, StopWorkers
 from holdfast_coordinator.core.model import (
+    DEAD,
     LIVE,
     TERMINAL,
     Gang,
@@ -20,29 +23,34 @@ from holdfast_coordinator.core.model import (
 )
 from holdfast_coordinator.core.turn import Turn
 
+_UNSTOPPED = (WorkerState.STARTING, WorkerState.RUNNING)
+_RESTARTING = (WorkerState.WAITING, WorkerState.STOPPING, *sorted(DEAD))
 
-def settle(turn: Turn, job_id: str) -> None:
-    """Stop what has to stop, and renew the gangs whose superseded attempt is gone."""
+
+def settle(turn: Turn, job_id: str, gangs: Iterable[int]) -> None:
+    """Stop what has to stop, and renew those of the gangs whose superseded attempt is gone."""
     job = turn.state.jobs.get(job_id)
     if job is None or job.state in TERMINAL:
         return
     if job.ending is not None:
-        stop_live(turn, turn.state.workers_of(job), force=job.force, reason=job.reason)
+        if _any(turn.state.tallies[job_id], _UNSTOPPED):
+            stop_live(turn, turn.state.workers_of(job), force=job.force, reason=job.reason)
         return
-    for gang in turn.state.gangs_of(job):
-        _renew(turn, gang)
+    for index in gangs:
+        _renew(turn, job, turn.state.gangs[job_id, index])
 
 
-def _renew(turn: Turn, gang: Gang) -> None:
-    old = [worker for worker in turn.state.members(gang) if worker.attempt < gang.attempt]
-    stop_live(turn, old, force=False, reason=gang.cause)
-    if any(turn.state.workers[w.job_id, w.rank].state in LIVE for w in old):
+def _renew(turn: Turn, job: Job, gang: Gang) -> None:
+    if not _superseded(turn, job, gang):
         return
-    if not old:
+    tally = turn.state.gang_tallies[job.id, gang.index]
+    if _any(tally, _UNSTOPPED):
+        stop_live(turn, turn.state.members(gang), force=False, reason=gang.cause)
+    if _any(tally, LIVE):
         return
     committed = gang.commit.step if gang.commit else None
     best = gang.best_step if committed is None else max(gang.best_step, committed)
-    for worker in old:
+    for worker in turn.state.members(gang):
         step = worker.progress.step
         best = best if step is None else max(best, step)
         closed = account.close_attempt(worker, committed)
@@ -51,6 +59,16 @@ def _renew(turn: Turn, gang: Gang) -> None:
         )
     if best != gang.best_step:
         turn.put(replace(gang, best_step=best))
+
+
+def _superseded(turn: Turn, job: Job, gang: Gang) -> bool:
+    """Whether the attempt of the gang's workers is over. They are renewed together, so that one tells of all."""
+    first = gang.index if job.spec.restart.scope is Scope.RANK else 0
+    return turn.state.workers[job.id, first].attempt < gang.attempt
+
+
+def _any(tally: Mapping[WorkerState, int], states: Iterable[WorkerState]) -> bool:
+    return any(tally[state] for state in states)
 
 
 def stop_live(turn: Turn, workers: list[Worker], *, force: bool, reason: str, again: bool = False) -> None:
@@ -65,11 +83,10 @@ def stop_live(turn: Turn, workers: list[Worker], *, force: bool, reason: str, ag
             turn.put(replace(worker, state=WorkerState.STOPPING))
 
 
-def place_waiting(turn: Turn) -> list[str]:
-    """Place every gang that waits and may start, oldest job first; return the ids of the jobs it looked at."""
+def place_waiting(turn: Turn) -> None:
+    """Place every gang that waits and may start, oldest job first."""
     state = turn.state
-    looked = sorted(state.waiting, key=lambda job_id: (state.jobs[job_id].created_ms, job_id))
-    for job_id in looked:
+    for job_id in sorted(state.waiting, key=lambda job_id: (state.jobs[job_id].created_ms, job_id)):
         job = state.jobs[job_id]
         if job.ending is not None:
             continue
@@ -81,7 +98,6 @@ def place_waiting(turn: Turn) -> list[str]:
         for gangs in requests:
             if gangs:
                 _place(turn, job, gangs)
-    return looked
 
 
 def _end_backoff(turn: Turn, gang: Gang) -> None:
@@ -91,9 +107,8 @@ def _end_backoff(turn: Turn, gang: Gang) -> None:
 
 
 def _ready(turn: Turn, gang: Gang) -> bool:
-    return not gang.not_before_ms and all(
-        worker.state is WorkerState.WAITING for worker in turn.state.members(gang)
-    )
+    tally = turn.state.gang_tallies[gang.job_id, gang.index]
+    return not gang.not_before_ms and tally[WorkerState.WAITING] == tally.total()
 
 
 def _place(turn: Turn, job: Job, gangs: list[Gang]) -> None:
@@ -200,37 +215,37 @@ def observe(turn: Turn, job_id: str) -> None:
     job = turn.state.jobs.get(job_id)
     if job is None or job.state in TERMINAL:
         return
-    workers = turn.state.workers_of(job)
-    live = [w for w in workers if w.state in LIVE]
+    tally = turn.state.tallies[job_id]
     if job.ending is not None:
-        if live:
+        if _any(tally, LIVE):
             turn.put(replace(job, state=JobState.STOPPING))
         else:
             _end(turn, job, job.ending, job.reason)
-        return
-    if all(w.state is WorkerState.SUCCEEDED for w in workers):
+    elif tally[WorkerState.SUCCEEDED] == tally.total():
         _end(turn, job, JobState.SUCCEEDED, "every rank exited with code 0")
-        return
-    state, reason = _running_state(turn, job, workers)
-    turn.put(replace(job, state=state, reason=reason))
+    else:
+        state, reason = _unfinished(turn, job, tally)
+        turn.put(replace(job, state=state, reason=reason))
 
 
-def _running_state(turn: Turn, job: Job, workers: list[Worker]) -> tuple[JobState, str]:
+def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobState, str]:
+    """The state of a job that goes on, and why."""
+    up, world = tally[WorkerState.RUNNING], tally.total()
+    if not _any(tally, _RESTARTING):
+        if tally[WorkerState.STARTING]:
+            return JobState.STARTING, f"{up} of {world} workers are up"
+        tail = f", {world - up} finished" if up < world else ""
+        return JobState.RUNNING, f"{up} of {world} workers are up{tail}"
     gangs = turn.state.gangs_of(job)
-    waiting = [gangs[w.gang] for w in workers if w.state is WorkerState.WAITING]
-    stopping = [gangs[w.gang] for w in workers if w.attempt < gangs[w.gang].attempt]
-    up = sum(w.state is WorkerState.RUNNING for w in workers)
-    if waiting and all(gang.not_before_ms <= turn.at for gang in waiting):
-        if len(waiting) + sum(w.state is WorkerState.SUCCEEDED for w in workers) == len(workers):
-            return JobState.PENDING, job.reason
-        return JobState.RESTARTING, job.reason
-    if waiting or stopping:
-        return JobState.RESTARTING, (stopping or waiting)[0].cause
-    if any(w.state is WorkerState.STARTING for w in workers):
-        return JobState.STARTING, f"{up} of {len(workers)} workers are up"
-    finished = len(workers) - up
-    tail = f", {finished} finished" if finished else ""
-    return JobState.RUNNING, f"{up} of {len(workers)} workers are up{tail}"
+    stopping = [gang for gang in gangs if _superseded(turn, job, gang)]
+    waiting = [gang for gang in gangs if turn.state.gang_tallies[job.id, gang.index][WorkerState.WAITING]]
+    if stopping:
+        return JobState.RESTARTING, stopping[0].cause
+    if any(gang.not_before_ms > turn.at for gang in waiting):
+        return JobState.RESTARTING, waiting[0].cause
+    # Nothing holds it back but the room for it.
+    idle = tally[WorkerState.WAITING] + tally[WorkerState.SUCCEEDED] == world
+    return (JobState.PENDING if idle else JobState.RESTARTING), job.reason
 
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:

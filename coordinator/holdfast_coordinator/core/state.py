@@ -4,6 +4,7 @@ Only `put` and `delete` change it, so that the same writes applied to an empty s
 `load(store) == state` (tests/sim holds it to that after every event).
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -49,8 +50,12 @@ class State:
     """Ids of the jobs that are not terminal, oldest first."""
     on_node: dict[str, dict[tuple[str, int], None]] = field(default_factory=dict)
     """The live workers of each node."""
-    waiting: dict[str, int] = field(default_factory=dict)
-    """How many workers of a job wait to be placed; jobs with none are not in it."""
+    waiting: dict[str, None] = field(default_factory=dict)
+    """Ids of the jobs of which a worker waits to be placed."""
+    tallies: dict[str, Counter[WorkerState]] = field(default_factory=dict)
+    """How many workers of a job are in each state: a job of 10,000 is looked at once for each of them."""
+    gang_tallies: dict[tuple[str, int], Counter[WorkerState]] = field(default_factory=dict)
+    """The same of each gang."""
 
     def gangs_of(self, job: Job) -> list[Gang]:
         """The gangs of a job by index."""
@@ -134,12 +139,10 @@ class State:
         yield from self.prepared.values()
 
     def _index(self, old: Worker | None, new: Worker | None) -> None:
-        if old is not None and old.state is WorkerState.WAITING:
-            self.waiting[old.job_id] -= 1
-            if not self.waiting[old.job_id]:
-                del self.waiting[old.job_id]
-        if new is not None and new.state is WorkerState.WAITING:
-            self.waiting[new.job_id] = self.waiting.get(new.job_id, 0) + 1
+        if old is not None:
+            self._count(old, -1)
+        if new is not None:
+            self._count(new, +1)
         if old is not None and old.state in LIVE:
             key = (old.job_id, old.rank)
             there = self.on_node[old.node]
@@ -148,3 +151,19 @@ class State:
                 del self.on_node[old.node]
         if new is not None and new.state in LIVE:
             self.on_node.setdefault(new.node, {})[new.job_id, new.rank] = None
+
+    def _count(self, worker: Worker, by: int) -> None:
+        job_id, gang = worker.job_id, (worker.job_id, worker.gang)
+        of_job = self.tallies.setdefault(job_id, Counter())
+        of_gang = self.gang_tallies.setdefault(gang, Counter())
+        of_job[worker.state] += by
+        of_gang[worker.state] += by
+        if worker.state is WorkerState.WAITING:
+            if of_job[WorkerState.WAITING]:
+                self.waiting[job_id] = None
+            else:
+                self.waiting.pop(job_id, None)
+        if not of_gang.total():
+            del self.gang_tallies[gang]
+        if not of_job.total():
+            del self.tallies[job_id]

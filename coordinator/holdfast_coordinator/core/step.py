@@ -62,11 +62,12 @@ from holdfast_coordinator.core.turn import Turn
 def step(state: State, event: Event) -> Effects:
     """Advance the state by one event, and say what to write and whom to tell."""
     turn = Turn(state, event.at)
-    touched: dict[str, None] = dict.fromkeys(_handle(turn, event))
-    for job_id in touched:
-        settle(turn, job_id)
-    touched |= dict.fromkeys(place_waiting(turn))
-    for job_id in touched:
+    _handle(turn, event)
+    for job_id, gangs in list(turn.touched.items()):
+        settle(turn, job_id, list(gangs))
+    if turn.room_changed or isinstance(event, Ticked):
+        place_waiting(turn)
+    for job_id in list(turn.touched):
         observe(turn, job_id)
     return turn.effects()
 
@@ -78,55 +79,53 @@ def deadline(state: State) -> int | None:
         for job_id in state.waiting
         if state.jobs[job_id].ending is None
         for gang in state.gangs_of(state.jobs[job_id])
-        if gang.not_before_ms and any(w.state is WorkerState.WAITING for w in state.members(gang))
+        if gang.not_before_ms and state.gang_tallies[job_id, gang.index][WorkerState.WAITING]
     ]
     return min(ends, default=None)
 
 
-def _handle(turn: Turn, event: Event) -> list[str]:
-    """Run the handler of an event; return the ids of the jobs that it touched."""
+def _handle(turn: Turn, event: Event) -> None:
+    """Run the handler of an event."""
     match event:
         case Ticked():
-            return _ticked(turn, event)
+            _ticked(turn, event)
         case LeaderElected():
-            return _leader_elected(turn, event)
+            _leader_elected(turn, event)
         case JobSubmitted():
-            return _job_submitted(turn, event)
+            _job_submitted(turn, event)
         case JobStopRequested():
-            return _job_stop_requested(turn, event)
+            _job_stop_requested(turn, event)
         case JobDeleteRequested():
-            return _job_delete_requested(turn, event)
+            _job_delete_requested(turn, event)
         case AgentJoined():
-            return _agent_joined(turn, event)
+            _agent_joined(turn, event)
         case _:
-            return _from_agent(turn, event)
+            _from_agent(turn, event)
 
 
-def _from_agent(turn: Turn, event: AgentEvent) -> list[str]:
+def _from_agent(turn: Turn, event: AgentEvent) -> None:
     node = turn.state.nodes.get(event.node)
     if node is None or node.session != event.session:
         turn.drop(f"session {event.session} does not speak for node {event.node}")
-        return []
+        return
     match event:
         case StreamLost():
             turn.put(replace(node, session="", state=NodeState.SUSPECT, reason="its stream broke"))
             turn.tell("NodeSuspect", "its stream broke; nothing is killed", node=node.name)
-            return []
         case PortsOffered():
             turn.put(replace(node, ports=_not_taken(turn, node.name, event.ports)))
-            return []
         case WorkerStarted():
-            return _worker_started(turn, event)
+            _worker_started(turn, event)
         case WorkerExited():
-            return _worker_exited(turn, event.node, event.key, event.exit, event.progress)
+            _worker_exited(turn, event.node, event.key, event.exit, event.progress)
         case ShardPrepared():
-            return _shard_prepared(turn, event)
+            _shard_prepared(turn, event)
 
 
 # Jobs
 
 
-def _job_submitted(turn: Turn, event: JobSubmitted) -> list[str]:
+def _job_submitted(turn: Turn, event: JobSubmitted) -> None:
     known = turn.state.requests.get(event.request_id) if event.request_id else None
     if known is not None:
         if turn.state.jobs[known].spec != event.spec:
@@ -135,7 +134,7 @@ def _job_submitted(turn: Turn, event: JobSubmitted) -> list[str]:
                 f"request id {event.request_id} was used for another job, {known}",
                 "use a new request id for every job",
             )
-        return []
+        return
     spec = event.spec
     job = Job(
         id=event.job_id,
@@ -153,16 +152,15 @@ def _job_submitted(turn: Turn, event: JobSubmitted) -> list[str]:
     for rank in range(spec.world_size):
         turn.put(Worker(job.id, rank, gang=rank if by_rank else 0, state=WorkerState.WAITING))
     turn.tell("JobCreated", f"{spec.name}: {spec.world_size} workers", job_id=job.id)
-    return [job.id]
 
 
-def _job_stop_requested(turn: Turn, event: JobStopRequested) -> list[str]:
+def _job_stop_requested(turn: Turn, event: JobStopRequested) -> None:
     job = _find_job(turn, event.job_id)
     if job is None or job.state in TERMINAL:
-        return []
+        return
     reason = "stopped by its user" + (", by force" if event.force else "")
     if job.desired is Desired.STOPPED and job.force >= event.force:
-        return []
+        return
     ending = job.ending or JobState.STOPPED
     turn.put(
         replace(
@@ -176,20 +174,19 @@ def _job_stop_requested(turn: Turn, event: JobStopRequested) -> list[str]:
     turn.tell("JobStopRequested", reason, job_id=job.id)
     if event.force:
         stop_live(turn, turn.state.workers_of(job), force=True, reason=reason, again=True)
-    return [job.id]
 
 
-def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> list[str]:
+def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> None:
     job = _find_job(turn, event.job_id)
     if job is None:
-        return []
+        return
     if job.state not in TERMINAL:
         turn.refuse(
             Problem.FAILED_PRECONDITION,
             f"job {job.id} is {job.state}",
             "stop it first, and wait until it has ended",
         )
-        return []
+        return
     for worker in turn.state.workers_of(job):
         turn.delete(worker)
     for gang in turn.state.gangs_of(job):
@@ -199,7 +196,6 @@ def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> list[str]:
     turn.tell("JobDeleted", f"{job.spec.name} was {job.state}", job_id=job.id)
     for name in sorted(turn.state.nodes):
         turn.send(name, ForgetJob(job.id))
-    return []
 
 
 def _find_job(turn: Turn, job_id: str) -> Job | None:
@@ -212,7 +208,7 @@ def _find_job(turn: Turn, job_id: str) -> Job | None:
 # Nodes
 
 
-def _leader_elected(turn: Turn, event: LeaderElected) -> list[str]:
+def _leader_elected(turn: Turn, event: LeaderElected) -> None:
     """Take over: nobody is connected, nobody is presumed dead, no worker is touched."""
     turn.set_epoch(event.epoch)
     for node in list(turn.state.nodes.values()):
@@ -229,25 +225,22 @@ def _leader_elected(turn: Turn, event: LeaderElected) -> list[str]:
             if gang.not_before_ms > latest:
                 turn.put(replace(gang, not_before_ms=latest))
     turn.tell("LeaderElected", f"epoch {event.epoch}")
-    return list(turn.state.unfinished)
 
 
-def _ticked(turn: Turn, event: Ticked) -> list[str]:
-    touched: list[str] = []
+def _ticked(turn: Turn, event: Ticked) -> None:
     for node in list(turn.state.nodes.values()):
         if node.state is NodeState.LOST:
             continue
         silent = event.at - event.heard.get(node.name, event.at)
         verdict, reason = liveness.judge(silent, connected=bool(node.session), settings=turn.state.settings)
         if verdict is NodeState.LOST:
-            touched += _lose_node(turn, node, reason)
+            _lose_node(turn, node, reason)
         elif verdict is not node.state:
             turn.put(replace(node, state=verdict, reason=reason))
             turn.tell(f"Node{verdict.capitalize()}", reason, node=node.name)
-    return touched
 
 
-def _lose_node(turn: Turn, node: Node, reason: str) -> list[str]:
+def _lose_node(turn: Turn, node: Node, reason: str) -> None:
     """Give up a node: from here on nothing that its workers say is accepted."""
     turn.send(node.name, CloseSession(f"node {node.name} was lost: {reason}"))
     turn.put(replace(node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=()))
@@ -255,16 +248,15 @@ def _lose_node(turn: Turn, node: Node, reason: str) -> list[str]:
     lost = turn.state.live_on(node.name)
     for worker in lost:
         _lose_worker(turn, worker, f"node {node.name} was lost: {reason}")
-    return [worker.job_id for worker in lost]
 
 
-def _agent_joined(turn: Turn, event: AgentJoined) -> list[str]:
+def _agent_joined(turn: Turn, event: AgentJoined) -> None:
     old = turn.state.nodes.get(event.node)
     if old is not None and old.session and old.instance_id != event.instance_id:
         taken = f"another agent is connected as node {event.node}; start this one with another --name"
         turn.send_session(event.session, CloseSession(taken))
         turn.drop(taken)
-        return []
+        return
     if old is not None and old.session != event.session:
         turn.send(event.node, CloseSession("a newer session speaks for this node"))
     expected = {worker.key: worker for worker in turn.state.live_on(event.node)}
@@ -291,12 +283,11 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> list[str]:
     if strays:
         turn.send(event.node, StopWorkers(strays, force=True, reason="their attempts are superseded"))
     rebooted = old is not None and old.boot_id != event.boot_id
-    touched = _reattach(turn, event, expected, rebooted=rebooted)
+    _reattach(turn, event, expected, rebooted=rebooted)
     found = {f.key: f for f in event.inventory}
     for key, item in found.items():
         if key not in expected and item.exit is not None:
-            touched += _worker_exited(turn, event.node, key, item.exit, item.progress)
-    return touched
+            _worker_exited(turn, event.node, key, item.exit, item.progress)
 
 
 def _not_taken(turn: Turn, node: str, ports: tuple[int, ...]) -> tuple[int, ...]:
@@ -317,7 +308,7 @@ def _joined_message(event: AgentJoined, expected: dict[Key, Worker]) -> str:
     return message
 
 
-def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, rebooted: bool) -> list[str]:
+def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, rebooted: bool) -> None:
     """Settle the difference between what should run on the node and what its agent found.
 
     A start that never arrived is said again; but not after a reboot, which it may have been applied before.
@@ -348,24 +339,22 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, re
         keys = tuple(key for key in stop_again if by_force[key] is force)
         if keys:
             turn.send(event.node, StopWorkers(keys, force, "it was told to stop before"))
-    return [worker.job_id for worker in expected.values()]
 
 
 # Workers
 
 
-def _worker_started(turn: Turn, event: WorkerStarted) -> list[str]:
+def _worker_started(turn: Turn, event: WorkerStarted) -> None:
     worker = turn.state.workers.get((event.key.job_id, event.key.rank))
     if worker is None or worker.key != event.key or worker.state not in LIVE:
         turn.drop(f"{event.key} is superseded")
-        return []
+        return
     if worker.pid == event.pid and worker.state is WorkerState.RUNNING:
-        return []  # known from the inventory that opened the session
+        return  # known from the inventory that opened the session
     state = WorkerState.RUNNING if worker.state is WorkerState.STARTING else worker.state
     turn.put(replace(worker, state=state, pid=event.pid, pid_start=event.pid_start))
     _note_start(turn, worker.job_id, event.at)
     turn.tell_worker("WorkerStarted", f"pid {event.pid}", worker)
-    return [worker.job_id]
 
 
 def _note_start(turn: Turn, job_id: str, at: int) -> None:
@@ -374,7 +363,7 @@ def _note_start(turn: Turn, job_id: str, at: int) -> None:
         turn.put(replace(job, started_ms=at))
 
 
-def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progress) -> list[str]:
+def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progress) -> None:
     turn.send(node, ReleaseWorkers((key,)))
     there = turn.state.nodes[node]
     if key in there.strays:
@@ -382,7 +371,7 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
     worker = turn.state.workers.get((key.job_id, key.rank))
     if worker is None or worker.key != key or worker.node != node or worker.state not in LIVE:
         turn.drop(f"{key} is not expected on node {node}")
-        return []
+        return
     at = min(max(ended.at_ms, worker.started_ms), turn.at)
     ended = replace(ended, at_ms=at)
     if worker.state is WorkerState.STOPPING:
@@ -398,7 +387,6 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
     turn.tell_worker("WorkerExited", f"{ended.message}{at_step}", worker)
     if state is WorkerState.FAILED:
         _after_exit(turn, worker, f"rank {worker.rank} on node {node}: {ended.message}{at_step}")
-    return [key.job_id]
 
 
 def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
@@ -450,14 +438,14 @@ def _supersede(turn: Turn, gang: Gang, decision: restart.Retry, cause: str) -> N
 # Checkpoints
 
 
-def _shard_prepared(turn: Turn, event: ShardPrepared) -> list[str]:
+def _shard_prepared(turn: Turn, event: ShardPrepared) -> None:
     key, state = event.key, turn.state
     worker = state.workers.get((key.job_id, key.rank))
     if worker is None or worker.node != event.node or worker.state not in LIVE:
         reason = f"rank {key.rank} of job {key.job_id} does not run on node {event.node}"
         turn.send(event.node, RefuseShard(key, event.step, reason))
         turn.drop(reason)
-        return []
+        return
     gang = state.gangs[key.job_id, worker.gang]
     ranks = tuple(member.rank for member in state.members(gang))
     held = {rank: state.prepared[key.job_id, rank] for rank in ranks if (key.job_id, rank) in state.prepared}
@@ -476,7 +464,6 @@ def _shard_prepared(turn: Turn, event: ShardPrepared) -> list[str]:
                 if prepared.step <= event.step:
                     turn.delete(prepared)
             _commit(turn, gang, event.step, shards)
-    return []
 
 
 def _commit(turn: Turn, gang: Gang, at_step: int, shards: tuple[Shard, ...]) -> None:

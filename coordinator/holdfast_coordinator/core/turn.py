@@ -15,7 +15,7 @@ from holdfast_coordinator.core.effects import (
     SetEpoch,
     Write,
 )
-from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Scope, Worker
+from holdfast_coordinator.core.model import LIVE, Commit, Entry, Gang, Job, Node, Scope, Worker
 from holdfast_coordinator.core.state import State
 
 
@@ -28,6 +28,10 @@ class Turn:
         self._writes: list[Write] = []
         self._commands: list[Send] = []
         self._refusal: Refusal | None = None
+        self.touched: dict[str, dict[int, None]] = {}
+        """Jobs that changed, each with those of its gangs that did."""
+        self.room_changed = False
+        """What waits may fit now, or there is more that waits."""
         self._reason = ""
 
     def put(self, row: Row) -> None:
@@ -39,6 +43,7 @@ class Turn:
                     return
                 if old_job is not None:
                     edges.check(edges.JOB_EDGES, f"job {row.id}", old_job.state, row.state)
+                self.touched.setdefault(row.id, {})
             case Worker():
                 old_worker = self.state.workers.get((row.job_id, row.rank))
                 if old_worker == row:
@@ -46,12 +51,17 @@ class Turn:
                 if old_worker is not None:
                     what = f"rank {row.rank} of job {row.job_id}"
                     edges.check(edges.WORKER_EDGES, what, old_worker.state, row.state)
+                self.touched.setdefault(row.job_id, {})[row.gang] = None
+                self.room_changed |= row.state not in LIVE
             case Node():
                 old_node = self.state.nodes.get(row.name)
                 if old_node == row:
                     return
                 if old_node is not None:
                     edges.check(edges.NODE_EDGES, f"node {row.name}", old_node.state, row.state)
+                self.room_changed = True
+            case Gang():
+                self.touched.setdefault(row.job_id, {})[row.index] = None
             case _:
                 pass
         self.state.put(row)

@@ -1,0 +1,98 @@
+"""Help is quick, and there for every command."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+
+from holdfast import __version__
+from holdfast.cli import cli
+from tests.client.cli_fixtures import run
+
+SLOW = ("grpc", "google.protobuf", "pydantic", "yaml", "rich", "sqlalchemy", "structlog", "asyncio", "numpy")
+
+
+def commands(group=cli, path=()):
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+ALL = dict(commands())
+
+
+def test_the_commands():
+    assert {" ".join(path) for path in ALL} == {
+        "run",
+        "coordinator",
+        "agent",
+        "job",
+        *(f"job {verb}" for verb in ("submit", "list", "get", "watch", "logs", "stop", "delete", "summary")),
+        "node",
+        "node list",
+        "checkpoint",
+        "checkpoint list",
+        "events",
+    }
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_each_command_says_what_it_is_for(path):
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: cli {' '.join(path)}")
+    assert ALL[path].get_short_help_str()
+
+
+@pytest.mark.parametrize(
+    "path", ["run", "job submit", "job list", "job get", "job watch", "job logs", "job stop"]
+)
+def test_help_shows_examples(path):
+    """Each on a line of its own."""
+    help_text = run(*path.split(), "--help").stdout
+    examples = [line for line in help_text.splitlines() if line.startswith(f"    holdfast {path} ")]
+    assert examples
+
+
+def test_the_first_help_imports_nothing_slow():
+    """Each of these costs more than all of the command line itself; `--help` is to answer within 200 ms."""
+    code = f"""
+import sys
+from holdfast.cli import main
+sys.argv = ["holdfast", "--help"]
+try:
+    main()
+finally:
+    print([name for name in {SLOW!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr == "[]\n"
+    assert "\n    holdfast run -n 4 -- python train.py\n" in done.stdout
+
+
+def test_version():
+    assert run("--version").stdout == f"holdfast, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [
+        (["coordinator"], "sqlalchemy", "coordinator"),
+        (["agent"], "structlog", "agent"),
+        (["run", "--", "true"], "sqlalchemy", "run"),
+    ],
+)
+def test_an_extra_that_is_not_installed(command, missing, extra, tmp_path):
+    code = f"import sys; sys.modules[{missing!r}] = None; from holdfast.cli import main; main()"
+    arguments = [sys.executable, "-c", code, *command]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.endswith(f"pip install 'holdfast[{extra}]'\n")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,72 @@
+"""The house style that no linter knows."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("client", "coordinator", "agent")
+SOURCES = sorted(
+    path
+    for top in (*PACKAGES, "examples", "benchmarks")
+    for path in (ROOT / top).rglob("*.py")
+    if ROOT / "client/holdfast/v1" not in path.parents
+)
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FUNCTION_LINES = 70
+FILE_LINES = 600
+LEFT = re.compile("# *(todo|fixme|xxx)", re.IGNORECASE)
+MIGRATIONS = ROOT / "coordinator/holdfast_coordinator/store/versions"
+"""One function each, by Alembic's form: a list of tables."""
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=named)
+def test_files_are_short(path):
+    assert len(path.read_text().splitlines()) < FILE_LINES
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if MIGRATIONS not in p.parents], ids=named)
+def test_functions_are_short(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines < FUNCTION_LINES, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("directory", ["proto", "client", "coordinator", "agent", "gateway"])
+def test_directories_that_hold_packages_are_none(directory):
+    assert not (ROOT / directory / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=named)
+def test_what_is_left_to_do_has_an_issue(path):
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if LEFT.search(line):
+            assert re.search(r"issue \d+", line), f"line {number} names no issue: {line.strip()}"
+
+
+def test_generated_code_is_what_the_protos_say(tmp_path):
+    """The command is that of `make proto`."""
+    scripts = Path(sys.executable).parent
+    protos = sorted(ROOT.glob("proto/holdfast/v1/*.proto"))
+    outputs = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    plugins = [f"--plugin=protoc-gen-{name}={scripts}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", "proto", *plugins, *outputs]
+    command += [str(proto.relative_to(ROOT)) for proto in protos]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*_pb2*")}
+    committed = ROOT / "client"
+    there = {path.relative_to(committed): path.read_bytes() for path in committed.rglob("*_pb2*.py*")}
+    there = {path: content for path, content in there.items() if path.suffix in (".py", ".pyi")}
+    assert sorted(made) == sorted(there)
+    differ = [str(path) for path in made if made[path] != there[path]]
+    assert not differ, f"run `make proto`: {differ}"
