@@ -79,6 +79,7 @@ class Client:
 
     async def watch_job(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
         """Give the job now and after every change, until it has ended; goes on when the coordinator was away."""
+        await self.get_job(job_id)  # to wait for a coordinator that was never there helps nobody
         while True:
             try:
                 async for answer in self._jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id)):
@@ -109,6 +110,7 @@ class Client:
         self, job_id: str, *, ranks: Sequence[int] = (), attempt: int = 0, follow: bool = False
     ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
         """Iterate over what workers wrote; goes on where it was when the coordinator was away."""
+        await self.get_job(job_id)
         places: dict[tuple[int, int, int], job_pb2.LogCursor] = {}
         while True:
             request = job_pb2.StreamLogsRequest(
@@ -140,14 +142,13 @@ class Client:
 
     async def list_events(self, job_id: str = "") -> AsyncIterator[job_pb2.Event]:
         """Iterate over the timeline of a job, or of all, oldest first."""
-
-        async def page(token: str) -> tuple[Sequence[job_pb2.Event], str]:
-            request = job_pb2.ListEventsRequest(job_id=job_id, page_size=PAGE, page_token=token)
-            answer = await self._jobs.ListEvents(request)
-            return answer.events, answer.next_page_token
-
-        async for event in self._pages(page):
+        async for event in self._pages(lambda token: self._events_page(job_id, token)):
             yield event
+
+    async def events_page(self, job_id: str, token: str = "") -> tuple[Sequence[job_pb2.Event], str]:
+        """Read one page of a timeline. The token that comes with it is empty when it is the last so far."""
+        async with self._errors():
+            return await self._events_page(job_id, token)
 
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""
@@ -163,6 +164,11 @@ class Client:
         """Look at a node."""
         async with self._errors():
             return (await self._nodes.GetNode(node_pb2.GetNodeRequest(name=name))).node
+
+    async def _events_page(self, job_id: str, token: str) -> tuple[Sequence[job_pb2.Event], str]:
+        request = job_pb2.ListEventsRequest(job_id=job_id, page_size=PAGE, page_token=token)
+        answer = await self._jobs.ListEvents(request)
+        return answer.events, answer.next_page_token
 
     async def _pages(self, page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
         token = ""

@@ -14,11 +14,17 @@ import yaml
 from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError
 
-from holdfast.units import parse_duration, parse_size, shown
+from holdfast.units import parse_duration, parse_size, parse_whole, shown
 from holdfast.v1 import job_pb2
-from holdfast.wire import InvalidSpec, Violation
 
 Path_ = tuple[str | int, ...]
+
+_TEXTS = ("env", "labels", "command")
+"""Below these a number is text: VERSION: 1.10 stays 1.10."""
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_TEXT_TAG = "tag:yaml.org,2002:str"
+_MAX_BYTES = 2**20
+_MAX_DEPTH = 8
 
 
 class SpecError(Exception):
@@ -27,38 +33,23 @@ class SpecError(Exception):
 
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{shown(value)} is not a number; write for instance 1.5")
+        raise ValueError(f"{shown(value)} is not a number; write e.g. 1.5")
     return float(value)
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{shown(value)} is not a whole number; write for instance 4")
-    return value
-
-
-def _words(value: object) -> list[str]:
+def _words(value: object) -> object:
     if isinstance(value, str):
-        raise ValueError('is a single string; write it as a list, for instance ["python", "train.py"]')
+        raise ValueError('is a single string; write it as a list, e.g. ["python", "train.py"]')
     if not isinstance(value, list):
-        raise ValueError('is no list; write for instance ["python", "train.py"]')
-    return [
-        str(word) if isinstance(word, int | float) and not isinstance(word, bool) else word for word in value
-    ]
-
-
-def _scalar(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{shown(value)} is not a string; put it in quotes")
-    return str(value)
+        raise ValueError('is no list; write e.g. ["python", "train.py"]')
+    return value
 
 
 Seconds = Annotated[timedelta, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_whole)]
+Whole = Annotated[int, BeforeValidator(parse_whole)]
 Words = Annotated[list[StrictStr], BeforeValidator(_words)]
-Scalar = Annotated[str, BeforeValidator(_scalar)]
 
 
 class _Part(BaseModel):
@@ -90,20 +81,20 @@ class SpecPart(_Part):
     name: StrictStr | None = None
     command: Words | None = None
     world_size: Whole | None = None
-    env: dict[StrictStr, Scalar] | None = None
+    env: dict[StrictStr, StrictStr] | None = None
     working_dir: StrictStr | None = None
     resources: ResourcesPart | None = None
     restart: RestartPart | None = None
     stop_grace: Seconds | None = None
     checkpoint_uri: StrictStr | None = None
-    labels: dict[StrictStr, Scalar] | None = None
+    labels: dict[StrictStr, StrictStr] | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
-        """Write it as a JobSpec; what is absent stays absent."""
+        """Write it as a JobSpec. What is absent stays absent, but for the world size, which is 1 then."""
         spec = job_pb2.JobSpec(
             name=self.name or "",
             command=self.command or [],
-            world_size=self.world_size or 0,
+            world_size=1 if self.world_size is None else self.world_size,
             env=self.env or {},
             working_dir=self.working_dir or "",
             stop_grace=_proto(self.stop_grace),
@@ -138,38 +129,46 @@ class SpecFile:
         """Read it. Raises SpecError."""
         self._name = str(path)
         self._lines: dict[Path_, int] = {}
+        root = self._compose(_read(path))
         try:
-            root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        except OSError as error:
-            raise SpecError(f"{path}: can't be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise SpecError(f"{path}: is not text in UTF-8") from error
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise SpecError(f"{path}:{line}: is not YAML: {error.problem}") from error
-        except yaml.YAMLError as error:
-            raise SpecError(f"{path}: is not YAML: {str(error).splitlines()[0]}") from error
-        if root is None:
-            raise SpecError(f"{path}: is empty; write at least command and world_size")
-        if not isinstance(root, yaml.MappingNode):
-            raise SpecError(f"{path}:1: is no mapping; write `key: value` lines, for instance world_size: 4")
-        self._index(root, ())
-        try:
-            self.part = SpecPart.model_validate(yaml.SafeLoader("").construct_document(root))
+            self.part = SpecPart.model_validate(root)
         except ValidationError as error:
             raise SpecError("\n".join(self._sentence(problem) for problem in error.errors())) from error
 
-    def explain(self, error: InvalidSpec) -> str:
-        """Put the coordinator's answer beside the lines that it is about."""
-        return "\n".join(self._violation(violation) for violation in error.violations) or str(error)
+    def where(self, field: str) -> str | None:
+        """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
+        field = field.replace("memory_bytes", "memory")
+        path: Path_ = tuple(field.split(".", 1))
+        if path not in self._lines:
+            return None
+        return f"{self._name}:{self._lines[path]}: {field}"
 
-    def _violation(self, violation: Violation) -> str:
-        field = violation.field.replace("memory_bytes", "memory")
-        line = self._line(tuple(field.split(".")))
-        return f"{self._name}:{line}: {field}: {violation.description}"
+    def _compose(self, text: str) -> object:
+        """Parse the text, noting the line of every key."""
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            if root is None:
+                raise SpecError(f"{self._name}: is empty; write at least command and world_size")
+            if not isinstance(root, yaml.MappingNode):
+                raise SpecError(
+                    f"{self._name}:1: is no mapping; write `key: value` lines, e.g. world_size: 4"
+                )
+            self._index(root, ())
+            return yaml.SafeLoader("").construct_document(root)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise SpecError(f"{self._name}:{line}: is not YAML: {error.problem}") from error
+        except RecursionError as error:
+            raise SpecError(f"{self._name}: goes too deep; flatten it") from error
+        except (yaml.YAMLError, ValueError) as error:  # a character, or a date, that can't be
+            raise SpecError(f"{self._name}: is not YAML: {str(error).splitlines()[0]}") from error
 
     def _index(self, node: yaml.Node, path: Path_) -> None:
         """Note the line of every key; refuse a key that is there twice, of which YAML would drop the first."""
+        if len(path) > _MAX_DEPTH:
+            raise SpecError(f"{self._name}:{node.start_mark.line + 1}: {path[0]}: goes too deep; flatten it")
+        if isinstance(node, yaml.ScalarNode) and path[0] in _TEXTS and node.tag in _NUMBER_TAGS:
+            node.tag = _TEXT_TAG
         if isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self._lines[*path, index] = item.start_mark.line + 1
@@ -177,8 +176,10 @@ class SpecFile:
         if not isinstance(node, yaml.MappingNode):
             return
         for key, value in node.value:
-            here = (*path, str(key.value))
             line = key.start_mark.line + 1
+            if key.tag != _TEXT_TAG:
+                raise SpecError(f"{self._name}:{line}: a key has to be a name; put it in quotes if it is one")
+            here = (*path, str(key.value))
             if here in self._lines:
                 where = f"{self._name}:{line}: {_dotted(here)}"
                 raise SpecError(f"{where}: is there twice, first on line {self._lines[here]}; remove one")
@@ -194,6 +195,20 @@ class SpecFile:
         path: Path_ = tuple(problem["loc"])
         where = f"{self._name}:{self._line(path)}: {_dotted(path)}"
         return f"{where}: {_said(problem, path)}"
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise SpecError(f"{path}: can't be read: {error.strerror}") from error
+    if len(text) > _MAX_BYTES:
+        raise SpecError(f"{path}: is larger than a mebibyte; is it a job file?")
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not text in UTF-8; save it as such") from error
 
 
 def _said(problem: Mapping[str, Any], path: Path_) -> str:

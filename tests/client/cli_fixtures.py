@@ -1,6 +1,7 @@
 """A real coordinator, an agent that does what a test tells it, and the command line in processes of its own."""
 
 import asyncio
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,16 @@ class Command:
         return Ended(self._process.returncode, out.decode(), err.decode())
 
     async def line(self):
+        return await self._next(self._process.stdout)
+
+    async def error_line(self):
+        return await self._next(self._process.stderr)
+
+    async def _next(self, stream):
         async with asyncio.timeout(PATIENCE):
-            return (await self._process.stdout.readline()).decode()
+            line = await stream.readline()
+        assert line, "it ended"
+        return line.decode()
 
     def signal(self, number):
         self._process.send_signal(number)
@@ -202,7 +211,7 @@ async def start_command(house, tmp_path):
             Path(sys.executable).with_name("holdfast"),
             *words,
             cwd=cwd or tmp_path,
-            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HOLDFAST_SERVER": house.target, **env},
+            env=os.environ | {"HOME": str(tmp_path), "HOLDFAST_SERVER": house.target, **env},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

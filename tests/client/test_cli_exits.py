@@ -12,8 +12,8 @@ import pytest
 from google.rpc import code_pb2
 
 from holdfast.cli.exits import EXIT
-from tests.client.cli_fixtures import coordinator, holdfast, make_job, run
 from tests.client.fake_coordinator import status
+from tests.client.scripted import coordinator, holdfast, make_job, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli-exit-codes.md"
 JOB = "k7m2p9xq4w"

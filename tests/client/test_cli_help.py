@@ -8,7 +8,7 @@ import pytest
 
 from holdfast import __version__
 from holdfast.cli import cli
-from tests.client.cli_fixtures import run
+from tests.client.scripted import run
 
 SLOW = ("grpc", "google.protobuf", "pydantic", "yaml", "rich", "sqlalchemy", "structlog", "asyncio", "numpy")
 

@@ -11,8 +11,8 @@ from google.rpc import code_pb2
 
 from holdfast.cli.exits import EXIT
 from holdfast.v1 import job_pb2
-from tests.client.cli_fixtures import coordinator, holdfast, make_job
 from tests.client.fake_coordinator import status
+from tests.client.scripted import coordinator, holdfast, make_job
 
 JOB = "k7m2p9xq4w"
 SUCCEEDED = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0")
@@ -178,8 +178,8 @@ def test_list_as_a_table(coordinator, holdfast):
         coordinator.add_job(job)
     assert holdfast("job", "list").stdout == lines("""
         JOB         NAME    STATE      WORKERS  RESTARTS  COMMITTED  AGE
-        k7m2p9xq4w  digits  running    2        1         200        5m
-        aa          digits  succeeded  2        1         200        5m
+        k7m2p9xq4w  digits  running    2        1         200        5h
+        aa          digits  succeeded  2        1         200        5h
     """)
 
 
@@ -188,8 +188,8 @@ def test_list_as_a_wide_table(coordinator, holdfast):
         coordinator.add_job(job)
     assert holdfast("job", "list", "-o", "wide").stdout == lines("""
         JOB         NAME    STATE      WORKERS  RESTARTS  COMMITTED  AGE  SCOPE  REASON
-        k7m2p9xq4w  digits  running    2        1         200        5m   rank   2 of 2 workers are up
-        aa          digits  succeeded  2        1         200        5m   rank   every rank exited with code 0
+        k7m2p9xq4w  digits  running    2        1         200        5h   rank   2 of 2 workers are up
+        aa          digits  succeeded  2        1         200        5h   rank   every rank exited with code 0
     """)
 
 
@@ -224,7 +224,7 @@ def test_get_as_a_table(coordinator, holdfast):
     coordinator.add_job(make_job())
     assert holdfast("job", "get", JOB).stdout == lines("""
         k7m2p9xq4w  digits  running: 2 of 2 workers are up
-        restarts 1, last committed step 200, created 5m ago
+        restarts 1, last committed step 200, created 5h ago
 
         RANK  STATE    NODE  PID   ATTEMPT  STEP  LAST EXIT
         0     running  n1    4001  1        212   -

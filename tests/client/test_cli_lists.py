@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.cli.exits import EXIT
 from holdfast.v1 import job_pb2, node_pb2
-from tests.client.cli_fixtures import ago, coordinator, holdfast, make_job
+from tests.client.scripted import ago, coordinator, holdfast, make_job
 
 JOB = "k7m2p9xq4w"
 NODES = [
@@ -21,7 +21,7 @@ NODES = [
         address="10.0.0.1",
         capacity=node_pb2.Capacity(slots=8, cpus=8, memory_bytes=32 * 2**30, gpus=2),
         slots_used=3,
-        last_heard_at=ago(130),
+        last_heard_at=ago(2.5 * 3_600),
         agent_version="0.1.0",
     ),
     node_pb2.Node(name="n2", state=node_pb2.NODE_STATE_LOST, reason="not heard from for 10.0 s"),
@@ -31,12 +31,12 @@ CHECKPOINTS = [
         job_id=JOB,
         step=300,
         attempt=2,
-        committed_at=ago(130),
+        committed_at=ago(2.5 * 3_600),
         size_bytes=3 * 2**20,
         shard_count=4,
         uri="/ckpt",
     ),
-    job_pb2.Checkpoint(job_id=JOB, step=200, attempt=1, rank=0, committed_at=ago(200), shard_count=1),
+    job_pb2.Checkpoint(job_id=JOB, step=200, attempt=1, rank=0, committed_at=ago(3.5 * 3_600), shard_count=1),
 ]
 AT = Timestamp(seconds=1_700_000_000, nanos=123_000_000)
 EVENTS = [
@@ -62,32 +62,32 @@ def full(coordinator):
 def test_nodes(holdfast):
     assert holdfast("node", "list").stdout == lines("""
         NODE  STATE  SLOTS  CPUS  MEMORY    GPUS  HEARD  REASON
-        n1    ready  3/8    8     32.0 GiB  2     2m     heard from
-        n2    lost   0/0    0     0.0 GiB   0     -      not heard from for 10.0 s
+        n1    ready  3/8    8     32.0 GiB  2     2h     heard from
+        n2    lost   0/0    0     0 B       0     -      not heard from for 10.0 s
     """)
 
 
 def test_nodes_in_full(holdfast):
     assert holdfast("node", "list", "-o", "wide").stdout == lines("""
         NODE  STATE  SLOTS  CPUS  MEMORY    GPUS  HEARD  ADDRESS   VERSION  REASON
-        n1    ready  3/8    8     32.0 GiB  2     2m     10.0.0.1  0.1.0    heard from
-        n2    lost   0/0    0     0.0 GiB   0     -                         not heard from for 10.0 s
+        n1    ready  3/8    8     32.0 GiB  2     2h     10.0.0.1  0.1.0    heard from
+        n2    lost   0/0    0     0 B       0     -                         not heard from for 10.0 s
     """)
 
 
 def test_checkpoints(holdfast):
     assert holdfast("checkpoint", "list", JOB).stdout == lines("""
         STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE
-        300   all   2        4       3.0 MiB  2m
-        200   0     1        1       0.0 MiB  3m
+        300   all   2        4       3.0 MiB  2h
+        200   0     1        1       0 B      3h
     """)
 
 
 def test_checkpoints_in_full(holdfast):
     assert holdfast("checkpoint", "list", JOB, "-o", "wide").stdout == lines("""
         STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE  WHERE
-        300   all   2        4       3.0 MiB  2m   /ckpt
-        200   0     1        1       0.0 MiB  3m
+        300   all   2        4       3.0 MiB  2h   /ckpt
+        200   0     1        1       0 B      3h
     """)
 
 

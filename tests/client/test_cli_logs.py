@@ -6,9 +6,10 @@ import io
 
 import pytest
 
+from holdfast.cli.common import printable
 from holdfast.cli.log_lines import LONGEST_LINE, LinePrinter
 from holdfast.v1 import job_pb2
-from tests.client.cli_fixtures import coordinator, holdfast, make_job
+from tests.client.scripted import coordinator, holdfast, make_job
 
 JOB = "k7m2p9xq4w"
 OUT, ERR = job_pb2.LOG_STREAM_STDOUT, job_pb2.LOG_STREAM_STDERR
@@ -109,3 +110,9 @@ def test_a_terminal_is_not_steered(monkeypatch, raw, shown):
 def test_no_colour_when_told_so(monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     assert on_terminal(b"x\n") == "[0] x\n"
+
+
+def test_what_steers_a_terminal_is_taken_out():
+    for nasty in ("\x1b[2J", "\x1b]8;;http://x\x1b\\", "\x9b", "\x07", "\x00", "\r", "\n", "\u202e", "\x7f"):
+        assert printable(f"a{nasty}b") == "ab"
+    assert printable("naïve\t✓") == "naïve\t✓"

@@ -39,7 +39,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="holdfast")
 def cli() -> None:
-    r"""Keep training jobs alive: whatever dies under them, they finish.
+    """Keep training jobs alive: whatever dies under them, they finish.
 
     \b
     On one machine, in place of torchrun:
@@ -49,7 +49,7 @@ def cli() -> None:
       holdfast coordinator                      on one machine
       holdfast agent --coordinator HOST:7070    on every node
       holdfast job submit -f job.yaml           from anywhere
-    """
+    """  # noqa: D301  click reads the backspaces
 
 
 def main() -> None:

@@ -44,7 +44,11 @@ def command(
     """Run an agent. It may be killed at any time and started again: its workers run on, and are found again.
 
     On SIGTERM it ends, and its workers go on.
-    """
+
+    \b
+    Example:
+      holdfast agent --coordinator 10.0.0.1:7070 --slots 8
+    """  # noqa: D301  click reads the backspaces
     try:
         from holdfast_agent.__main__ import serve
         from holdfast_agent.agent import AgentConfig

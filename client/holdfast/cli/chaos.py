@@ -52,7 +52,10 @@ async def wreak(kill: Kill, workers: Callable[[], Iterable[Target]], tell: Calla
     while True:
         for worker in workers():
             if kill.chooses(worker.rank, worker.step):
-                os.kill(worker.pid, signal.SIGKILL)
+                try:
+                    os.kill(worker.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # it has just ended by itself
                 tell(f"chaos: SIGKILL to rank {worker.rank}, pid {worker.pid}, at step {worker.step}")
                 return
         await asyncio.sleep(LOOK_S)

@@ -4,13 +4,13 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar, cast
 
 import click
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,7 +19,11 @@ from holdfast.cli.exits import EXIT
 
 T = TypeVar("T")
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles and links
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # all else, and what turns writing around
+)
 
 server_option = click.option(
     "--server",
@@ -120,18 +124,20 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def to_dict(message: Message) -> dict[str, Any]:
     """The proto message's JSON form."""
+    from google.protobuf.json_format import MessageToDict
+
     found: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
     return found
 
 
 def printable(text: str) -> str:
-    """Take control characters out of a text; what a worker wrote must not steer a terminal."""
+    """Take control characters out of a line; what a worker wrote must not steer a terminal."""
     return _CONTROL.sub("", text)
 
 
 def enum_word(name: str) -> str:
-    """JOB_STATE_RUNNING -> running."""
-    return name.rpartition("STATE_")[2].lower()
+    """JOB_STATE_RUNNING -> running, RESTART_SCOPE_GANG -> gang."""
+    return re.sub("^[A-Z]+_(STATE|SCOPE)_", "", name).lower()
 
 
 def age(stamp: Timestamp) -> str:
@@ -151,27 +157,60 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds:.0f}s"
 
 
+def short_size(size: int) -> str:
+    """12 B, 3.4 KiB, 5.6 GiB."""
+    if size < 1024:
+        return f"{size} B"
+    exponent = min(4, (size.bit_length() - 1) // 10)
+    return f"{size / 1024**exponent:.1f} {' KMGT'[exponent]}iB"
+
+
 def state_dir(name: str) -> str:
     """The default place of a daemon's state."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111, PTH118
     return os.path.join(base, "holdfast", name)  # noqa: PTH118
 
 
-def set_up_logs(into: TextIO = sys.stderr) -> None:
-    """Have the daemons log: for people on a terminal, JSON otherwise."""
+class _Lossy:
+    """Where a log goes. What can't be written is dropped: a full disk must not end whoever tells of it."""
+
+    def __init__(self, into: TextIO) -> None:
+        self._into = into
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._into.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._into.flush()
+
+
+def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Have the daemons log: for people on a terminal, JSON otherwise. `tell` hears of errors, once of each cause."""
     import structlog
+
+    told: set[str] = set()
+
+    def tell_errors(_logger: object, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        cause = str(event.get("error", ""))
+        if level == "error" and cause not in told:
+            told.add(cause)
+            tell(f"{event['event']}: {cause}" if cause else str(event["event"]))
+        return event
 
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if into.isatty():
-        renderer = structlog.dev.ConsoleRenderer()
+        renderer = structlog.dev.ConsoleRenderer(colors=coloured(into))
     structlog.configure(
         processors=[
+            tell_errors,
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(into),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(into))),
     )
 
 
@@ -186,6 +225,6 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def on_terminal() -> bool:
-    """Whether stdout is a terminal."""
-    return sys.stdout.isatty()
+def coloured(out: TextIO) -> bool:
+    """Whether to write in colour: on a terminal, and when NO_COLOR does not say no."""
+    return out.isatty() and not os.environ.get("NO_COLOR")

@@ -37,7 +37,13 @@ from holdfast.units import parse_duration
     help="A node is lost after this long without a word from it.",
 )
 def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) -> None:
-    """Run a coordinator. It may be killed at any time and started again: no worker is touched."""
+    """Run a coordinator. It may be killed at any time and started again: no worker is touched.
+
+    \b
+    Examples:
+      holdfast coordinator
+      holdfast coordinator --listen 10.0.0.1:7070 --insecure
+    """  # noqa: D301  click reads the backspaces
     try:
         lost_after_ms = round(parse_duration(lost_after).total_seconds() * 1000)
     except ValueError as error:

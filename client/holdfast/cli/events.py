@@ -17,12 +17,18 @@ COLUMNS = (
 
 
 @click.command()
-@click.argument("job_id", default="")
+@click.argument("job_id", default="", metavar="[JOB_ID]")
 @server_option
 @output_option
 @asynchronous
 async def command(job_id: str, server: str, output: str) -> None:
-    """Print what happened and why, oldest first: of one job, or of everything. Times are UTC."""
+    """Print what happened and why, oldest first: of one job, or of everything. Times are UTC.
+
+    \b
+    Examples:
+      holdfast events
+      holdfast events c7mk2xq9pd -o json
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         if job_id:
             await client.get_job(job_id)

@@ -12,9 +12,9 @@ class EXIT(IntEnum):
     USAGE = 2, "wrong usage, or a job spec that can't be"
     UNREACHABLE = 3, "no coordinator answers, or it can't serve now"
     NOT_FOUND = 4, "there is no such job or node"
-    TIMEOUT = 5, "it was not over when --timeout was"
-    STOPPED = 6, "the job was stopped by its user"
-    INTERRUPTED = 130, "interrupted by Ctrl-C"
+    TIMEOUT = 5, "it was not over when --timeout was, or the coordinator was silent for too long"
+    STOPPED = 6, "the job was stopped"
+    INTERRUPTED = 130, "interrupted by Ctrl-C or SIGTERM"
 
     def __new__(cls, value: int, meaning: str) -> Self:
         """Keep the meaning beside the value."""

@@ -25,7 +25,6 @@ from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import TERMINAL, Client
-from holdfast.spec import SpecError, SpecFile
 from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
 from holdfast.wire import DeadlineExceeded, InvalidSpec
@@ -73,17 +72,33 @@ WORKER_COLUMNS = (
     Column("LAST EXIT", lambda w: w.last_exit.message or "-"),
 )
 
-wait_options = (
-    click.option("--wait", is_flag=True, help="Until the job has ended; the exit code tells how."),
-    click.option("--timeout", metavar="DURATION", help="With --wait: not longer than this."),
+
+def _read_timeout(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Read --timeout into seconds."""
+    if text is None:
+        return None
+    if context.params.get("wait") is False:
+        raise click.UsageError("--timeout says how long to --wait; give both")
+    try:
+        return parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+timeout_option = click.option(
+    "--timeout", callback=_read_timeout, metavar="DURATION", help="Wait no longer than this, e.g. 30m."
 )
 
 
 def waiting(command: Any) -> Any:
     """Add --wait and --timeout."""
-    for option in reversed(wait_options):
-        command = option(command)
-    return command
+    wait = click.option(
+        "--wait",
+        is_flag=True,
+        is_eager=True,  # --timeout looks at it
+        help="Wait until the job has ended; the exit code tells how it did.",
+    )
+    return wait(timeout_option(command))
 
 
 @click.group()
@@ -91,13 +106,13 @@ def command() -> None:
     """Submit, list, watch, stop and delete jobs."""
 
 
-@command.command()
+@command.command(context_settings={"allow_interspersed_args": False})
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="A job file; flags win over it.")
 @spec_options
 @waiting
 @server_option
 @output_option
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED)
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] [COMMAND]...")
 @asynchronous
 async def submit(
     file: Path | None,
@@ -106,32 +121,35 @@ async def submit(
     output: str,
     *,
     wait: bool,
-    timeout: str | None,
+    timeout: float | None,
     **flags: Any,
 ) -> None:
-    r"""Submit a job; print its id.
+    """Submit a job; print its id.
 
     \b
     Examples:
       holdfast job submit -f job.yaml
       holdfast job submit -n 8 --restart-scope rank -- python train.py --lr 0.1
       holdfast job submit -f job.yaml -n 16 --wait --timeout 2h
-    """
-    limit = seconds(timeout)
-    try:
-        spec_file = SpecFile(file) if file else None
-    except SpecError as error:
-        fail(str(error), EXIT.USAGE)
-    spec = spec_file.part.to_proto() if spec_file else job_pb2.JobSpec()
+    """  # noqa: D301  click reads the backspaces
+    spec, where = job_pb2.JobSpec(world_size=1), None
+    if file is not None:
+        from holdfast.spec import SpecError, SpecFile
+
+        try:
+            found = SpecFile(file)
+        except SpecError as error:
+            fail(str(error), EXIT.USAGE)
+        spec, where = found.part.to_proto(), found.where
     apply_flags(spec, flags, argv)
     async with Client(server) as client:
         try:
             job = await client.create_job(spec)
         except InvalidSpec as error:
-            fail(spec_file.explain(error) if spec_file else explain(error), EXIT.USAGE)
+            fail(explain(error, flags, where), EXIT.USAGE)
         show_job(job, output) if output in ("json", "yaml") else click.echo(job.id)
         if wait:
-            await wait_for(client, job.id, limit)
+            await wait_for(client, job.id, timeout)
 
 
 @command.command("list")
@@ -141,7 +159,13 @@ async def submit(
 @output_option
 @asynchronous
 async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first.
+
+    \b
+    Examples:
+      holdfast job list --state running --state pending
+      holdfast job list -o name
+    """  # noqa: D301  click reads the backspaces
     known = {enum_word(state): number for state, number in job_pb2.JobState.items() if number}
     for state in states:
         if state not in known:
@@ -158,32 +182,48 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
 @output_option
 @asynchronous
 async def get(job_id: str, server: str, output: str) -> None:
-    """Show a job and its workers."""
+    """Show a job and its workers.
+
+    \b
+    Examples:
+      holdfast job get c7mk2xq9pd
+      holdfast job get c7mk2xq9pd -o json
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         show_job(await client.get_job(job_id), output)
 
 
 @command.command()
 @click.argument("job_id")
-@click.option("--timeout", metavar="DURATION", help="Not longer than this.")
+@timeout_option
 @server_option
 @asynchronous
-async def watch(job_id: str, timeout: str | None, server: str) -> None:
-    """Print a line for every change of a job, until it has ended; the exit code tells how."""
+async def watch(job_id: str, timeout: float | None, server: str) -> None:
+    """Print a line for every change of a job, until it has ended; the exit code tells how.
+
+    \b
+    Example:
+      holdfast job watch c7mk2xq9pd --timeout 2h
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        await client.get_job(job_id)
-        await wait_for(client, job_id, seconds(timeout), tell=True)
+        await wait_for(client, job_id, timeout, tell=True)
 
 
 @command.command()
 @click.argument("job_id")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option("--rank", "ranks", multiple=True, type=int, help="Only this rank; may be repeated.")
-@click.option("--attempt", default=0, help="Only this attempt.  [default: all]")
+@click.option("--attempt", type=click.IntRange(min=0), default=0, help="Only this attempt.  [default: all]")
 @server_option
 @asynchronous
 async def logs(job_id: str, ranks: tuple[int, ...], attempt: int, server: str, *, follow: bool) -> None:
-    """Print what workers wrote, with the rank in front."""
+    """Print what workers wrote, with the rank in front.
+
+    \b
+    Examples:
+      holdfast job logs c7mk2xq9pd
+      holdfast job logs c7mk2xq9pd --follow --rank 0
+    """  # noqa: D301  click reads the backspaces
     printer = LinePrinter()
     async with Client(server) as client:
         async for chunk in client.stream_logs(job_id, ranks=ranks, attempt=attempt, follow=follow):
@@ -197,13 +237,18 @@ async def logs(job_id: str, ranks: tuple[int, ...], attempt: int, server: str, *
 @waiting
 @server_option
 @asynchronous
-async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: str | None) -> None:
-    """Ask a job to stop: SIGTERM, its grace, SIGKILL."""
-    limit = seconds(timeout)
+async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: float | None) -> None:
+    """Ask a job to stop: SIGTERM, its grace, SIGKILL.
+
+    \b
+    Examples:
+      holdfast job stop c7mk2xq9pd
+      holdfast job stop c7mk2xq9pd --wait --timeout 1m
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         job = await client.stop_job(job_id, force=force)
         if wait:
-            code = await wait_for(client, job_id, limit, leave=False)
+            code = await wait_for(client, job_id, timeout, leave=False)
             if code is not EXIT.STOPPED:
                 raise click.exceptions.Exit(code)
         else:
@@ -215,7 +260,12 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: st
 @server_option
 @asynchronous
 async def delete(job_ids: tuple[str, ...], server: str) -> None:
-    """Forget ended jobs and their logs. Checkpoints stay where they are."""
+    """Forget ended jobs and their logs. Checkpoints stay where they are.
+
+    \b
+    Example:
+      holdfast job delete c7mk2xq9pd
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         for job_id in job_ids:
             await client.delete_job(job_id)
@@ -228,7 +278,12 @@ async def delete(job_ids: tuple[str, ...], server: str) -> None:
 @output_option
 @asynchronous
 async def summary(job_id: str, server: str, output: str) -> None:
-    """Show a job in numbers: steps, throughput, restarts, steps redone, goodput."""
+    """Show a job in numbers: steps, throughput, restarts, steps redone, goodput.
+
+    \b
+    Example:
+      holdfast job summary c7mk2xq9pd -o json
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         found = await client.job_summary(job_id)
     if output in ("json", "yaml"):
@@ -294,13 +349,3 @@ def summary_rows(found: job_pb2.JobSummary) -> list[list[str]]:
     ]
     lost = [f"{cause} {short_seconds(s)}" for cause, s in sorted(found.badput_seconds.items()) if s >= 0.5]
     return [*rows, ["lost, in rank-seconds", ", ".join(lost) or "-"]]
-
-
-def seconds(text: str | None) -> float | None:
-    """Read --timeout."""
-    if text is None:
-        return None
-    try:
-        return parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--timeout") from error

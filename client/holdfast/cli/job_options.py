@@ -1,14 +1,14 @@
 """The flags that say what a job is, shared by `job submit` and `run`, and what they mean in a JobSpec."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from holdfast.cli.common import pairs
-from holdfast.units import parse_duration, parse_size
+from holdfast.units import parse_duration, parse_size, parse_whole
 from holdfast.v1 import job_pb2
 from holdfast.wire import InvalidSpec
 
@@ -22,33 +22,36 @@ _OPTIONS = (
         type=click.Choice(["gang", "rank"]),
         help="When a rank dies, restart all of them (gang, the default: workers talk to each other) or that one.",
     ),
-    click.option("--backoff", help="Before the first restart; doubles each time.  [default: 500ms]"),
-    click.option("--backoff-cap", help="Longest wait before a restart.  [default: 30s]"),
+    click.option(
+        "--backoff", metavar="DURATION", help="Before the first restart; then doubles.  [default: 500ms]"
+    ),
+    click.option("--backoff-cap", metavar="DURATION", help="Longest wait before a restart.  [default: 30s]"),
     click.option("--restart-budget", type=int, help="Restarts without progress.  [default: 50]"),
-    click.option("--stop-grace", help="From SIGTERM to SIGKILL.  [default: 30s]"),
-    click.option("--cpus", type=float, help="Of each worker."),
-    click.option("--memory", help="Of each worker, for instance 2GiB."),
-    click.option("--gpus", type=int, help="Of each worker."),
+    click.option("--stop-grace", metavar="DURATION", help="From SIGTERM to SIGKILL.  [default: 30s]"),
+    click.option("--cpus", type=float, help="CPUs for each worker."),
+    click.option("--memory", metavar="SIZE", help="Memory for each worker, e.g. 2GiB."),
+    click.option("--gpus", type=int, help="GPUs for each worker."),
     click.option("--checkpoint-dir", help="Where checkpoints go: a directory that all nodes see."),
     click.option("--label", multiple=True, metavar="NAME=VALUE", help="May be repeated."),
 )
 
 _FLAGS = {
-    "name": "--name",
-    "command": "COMMAND",
-    "world_size": "--world-size",
-    "env": "--env",
-    "working_dir": "--working-dir",
-    "restart.scope": "--restart-scope",
-    "restart.backoff": "--backoff",
-    "restart.backoff_cap": "--backoff-cap",
-    "restart.budget": "--restart-budget",
-    "stop_grace": "--stop-grace",
-    "resources.cpus": "--cpus",
-    "resources.memory_bytes": "--memory",
-    "resources.gpus": "--gpus",
-    "checkpoint_uri": "--checkpoint-dir",
+    "name": "name",
+    "world_size": "world_size",
+    "env": "env",
+    "labels": "label",
+    "working_dir": "working_dir",
+    "checkpoint_uri": "checkpoint_dir",
+    "stop_grace": "stop_grace",
+    "restart.scope": "restart_scope",
+    "restart.backoff": "backoff",
+    "restart.backoff_cap": "backoff_cap",
+    "restart.budget": "restart_budget",
+    "resources.cpus": "cpus",
+    "resources.memory_bytes": "memory",
+    "resources.gpus": "gpus",
 }
+"""The parameter that sets a field, by the field's path in the proto."""
 
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,54 +64,73 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[str, ...]) -> None:
     """Let the flags that were given win over what the spec says, and fill in the defaults of the command line."""
     if command:
-        del spec.command[:]
-        spec.command.extend(command)
+        spec.command[:] = command
     if not spec.command:
-        raise click.UsageError("give the command after --, for instance: -- python train.py")
-    _set(spec, "name", flags["name"])
-    _set(spec, "world_size", flags["world_size"])
-    _set(spec, "working_dir", flags["working_dir"])
-    _set(spec, "checkpoint_uri", flags["checkpoint_dir"])
+        raise click.UsageError("give the command, for instance: -- python train.py")
     spec.env.update(pairs(flags["env"], "--env"))
     spec.labels.update(pairs(flags["label"], "--label"))
-    if flags["restart_scope"]:
-        spec.restart.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{flags['restart_scope'].upper()}")
-    _set(spec.restart, "budget", flags["restart_budget"])
-    _set(spec.resources, "cpus", flags["cpus"])
-    _set(spec.resources, "gpus", flags["gpus"])
-    try:
-        if flags["memory"]:
-            spec.resources.memory_bytes = parse_size(flags["memory"])
-        for flag, field in (("backoff", spec.restart.backoff), ("backoff_cap", spec.restart.backoff_cap)):
-            if flags[flag]:
-                field.FromTimedelta(parse_duration(flags[flag]))
-        if flags["stop_grace"]:
-            spec.stop_grace.FromTimedelta(parse_duration(flags["stop_grace"]))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    spec.world_size = spec.world_size if flags["world_size"] is not None else spec.world_size or 1
-    spec.working_dir = str(Path(spec.working_dir or ".").absolute())
-    if spec.checkpoint_uri:
-        spec.checkpoint_uri = str(Path(spec.checkpoint_uri).absolute())
+    for field in _FLAGS.keys() - {"env", "labels"}:
+        if flags[_FLAGS[field]] is not None:
+            _set(spec, field, flags[_FLAGS[field]])
+    spec.working_dir = _absolute(spec.working_dir or ".")
+    spec.checkpoint_uri = _absolute(spec.checkpoint_uri)
     spec.name = spec.name or default_name(spec.command)
 
 
-def default_name(command: Any) -> str:
+def default_name(command: Sequence[str]) -> str:
     """Name a job after its program: the script where an interpreter runs one."""
     scripts = [word for word in command if word.endswith(".py")]
     stem = Path(scripts[0] if scripts else command[0]).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:40] or "job"
 
 
-def explain(error: InvalidSpec) -> str:
-    """Put the coordinator's answer beside the flags that it is about."""
-    return "\n".join(f"{_flag(v.field)}: {v.description}" for v in error.violations) or str(error)
+def explain(
+    error: InvalidSpec, flags: Mapping[str, Any], where: Callable[[str], str | None] | None = None
+) -> str:
+    """Put the coordinator's answer beside the flags, or the lines of the job file, that it is about.
+
+    `where` says where in the job file a field stands.
+    """
+    where_in_file = where or (lambda _: None)
+
+    def place(field: str) -> str:
+        whole = field if field in _FLAGS else field.partition(".")[0]
+        parameter = _FLAGS.get(whole)
+        if parameter is None:
+            return where_in_file(field) or field
+        given, flag = flags[parameter] is not None, _flag(parameter)
+        if isinstance(flags[parameter], tuple):  # --env, --label: was it this name?
+            name = field.removeprefix(f"{whole}.")
+            given, flag = any(text.startswith(f"{name}=") for text in flags[parameter]), f"{flag} {name}"
+        return flag if given else where_in_file(field) or flag
+
+    return "\n".join(f"{place(v.field)}: {v.description}" for v in error.violations) or str(error)
 
 
-def _flag(field: str) -> str:
-    return _FLAGS.get(field) or _FLAGS.get(field.partition(".")[0], field)
+def _flag(parameter: str) -> str:
+    return "--" + parameter.replace("_", "-")
 
 
-def _set(message: Any, field: str, value: Any) -> None:
-    if value is not None:
-        setattr(message, field, value)
+def _set(spec: job_pb2.JobSpec, field: str, value: Any) -> None:
+    """Set a field by its path, from what the flag says."""
+    outer, _, name = field.rpartition(".")
+    message: Any = getattr(spec, outer) if outer else spec
+    try:
+        match field:
+            case "restart.scope":
+                message.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{value.upper()}")
+            case "restart.backoff" | "restart.backoff_cap" | "stop_grace":
+                getattr(message, name).FromTimedelta(parse_duration(value))
+            case "resources.memory_bytes":
+                message.memory_bytes = parse_size(value)
+            case "world_size" | "restart.budget" | "resources.gpus":
+                setattr(message, name, parse_whole(value))
+            case _:
+                setattr(message, name, value)
+    except ValueError as error:
+        raise click.UsageError(f"{_flag(_FLAGS[field])}: {error}") from error
+
+
+def _absolute(path: str) -> str:
+    """Make a path absolute here, where its user stands; a URI stays as it is, and so does nothing."""
+    return str(Path(path).absolute()) if path and "://" not in path else path

@@ -5,8 +5,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
-from holdfast.cli.common import printable
+from holdfast.cli.common import coloured, printable
 from holdfast.v1 import job_pb2
+
+LONGEST_LINE = 64 * 1024
+"""A line that is longer is cut: a progress bar may never end its line."""
 
 _COLOURS = (36, 33, 32, 35, 34, 31)
 
@@ -26,6 +29,8 @@ class LinePrinter:
         at = chunk.cursor
         place = (at.rank, at.attempt, at.stream)
         *lines, rest = (self._rests.pop(place, b"") + chunk.data).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            lines, rest = [*lines, rest], b""
         if rest:
             self._rests[place] = rest
         if lines:
@@ -34,16 +39,19 @@ class LinePrinter:
 
     def finish(self) -> None:
         """Print what never got its line end."""
-        for (rank, _, stream), rest in self._rests.items():
-            self._print(rank, stream, [rest])
+        with self._around():
+            for (rank, _, stream), rest in self._rests.items():
+                self._print(rank, stream, [rest])
         self._rests.clear()
 
     @staticmethod
     def _print(rank: int, stream: int, lines: list[bytes]) -> None:
         out: TextIO = sys.stderr if stream == job_pb2.LOG_STREAM_STDERR else sys.stdout
+        head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m" if coloured(out) else f"[{rank}]"
         terminal = out.isatty()
-        head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m" if terminal else f"[{rank}]"
         for line in lines:
-            text = line.decode(errors="replace").rstrip("\r")
-            out.write(f"{head} {printable(text) if terminal else text}\n")
+            text = line.decode(errors="replace").removesuffix("\r")
+            if terminal:
+                text = printable(text.rpartition("\r")[2])  # of a progress bar, what it came to
+            out.write(f"{head} {text}\n")
         out.flush()

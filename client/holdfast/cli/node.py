@@ -2,7 +2,16 @@
 
 import click
 
-from holdfast.cli.common import Column, age, asynchronous, enum_word, output_option, server_option, show
+from holdfast.cli.common import (
+    Column,
+    age,
+    asynchronous,
+    enum_word,
+    output_option,
+    server_option,
+    short_size,
+    show,
+)
 from holdfast.client import Client
 from holdfast.v1 import node_pb2
 
@@ -11,7 +20,7 @@ COLUMNS = (
     Column("STATE", lambda n: enum_word(node_pb2.NodeState.Name(n.state))),
     Column("SLOTS", lambda n: f"{n.slots_used}/{n.capacity.slots}"),
     Column("CPUS", lambda n: f"{n.capacity.cpus:g}"),
-    Column("MEMORY", lambda n: f"{n.capacity.memory_bytes / 2**30:.1f} GiB"),
+    Column("MEMORY", lambda n: short_size(n.capacity.memory_bytes)),
     Column("GPUS", lambda n: str(n.capacity.gpus)),
     Column("HEARD", lambda n: age(n.last_heard_at)),
     Column("ADDRESS", lambda n: n.address, wide=True),
@@ -30,7 +39,12 @@ def command() -> None:
 @output_option
 @asynchronous
 async def list_nodes(server: str, output: str) -> None:
-    """List the nodes: what they have, and what is used of it."""
+    """List the nodes: what they have, and what is used of it.
+
+    \b
+    Example:
+      holdfast node list -o wide
+    """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         nodes = [node async for node in client.list_nodes()]
     show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)

@@ -3,12 +3,11 @@
 import asyncio
 import shutil
 import signal
-import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -16,24 +15,24 @@ from holdfast.cli import chaos, run_state
 from holdfast.cli.common import asynchronous, fail, set_up_logs
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job import CODES
-from holdfast.cli.job_options import apply_flags, default_name, explain, spec_options
-from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.run_view import View, show_summary
 from holdfast.client import TERMINAL, Client
 from holdfast.v1 import job_pb2
 from holdfast.wire import InvalidSpec
 
+if TYPE_CHECKING:
+    from holdfast_agent.agent import Agent
 
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """A worker as chaos sees it."""
+T = TypeVar("T")
 
-    rank: int
-    pid: int
-    step: int | None
+NEVER_LOST_MS = 365 * 86_400_000
+"""The agent lives and dies with its coordinator. After a Ctrl-Z both were silent, and no worker is to pay for it."""
+NODE = "localhost"
+"""The one node; also when a run is resumed under another host name."""
 
 
-@click.command()
+@click.command(context_settings={"allow_interspersed_args": False})
 @spec_options
 @click.option(
     "--resume",
@@ -46,10 +45,10 @@ class _Target:
 @click.option(
     "--chaos", "plan", metavar="PLAN", help="kill-worker@step=200[,rank=1]: SIGKILL a worker for you."
 )
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED)
+@click.argument("argv", nargs=-1, type=click.UNPROCESSED, metavar="[--] [COMMAND]...")
 @asynchronous
 async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, **flags: Any) -> None:
-    r"""Run a training command on this machine, and keep it alive.
+    """Run a training command on this machine, and keep it alive.
 
     State, logs and checkpoints go to .holdfast/runs/NAME. Ctrl-C stops gracefully; twice, at once.
 
@@ -58,140 +57,235 @@ async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, *
       holdfast run -n 4 -- python train.py
       holdfast run -n 4 --restart-scope rank -- python train.py --lr 0.1
       holdfast run --resume
-    """
-    kill = chaos.parse(plan) if plan else None
+    """  # noqa: D301  click reads the backspaces
+    kill = chaos.parse(plan) if plan is not None else None
     spec = None
     if resume is None:
-        spec = job_pb2.JobSpec()
+        spec = job_pb2.JobSpec(world_size=1)
         apply_flags(spec, flags, argv)
-    elif argv:
-        raise click.UsageError("--resume goes on with the command that the run began with; give none")
-    if resume is None:
-        place = run_state.create(flags["name"] or default_name(argv))
+        place = run_state.create(spec.name)
     else:
+        _refuse_beside_resume(argv, flags)
         place = run_state.resume(resume)
-    with (place.path / "holdfast.log").open("a", buffering=1) as logs:
-        set_up_logs(logs)
-        code = await _run(place, spec, kill)
+    try:
+        with place.open_log() as logs:
+            code = await _run(place, spec, kill, logs)
+    except InvalidSpec as error:
+        shutil.rmtree(place.path)
+        fail(explain(error, flags), EXIT.USAGE)
+    except asyncio.CancelledError:  # Ctrl-C while there was no job to stop, or once too often
+        code = EXIT.INTERRUPTED
     raise click.exceptions.Exit(code)
 
 
-async def _run(place: run_state.RunDir, spec: job_pb2.JobSpec | None, kill: chaos.Kill | None) -> EXIT:
-    view = View()
-    async with _everything(place, spec) as (client, agent):
+def _refuse_beside_resume(argv: tuple[str, ...], flags: Mapping[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in flags.items() if value not in (None, ())]
+    for extra in [*argv, *given][:1]:
+        raise click.UsageError(f"--resume goes on with what the run began with; leave {extra} away")
+
+
+async def _run(
+    place: run_state.RunDir, spec: job_pb2.JobSpec | None, kill: chaos.Kill | None, logs: TextIO
+) -> EXIT:
+    view, interrupts = View(), _Interrupts()
+    set_up_logs(logs, tell=view.note)
+    async with _coordinator(place) as (client, failed):
         job = await (_begin(client, spec, place) if spec is not None else _find(client, place))
-        view.note(f"run {place.name}, {job.spec.world_size} workers")
-        _stop_on_signals(client, job.id, view)
-        helpers = [asyncio.create_task(_print_logs(client, job.id, view))]
-        if kill is not None:
-            helpers.append(asyncio.create_task(chaos.wreak(kill, lambda: _targets(agent), view.note)))
-        job = await _watch(client, job, view)
-        await helpers[0]
-        await _cancel(helpers)
-        await view.note_events(client, job.id)
-        view.end()
+        workers = "1 worker" if job.spec.world_size == 1 else f"{job.spec.world_size} workers"
+        view.note(f"run {place.name}: {workers}")
+        await view.note_events(client, job.id, quietly=True)
+        async with _agent(client.target, place, job.spec.world_size) as (agent, working):
+            helpers = [asyncio.create_task(interrupts.obey(client, job.id, view))]
+            if kill is not None:
+                helpers.append(asyncio.create_task(chaos.wreak(kill, lambda: _targets(agent), view.note)))
+            try:
+                old = _shown_before(job)
+                job = await _unless_broken(_show(client, job, view, old), failed, working)
+            finally:
+                if kill is not None and not helpers[-1].done():
+                    view.note("chaos: no worker came to that step")
+                await _cancel(*helpers)
         summary = await client.job_summary(job.id)
     place.finish()
+    await view.end()
     show_summary(summary, place.path, job.spec.checkpoint_uri)
     if job.state == job_pb2.JOB_STATE_FAILED:
         click.echo(f"Error: the job failed: {job.reason}", err=True)
+    if job.state == job_pb2.JOB_STATE_STOPPED and interrupts.count:
+        return EXIT.INTERRUPTED
     return CODES[job.state]
 
 
 @asynccontextmanager
-async def _everything(
-    place: run_state.RunDir, spec: job_pb2.JobSpec | None
-) -> AsyncIterator[tuple[Client, Any]]:
-    """Start a coordinator and an agent; end them, and every worker, when it is over."""
+async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
+    """Run a coordinator that only this process can reach. The task ends when it breaks."""
     try:
-        from holdfast_agent.agent import Agent, AgentConfig
-        from holdfast_agent.workdir import StateDirError
         from holdfast_coordinator.app import Coordinator, CoordinatorConfig
         from holdfast_coordinator.store.api import StoreError
     except ModuleNotFoundError as error:
-        fail(
-            f"`holdfast run` needs the coordinator and the agent ({error.name}): pip install 'holdfast[run]'"
-        )
-    sockets = Path(tempfile.mkdtemp(prefix="holdfast-"))
+        _say_what_to_install(error)
+    # The run's directory is its user's alone. From here its path is short, as that of a socket has to be, and a
+    # socket that a killed run left there is taken over.
+    socket = (place.path / "c.sock").relative_to(Path.cwd())
     coordinator = Coordinator(
-        CoordinatorConfig(f"unix:{sockets}/coordinator.sock", place.path / "coordinator")
+        CoordinatorConfig(f"unix:{socket}", place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
     )
-    agent: Agent | None = None
-    work: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[Any]] = []
     try:
-        target = await coordinator.start()
-        async with Client(target) as client:
-            slots = spec.world_size if spec is not None else (await _find(client, place)).spec.world_size
-            config = AgentConfig(target, place.path / "agent", slots=max(1, slots), foreground=True)
-            agent = Agent(config)
-            work = asyncio.create_task(agent.run())
-            yield client, agent
-    except (StoreError, StateDirError) as error:
+        starting = asyncio.create_task(coordinator.start())
+        tasks.append(starting)
+        await asyncio.sleep(0)  # it reads its store in a thread; meanwhile
+        _import_agent()
+        async with Client(await starting) as client:
+            failed = asyncio.create_task(coordinator.wait())
+            tasks.append(failed)
+            yield client, failed
+    except StoreError as error:
         fail(str(error))
     finally:
-        if work is not None:
-            await _cancel([work])
-        if agent is not None:
-            await agent.stop(workers=True)
+        await _cancel(*tasks)
         await coordinator.stop()
-        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _agent(
+    target: str, place: run_state.RunDir, slots: int
+) -> AsyncIterator[tuple["Agent", "asyncio.Task[None]"]]:
+    """Run an agent with room for all workers, and end them with it. The task ends when it breaks."""
+    from holdfast_agent.agent import Agent, AgentConfig
+    from holdfast_agent.workdir import StateDirError
+
+    try:
+        agent = Agent(AgentConfig(target, place.path / "agent", NODE, slots, foreground=True))
+    except StateDirError as error:
+        fail(str(error))
+    working = asyncio.create_task(agent.run())
+    try:
+        yield agent, working
+    finally:
+        await _cancel(working)
+        await agent.stop(workers=True)
+
+
+def _import_agent() -> None:
+    try:
+        import holdfast_agent.agent  # noqa: F401
+    except ModuleNotFoundError as error:
+        _say_what_to_install(error)
+
+
+def _say_what_to_install(error: ModuleNotFoundError) -> NoReturn:
+    fail(f"`holdfast run` needs the coordinator and the agent ({error.name}): pip install 'holdfast[run]'")
 
 
 async def _begin(client: Client, spec: job_pb2.JobSpec, place: run_state.RunDir) -> job_pb2.Job:
     spec.checkpoint_uri = spec.checkpoint_uri or str(place.path / "checkpoints")
-    try:
-        return await client.create_job(spec, request_id=place.name)
-    except InvalidSpec as error:
-        shutil.rmtree(place.path)
-        fail(explain(error), EXIT.USAGE)
+    return await client.create_job(spec, request_id=place.name)
 
 
 async def _find(client: Client, place: run_state.RunDir) -> job_pb2.Job:
     jobs = [job async for job in client.list_jobs()]
-    if jobs:
-        return jobs[0]
-    return fail(f"run {place.name} ended before its job was created; start it again")
+    if not jobs:
+        place.finish()
+        fail(f"run {place.name} ended before its job was created; start it again")
+    return jobs[0]
 
 
-async def _watch(client: Client, job: job_pb2.Job, view: View) -> job_pb2.Job:
-    """Show what becomes of a job until it has ended."""
-    restarts, state = job.restarts, job.state
-    async for job in client.watch_job(job.id):  # noqa: PLR1704, B020  the newest is what counts
-        view.progress(job)
-        if (job.restarts, job.state) != (restarts, state):
-            restarts, state = job.restarts, job.state
-            await view.note_events(client, job.id)
-        if job.state in TERMINAL:
-            break
+def _shown_before(job: job_pb2.Job) -> dict[int, int]:
+    """Of every rank, the attempt whose output was shown when this run ran before."""
+    return {worker.rank: worker.attempt for worker in job.workers if worker.HasField("started_at")}
+
+
+async def _show(client: Client, job: job_pb2.Job, view: View, old: Mapping[int, int]) -> job_pb2.Job:
+    """Show what becomes of a job until it has ended and all of its output is shown."""
+    if job.state in TERMINAL:
+        view.note("its job had ended already; there is nothing to resume")
+        return job
+    printing = asyncio.create_task(_print_logs(client, job.id, view, old))
+    try:
+        seen = (job.restarts, job.state)
+        async for now in client.watch_job(job.id):
+            if now.state == job_pb2.JOB_STATE_PENDING and now.reason != job.reason:
+                view.note(now.reason)
+            job = now
+            view.progress(job)
+            if (job.restarts, job.state) != seen:
+                seen = (job.restarts, job.state)
+                await view.note_events(client, job.id)
+        await printing
+    finally:
+        await _cancel(printing)
     return job
 
 
-async def _print_logs(client: Client, job_id: str, view: View) -> None:
-    printer = LinePrinter(view.around)
-    async for chunk in client.stream_logs(job_id, follow=True):
-        printer.write(chunk)
-    printer.finish()
+async def _print_logs(client: Client, job_id: str, view: View, old: Mapping[int, int]) -> None:
+    try:
+        async for chunk in client.stream_logs(job_id, follow=True):
+            if chunk.cursor.attempt > old.get(chunk.cursor.rank, 0):
+                await view.show(chunk)
+        await view.show_rests()
+    except BrokenPipeError:
+        view.note("nobody reads the output any more; stopping")
+        await client.stop_job(job_id)
 
 
-def _stop_on_signals(client: Client, job_id: str, view: View) -> None:
-    """Stop gracefully on the first Ctrl-C or SIGTERM, at once on the second."""
-    loop = asyncio.get_running_loop()
-    stopping: list[asyncio.Task[Any]] = []
+async def _unless_broken(work: Coroutine[Any, Any, T], *parts: "asyncio.Task[None]") -> T:
+    """Do the work, unless one of the parts that it stands on breaks."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({doing, *parts}, return_when=asyncio.FIRST_COMPLETED)
+        for part in parts:
+            if part.done() and not doing.done():
+                fail(f"something inside broke: {part.exception()!r}; see holdfast.log of the run")
+        return await doing
+    finally:
+        await _cancel(doing)
 
-    def stop() -> None:
-        force = bool(stopping)
-        view.note("stopping at once" if force else "stopping; once more stops at once")
-        stopping.append(loop.create_task(client.stop_job(job_id, force=force)))
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+class _Interrupts:
+    """Ctrl-C and SIGTERM: the first stops the job gracefully, the second at once, the third lets go of it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._asked: asyncio.Queue[bool] = asyncio.Queue()
+        self._obeyed = False
+        self._main = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._hear)
+
+    async def obey(self, client: Client, job_id: str, view: View) -> None:
+        """Stop the job when that is asked for. Before and after, asking ends the whole command."""
+        self._obeyed = True
+        try:
+            while True:
+                force = await self._asked.get()
+                view.note("stopping at once" if force else "stopping; once more stops at once")
+                await client.stop_job(job_id, force=force)
+        finally:
+            self._obeyed = False
+
+    def _hear(self) -> None:
+        self.count += 1
+        if self._obeyed and self.count <= 2:
+            self._asked.put_nowait(self.count == 2)
+        elif self._main is not None:
+            self._main.cancel()
 
 
-def _targets(agent: Any) -> list[_Target]:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A worker as chaos sees it."""
+
+    rank: int
+    pid: int
+    step: int | None
+
+
+def _targets(agent: "Agent") -> list[_Target]:
     return [_Target(w.key.rank, w.pid, w.reading.step) for w in agent.workers()]
 
 
-async def _cancel(tasks: list["asyncio.Task[None]"]) -> None:
+async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,9 +1,12 @@
 """Where `holdfast run` keeps a run: `.holdfast/runs/<name>/` in the current directory."""
 
 import fcntl
+import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from holdfast.cli.common import fail
 
@@ -22,6 +25,14 @@ class RunDir:
         """Its name."""
         return self.path.name
 
+    def open_log(self) -> TextIO:
+        """Open what coordinator and agent log into. Nothing is held back, so that closing it can't fail."""
+        try:
+            file = (self.path / "holdfast.log").open("ab", buffering=0)
+        except OSError as error:
+            fail(f"can't write to {self.path}: {error.strerror}")
+        return io.TextIOWrapper(file, encoding="utf-8", write_through=True)
+
     def finish(self) -> None:
         """Note that its job has ended, so that there is nothing to resume."""
         (self.path / "ended").touch()
@@ -29,6 +40,9 @@ class RunDir:
 
 def create(name: str) -> RunDir:
     """Make the directory of a new run; a name that is taken gets a number."""
+    name = re.sub(r"[^A-Za-z0-9._-]+|^\.+", "-", name)[
+        :63
+    ]  # what no job name can be, the coordinator refuses
     runs = ROOT / "runs"
     try:
         runs.mkdir(parents=True, exist_ok=True)

@@ -1,74 +1,112 @@
-"""What `holdfast run` shows: the workers' output, notes on what happens to them, a progress line, a last table."""
+"""What `holdfast run` shows: the workers' output, notes on what happens to them, a progress line, a last table.
 
+A thread does the writing. A terminal that is paused, or a pager that is not scrolled, then holds up the output alone,
+and not the coordinator and the agent that live in this process too.
+"""
+
+import asyncio
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from holdfast.cli.common import printable
-from holdfast.cli.job import summary_rows
+from holdfast.cli.common import coloured, printable, short_seconds
+from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
-NOTED = ("RestartDecided", "WorkerLost", "JobGivenUp", "JobWaiting", "JobStopRequested")
+NOTED = ("RestartDecided",)
 
 
 class View:
-    """Draws on the terminal, stdout for the workers' stdout, stderr for everything else."""
+    """Writes the workers' stdout to stdout, and everything else to stderr."""
 
     def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, "output")
+        self._printer = LinePrinter(self._around)
         self._terminal = sys.stderr.isatty()
         self._status = ""
+        self._page = ""
         self._seen = 0
 
+    async def show(self, chunk: job_pb2.StreamLogsResponse) -> None:
+        """Write what a worker wrote. Raises BrokenPipeError when nobody reads it."""
+        await self._write(lambda: self._printer.write(chunk))
+
+    async def show_rests(self) -> None:
+        """Write the lines that were never finished."""
+        await self._write(self._printer.finish)
+
     def note(self, text: str) -> None:
-        """Print a line about what happens."""
-        with self.around():
-            click.echo(click.style(f"holdfast: {printable(text)}", dim=True), err=True)
+        """Write a line about what happens."""
+        line = f"holdfast: {printable(text)}"
+        self._writer.submit(self._line, f"\x1b[2m{line}\x1b[0m" if coloured(sys.stderr) else line)
+
+    def progress(self, job: job_pb2.Job) -> None:
+        """Show how far a job is, on a terminal."""
+        if self._terminal:
+            self._writer.submit(self._draw, _status(job))
+
+    async def note_events(self, client: Client, job_id: str, *, quietly: bool = False) -> None:
+        """Note what the timeline has that was not noted yet; `quietly`, pass over it."""
+        while True:
+            events, after = await client.events_page(job_id, self._page)
+            for event in events:
+                if event.seq > self._seen and event.kind in NOTED and not quietly:
+                    self.note(event.message)
+                self._seen = max(self._seen, event.seq)
+            if not after:
+                return
+            self._page = after
+
+    async def end(self) -> None:
+        """Take the progress line away; come back when everything is written."""
+        if self._terminal:
+            self._writer.submit(self._draw, "")
+        await self._write(lambda: None)
+        self._writer.shutdown(wait=False)
+
+    async def _write(self, write: Callable[[], None]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # for what is buffered
+            os.close(nowhere)
+            raise
+
+    # In the thread
 
     @contextmanager
-    def around(self) -> Iterator[None]:
-        """Take the progress line away while something else is printed."""
-        if self._terminal and self._status:
+    def _around(self) -> Iterator[None]:
+        """Take the progress line away while something else is written."""
+        if self._status:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
         yield
-        self._draw()
+        sys.stderr.write(self._status)
+        sys.stderr.flush()
 
-    def progress(self, job: job_pb2.Job) -> None:
-        """Show how far a job is."""
-        if self._terminal:
-            with self.around():
-                self._status = _status(job)
+    def _line(self, text: str) -> None:
+        with self._around():
+            sys.stderr.write(f"{text}\n")
 
-    def end(self) -> None:
-        """Take the progress line away for good."""
-        with self.around():
-            self._status = ""
-
-    async def note_events(self, client: Client, job_id: str) -> None:
-        """Note what the timeline has that was not noted yet."""
-        async for event in client.list_events(job_id):
-            if event.seq > self._seen:
-                self._seen = event.seq
-                if event.kind in NOTED and "no node is ready" not in event.message:  # its agent is coming
-                    self.note(event.message)
-
-    def _draw(self) -> None:
-        if self._terminal and self._status:
-            sys.stderr.write(self._status)
-            sys.stderr.flush()
+    def _draw(self, status: str) -> None:
+        with self._around():
+            self._status = status
 
 
 def _status(job: job_pb2.Job) -> str:
     steps = [worker.step for worker in job.workers if worker.HasField("step")]
     parts = [job.reason]
     if steps:
-        parts.append(
-            f"step {min(steps)}" if min(steps) == max(steps) else f"steps {min(steps)} to {max(steps)}"
-        )
+        low, high = min(steps), max(steps)
+        parts.append(f"step {low}" if low == high else f"steps {low} to {high}")
     if job.HasField("last_committed_step"):
         parts.append(f"committed {job.last_committed_step}")
     if job.restarts:
@@ -76,12 +114,27 @@ def _status(job: job_pb2.Job) -> str:
     losses = [worker.metrics["loss"] for worker in job.workers if "loss" in worker.metrics]
     if losses:
         parts.append(f"loss {sum(losses) / len(losses):.4g}")
-    return printable(" · ".join(parts))[:118]
+    return printable(" · ".join(parts))[: shutil.get_terminal_size().columns - 1]
 
 
 def show_summary(summary: job_pb2.JobSummary, run: Path, checkpoints: str) -> None:
-    """Print the last table."""
-    rows = [*summary_rows(summary), ["run", str(run)], ["checkpoints", checkpoints]]
+    """Write the last table: what was done, what it cost, and where it is."""
+    rows = []
+    if summary.HasField("steps"):
+        rows.append(("steps", str(summary.steps)))
+        rows.append(("throughput", f"{summary.steps_per_second:.1f} steps/s, all ranks together"))
+    rows.append(("elapsed", f"{summary.elapsed.ToMilliseconds() / 1000:.1f} s"))
+    rows.append(("restarts", str(summary.restarts)))
+    if summary.HasField("steps"):
+        rows.append(("steps redone", str(summary.steps_redone)))
+    if summary.HasField("goodput"):
+        lost = [
+            f"{cause} {short_seconds(s)}" for cause, s in sorted(summary.badput_seconds.items()) if s >= 0.5
+        ]
+        rows.append(("goodput", f"{summary.goodput:.1%}" + (f" (lost: {', '.join(lost)})" if lost else "")))
+    rows.append(("logs", str(run / "agent" / "jobs" / summary.job_id)))
+    if summary.HasField("last_committed_step"):
+        rows.append(("checkpoints", f"{checkpoints}, the last of step {summary.last_committed_step}"))
     width = max(len(name) for name, _ in rows)
     click.echo(err=True)
     for name, value in rows:

@@ -5,26 +5,20 @@ import pty
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
 
 from holdfast.cli.exits import EXIT
+from tests.e2e.fleet import HOLDFAST, PATIENCE_S, leftovers
 
 pytestmark = pytest.mark.e2e
 
-HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
-PATIENCE_S = 60
-
 STEPS = """
 import sys, time
-import numpy as np
 import holdfast
 run = holdfast.init()
-state = run.restore(default={"x": np.zeros(3)})
-for step in range(run.start_step if hasattr(run, "start_step") else 0, int(sys.argv[1])):
-    state["x"] += 1
+for _ in range(int(sys.argv[1])):
     run.step()
     time.sleep(0.002)
 """
@@ -62,6 +56,8 @@ def start(tmp_path):
     for run in runs:
         run.process.kill()
         run.process.communicate(timeout=PATIENCE_S)
+    psutil.wait_procs(leftovers(tmp_path), timeout=PATIENCE_S)
+    assert not leftovers(tmp_path)
 
 
 def gone(*pids):

@@ -1,0 +1,57 @@
+"""`holdfast coordinator` and `holdfast agent`: how they begin, refuse and end."""
+
+import signal
+
+import pytest
+
+from holdfast.cli.exits import EXIT
+
+pytest_plugins = ["tests.client.cli_fixtures"]
+
+
+async def test_a_coordinator_serves_until_it_is_told_to_end(start_command, holdfast, tmp_path):
+    socket = f"unix:{tmp_path}/c.sock"
+    command = await start_command("coordinator", "--listen", socket, "--state-dir", str(tmp_path / "c2"))
+    while await command.error_line() != f"holdfast coordinator listens on {socket}\n":
+        pass  # it logs, too
+    assert (await holdfast("job", "list", "-o", "name", "--server", socket)).code == 0
+    command.signal(signal.SIGTERM)
+    assert (await command.ended()).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--listen", "0.0.0.0:0"], "can be reached from other machines"),
+        (["--listen", "nonsense"], '"nonsense" is no address; write host:port'),
+        (["--listen", "127.0.0.1:0", "--state-dir", "/proc/none"], "/proc/none"),
+    ],
+)
+async def test_a_coordinator_that_cannot_be(holdfast, tmp_path, words, sentence):
+    done = await holdfast("coordinator", *words)
+    assert done.code == EXIT.FAILED
+    assert sentence in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_one_coordinator_a_port(holdfast, house, tmp_path):
+    done = await holdfast("coordinator", "--listen", house.target, "--state-dir", str(tmp_path / "c2"))
+    assert done.code == EXIT.FAILED
+    assert f"can't listen on {house.target}" in done.err
+
+
+async def test_an_agent_joins_and_ends(start_command, client, tmp_path):
+    words = ["--coordinator", client.target, "--name", "n7", "--slots", "3", "--label", "gpu=no"]
+    command = await start_command("agent", *words, "--state-dir", str(tmp_path / "a"))
+    while not (nodes := [node async for node in client.list_nodes()]):
+        await command.error_line()  # it logs when it has joined
+    assert (nodes[0].name, nodes[0].capacity.slots, dict(nodes[0].labels)) == ("n7", 3, {"gpu": "no"})
+    command.signal(signal.SIGTERM)
+    assert (await command.ended()).code == 0
+
+
+async def test_an_agent_whose_directory_cannot_be(holdfast):
+    done = await holdfast("agent", "--state-dir", "/proc/none")
+    assert done.code == EXIT.FAILED
+    assert "/proc/none" in done.err
+    assert "Traceback" not in done.err
