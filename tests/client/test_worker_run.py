@@ -226,6 +226,35 @@ def test_training_goes_on_while_the_control_plane_is_away(make_agent, start, cap
     assert "the checkpoint of step 1 is still not committed" in capfd.readouterr().err
 
 
+class Deaf:
+    """A control plane that is away until `answers`."""
+
+    def __init__(self):
+        self.answers = False
+        self.waits = []
+
+    def submit(self, step, shard):
+        pass
+
+    def wait(self, step, timeout=None):
+        self.waits.append(timeout)
+        return self.answers
+
+    def close(self):
+        pass
+
+
+def test_an_outage_costs_ever_less(make_agent, start, capfd):
+    run, deaf = start(make_agent()), Deaf()
+    run._checkpoints()._committer = deaf
+    for step in range(9):
+        deaf.answers = step >= 6
+        run.step()
+        run.checkpoint({})
+    assert deaf.waits == [10, 2.5, 0.625, 0.25, 0.25, 0.25, 10, 10]
+    assert capfd.readouterr().err.count("still not committed") == 1
+
+
 def test_a_refused_checkpoint_is_reported_and_training_goes_on(make_agent, start, capfd):
     agent = make_agent()
     agent.refuse = "attempt 1 is superseded by attempt 2"

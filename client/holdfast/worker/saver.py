@@ -3,6 +3,8 @@
 Staging is synchronous. The answer is awaited behind the training loop, until the next checkpoint is due; then for
 PATIENCE seconds more. After that training goes on, and the newer checkpoint stands in for the one that got no answer:
 a control plane that is away stops no worker, and neither does another rank of the gang that could not write its file.
+Patience wears off while nothing is answered, so that an hour's outage costs seconds; it never ends, because a rank
+that is ahead of its gang must wait a little, or the gang's newest shards would never be of one step.
 """
 
 import contextlib
@@ -18,6 +20,8 @@ from holdfast.worker.storage import LocalStorage, local_root
 
 PATIENCE = 10.0
 """How many seconds something is awaited before a sentence about it is written, or training goes on."""
+LEAST_PATIENCE = 0.25
+"""The same when many checkpoints in a row got no answer."""
 
 
 class Committer(Protocol):
@@ -64,6 +68,7 @@ class Saver:
         self._own = Checkpoints(_owner(identity, identity.rank), self._own_storage)
         self._committer: Committer | None = None
         self._in_flight: int | None = None
+        self._patience = PATIENCE
         self.last_step = -1 if identity.resume_step is None else identity.resume_step
         """The newest step that is saved, or was committed before; only newer ones can be saved."""
 
@@ -92,11 +97,8 @@ class Saver:
     def save(self, step: int, state: Any, cursor: str) -> None:
         """Stage and submit a checkpoint. Raises OSError when it cannot be written."""
         committer = self._open()
-        if self._in_flight is not None and not committer.wait(self._in_flight, PATIENCE):
-            say(
-                f"the checkpoint of step {self._in_flight} is still not committed; "
-                f"training goes on, and step {step} takes its place"
-            )
+        if self._in_flight is not None:
+            self._wait(committer, self._in_flight, step)
         shard = self._own.save(step, state, cursor)
         self.last_step = self._in_flight = step
         committer.submit(step, shard)
@@ -140,6 +142,18 @@ class Saver:
         if self._committer is not None:
             self._committer.abandon()
         self._held.close()
+
+    def _wait(self, committer: Committer, before: int, step: int) -> None:
+        """Wait for the answer to the checkpoint before this one, for as long as there is patience."""
+        if committer.wait(before, self._patience):
+            self._patience = PATIENCE
+            return
+        if self._patience == PATIENCE:
+            say(
+                f"the checkpoint of step {before} is still not committed; "
+                f"training goes on, and step {step} takes its place"
+            )
+        self._patience = max(LEAST_PATIENCE, self._patience / 4)
 
     def _ask(self) -> Commit | None:
         committer = self._open()
