@@ -35,6 +35,7 @@ ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_RESETTABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
@@ -288,10 +289,8 @@ def _become_worker(start: dict[str, Any], outputs: list[int], failing: int, shim
         if os.getppid() != shim:
             os._exit(1)  # the shim died before it could be watched
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        for number in _RESETTABLE:  # exec would hand on what is ignored: by Python, by us, or under nohup
             signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec would hand that on
         os.dup2(outputs[0], 1)
         os.dup2(outputs[1], 2)
         os.chdir(what)

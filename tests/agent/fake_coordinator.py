@@ -160,11 +160,12 @@ class FakePush:
         return await soon(self.chunks.get())
 
     async def all(self):
-        """Everything until the agent ends it: (attempt, stream) -> bytes."""
-        found = defaultdict(bytes)
+        """Everything from here on until the agent ends it: (attempt, stream) -> bytes."""
+        found, offsets = defaultdict(bytes), {}
         while (chunk := await self.chunk()) is not None:
             place = chunk.cursor.attempt, chunk.cursor.stream
-            assert chunk.cursor.offset == len(found[place])
+            assert chunk.cursor.offset == offsets.get(place, chunk.cursor.offset)
+            offsets[place] = chunk.cursor.offset + len(chunk.data)
             found[place] += chunk.data
         return dict(found)
 

@@ -254,7 +254,9 @@ class TestReconnecting:
         page = Writer(str(tmp_path / "state/jobs/job1/0-1/heartbeat"))
         page.step(7)
         page.metric("loss", 0.5)
-        beat = await session.heard("heartbeat", lambda beat: beat.workers)
+        beat = await session.heard(
+            "heartbeat", lambda beat: beat.workers and beat.workers[0].progress.metrics
+        )
         assert (beat.workers[0].key, beat.workers[0].progress.step) == (key(), 7)
         assert (beat.workers[0].progress.section, dict(beat.workers[0].progress.metrics)) == (
             "step",
