@@ -31,8 +31,8 @@ def diagram(table: Mapping[StrEnum, frozenset[StrEnum]]) -> str:
 def rewritten(page: str) -> str:
     """Return the page with every diagram as the tables have it."""
     for name, table in TABLES.items():
-        block = re.compile(rf"(<!-- {name} states -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        page = block.sub(lambda m, t=table: m[1] + diagram(t) + m[2], page)
+        block = re.compile(rf"(<!-- {name} states -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = block.sub(lambda m, t=table: f"{m[1]}{diagram(t)}\n{m[2]}", page)
     return page
 
 

@@ -1,6 +1,7 @@
 """The house style that no linter knows."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) < FILE_LINES
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if MIGRATIONS not in p.parents], ids=named)
+@pytest.mark.parametrize(
+    "path", [path for path in (*SOURCES, *TESTS) if MIGRATIONS not in path.parents], ids=named
+)
 def test_functions_are_short(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -51,6 +54,25 @@ def test_what_is_left_to_do_has_an_issue(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if LEFT.search(line):
             assert re.search(r"issue \d+", line), f"line {number} names no issue: {line.strip()}"
+
+
+@pytest.fixture(scope="module")
+def diagrams():
+    """docs/diagrams.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("diagrams", ROOT / "docs/diagrams.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_diagrams_are_as_the_tables_have_them(diagrams):
+    page = diagrams.PAGE.read_text()
+    assert diagrams.rewritten(page) == page, "run `python docs/diagrams.py`"
+
+
+def test_every_table_has_its_diagram(diagrams):
+    page = diagrams.PAGE.read_text()
+    assert [name for name, table in diagrams.TABLES.items() if diagrams.diagram(table) not in page] == []
 
 
 def test_generated_code_is_what_the_protos_say(tmp_path):
