@@ -245,6 +245,7 @@ class Engine:
         self._state = state
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
         self._heard = dict.fromkeys(state.nodes, lease_from)
+        self._next_tick = self.clock.now()
         self._not_leading = ""
         self._leading.set()
         log.info("leading", epoch=state.epoch, jobs=len(state.jobs), nodes=len(state.nodes))
@@ -264,10 +265,18 @@ class Engine:
             items.append(self._inbox.get_nowait())
         now = self.clock.now()
         if now >= wake:
+            self._forgive_pause(now)
             self._next_tick = now + TICK_MS
             self._set_pace()
             items.append(Ticked(now, self._heard))
         return items
+
+    def _forgive_pause(self, now: int) -> None:
+        """Count no silence while this process itself stood still: heartbeats of that time are not read yet."""
+        pause = now - self._next_tick
+        if pause > TICK_MS:
+            log.warning("this process stood still", ms=pause)
+            self._heard = {node: at + pause for node, at in self._heard.items()}
 
     def _step_all(self, items: list[Event | _Request | _Read[Any]]) -> _Batch:
         batch = _Batch()

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_coordinator.core.account import close_attempt, last_committed, summarize
-from holdfast_coordinator.core.model import Account, Commit, Gang, Progress, Worker, WorkerState
+from holdfast_coordinator.core.model import Account, Commit, Gang, Progress, Scope, Worker, WorkerState
 from tests.core.builders import T0, ended, key, running
 
 
@@ -60,6 +60,19 @@ def test_a_run_with_a_restart():
     assert summary.badput_ms == {"setup": 2_000 - 600, "redone": 100, "waiting": 500}
     assert summary.goodput == 500 / 2_500
     assert summary.steps_per_second == 40 / 0.6
+
+
+def test_a_job_that_has_ended_needs_no_more_time():
+    cluster = running(2, Scope.RANK)
+    cluster.now += 1_000
+    cluster.exited(key(0), 0, at_step=50)  # 500 ms in steps
+    cluster.now += 1_000
+    cluster.exited(key(1), 0, at_step=100)  # 1,000 ms in steps
+    workers = cluster.state.workers_of(cluster.job())
+    summary = summarize(cluster.job(), [cluster.gang(0), cluster.gang(1)], workers, {}, cluster.now + 10**6)
+    assert (summary.elapsed_ms, summary.steps, summary.last_committed_step) == (2_000, 50, None)
+    assert summary.badput_ms == {"setup": 1_500, "redone": 0, "waiting": 0}
+    assert summary.goodput == 1_500 / 3_000
 
 
 def test_the_last_committed_step_is_one_that_all_have():

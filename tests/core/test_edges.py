@@ -1,9 +1,14 @@
 """The tables of legal edges."""
 
+from dataclasses import replace
+
 import pytest
 
 from holdfast_coordinator.core.edges import JOB_EDGES, NODE_EDGES, WORKER_EDGES, IllegalEdgeError, check
+from holdfast_coordinator.core.effects import Effects
 from holdfast_coordinator.core.model import LIVE, TERMINAL, JobState, NodeState, WorkerState
+from holdfast_coordinator.core.turn import Turn
+from tests.core.builders import Cluster, key, running
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,24 @@ def test_what_was_told_to_stop_neither_succeeds_nor_fails():
 
 def test_a_state_may_be_written_again():
     check(JOB_EDGES, "job j1", JobState.SUCCEEDED, JobState.SUCCEEDED)
+
+
+@pytest.mark.parametrize(
+    ("look", "state"),
+    [
+        (Cluster.job, JobState.PENDING),
+        (Cluster.worker, WorkerState.RUNNING),
+        (Cluster.node, NodeState.SUSPECT),
+    ],
+)
+def test_nothing_is_put_that_the_tables_do_not_allow(look, state):
+    cluster = running(1)
+    cluster.exited(key(0), 0)
+    cluster.tick(10_000, "a")
+    turn = Turn(cluster.state, cluster.now)
+    with pytest.raises(IllegalEdgeError):
+        turn.put(replace(look(cluster), state=state))
+    assert turn.effects() == Effects()
 
 
 def test_an_illegal_edge_names_what_and_whence():

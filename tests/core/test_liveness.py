@@ -21,6 +21,7 @@ SETTINGS = Settings(lost_after_ms=10_000, suspect_after_ms=5_000)
         (9_999, False, NodeState.SUSPECT, "its stream broke"),
         (10_000, True, NodeState.LOST, "not heard from for 10.0 s"),
         (10_000, False, NodeState.LOST, "not heard from for 10.0 s"),
+        (99_990, True, NodeState.LOST, "not heard from for 100.0 s"),
         (-3_000, True, NodeState.READY, "heard from"),
     ],
 )

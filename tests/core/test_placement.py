@@ -43,6 +43,14 @@ def test_all_or_nothing():
     assert reason == "short of slots: needs 5, 4 free on 1 node"
 
 
+def test_tenths_of_a_cpu_add_up():
+    """Ten times 0.1 is a little less than 1 in floating point."""
+    spots, _ = place(waiting(10), Resources(cpus=0.1), [room("a", 10, cpus=1.0)])
+    assert len(spots) == 10
+    almost = Room.of(node("a", cpus=0.3), [(waiting(1)[0], Resources(cpus=0.1))])
+    assert almost.fits(Resources(cpus=0.2)) == 1
+
+
 def test_no_node_at_all():
     assert place(waiting(1), Resources(), []) == ((), "no node is ready; start an agent")
 
@@ -83,6 +91,15 @@ def test_pieces_too_small_are_told_from_too_little():
     _, reason = place(waiting(1), Resources(cpus=10.0), [room("a"), room("b")])
     assert (
         reason == "no room for 1 workers of slots 1, cpus 10 on 2 nodes: what is free is in pieces too small"
+    )
+
+
+def test_what_is_just_enough_is_not_short_and_what_is_not_needed_is_not_named():
+    needs = Resources(memory_bytes=2**32)
+    rooms = [room("a", 1, memory_bytes=2**33), room("b", 1, memory_bytes=0)]
+    assert place(waiting(2), needs, rooms) == (
+        (),
+        "no room for 2 workers of slots 1, memory 4 GiB on 2 nodes: what is free is in pieces too small",
     )
 
 

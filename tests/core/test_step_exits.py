@@ -69,6 +69,14 @@ def test_in_scope_rank_a_rank_that_had_succeeded_stays_so():
     assert cluster.job().state is JobState.SUCCEEDED
 
 
+def test_a_job_of_which_all_that_is_left_waits_for_room_is_pending():
+    cluster = running(2, Scope.RANK, backoff_ms=0)
+    cluster.exited(key(0), 0)
+    cluster.tick(10_000, "a")
+    assert cluster.job().state is JobState.PENDING
+    assert cluster.job().reason == "waits for room: no node is ready; start an agent"
+
+
 def test_a_spent_budget_fails_the_job_and_stops_the_others():
     cluster = running(2, Scope.RANK, budget=0)
     effects = cluster.exited(key(0), 3)
@@ -90,6 +98,15 @@ def test_a_worker_of_a_superseded_attempt_can_not_start():
     cluster.exited(key(0), 1)
     cluster.exited(key(1), 1)
     assert cluster.started(key(0)).reason == "Key(job_id='j1', rank=0, attempt=1) is superseded"
+
+
+def test_a_worker_starts_on_the_node_that_it_was_placed_on():
+    cluster = leading("a", "b")
+    cluster.submit(spec(1))
+    effects = cluster.started(key(0), node="b")
+    assert effects.reason == "Key(job_id='j1', rank=0, attempt=1) is not expected on node b"
+    assert effects.writes == ()
+    assert cluster.worker().state is WorkerState.STARTING
 
 
 def test_reconnecting_eats_no_progress():

@@ -10,7 +10,7 @@ from holdfast_coordinator.core.effects import (
     StopWorkers,
     Welcome,
 )
-from holdfast_coordinator.core.events import WorkerExited
+from holdfast_coordinator.core.events import Found, WorkerExited
 from holdfast_coordinator.core.model import JobState, NodeState, Resources, Scope, WorkerState
 from holdfast_coordinator.core.step import deadline
 from tests.core.builders import T0, ended, found, key, leading, running, sent, spec
@@ -39,6 +39,21 @@ def test_a_worker_whose_start_was_not_reported_is_found():
     assert cluster.job().started_ms == T0 + 7
 
 
+def test_a_start_that_is_reported_twice_is_noted_once():
+    cluster = running(1)
+    cluster.join("a", (found(key(0)),))
+    assert cluster.started(key(0), pid=100).writes == ()
+
+
+def test_a_worker_that_was_found_before_it_had_a_process_gets_its_pid():
+    cluster = leading("a")
+    cluster.submit(spec(1))
+    cluster.join("a", (Found(key(0)),))
+    assert (cluster.worker().state, cluster.worker().pid) == (WorkerState.RUNNING, 0)
+    cluster.started(key(0), pid=101)
+    assert cluster.worker().pid == 101
+
+
 def test_a_start_that_was_lost_is_said_again():
     cluster = leading("a")
     (start,) = sent(cluster.submit(spec(2)))
@@ -59,6 +74,15 @@ def test_a_start_is_not_said_again_to_a_machine_that_has_booted():
     cluster = leading("a")
     cluster.submit(spec(1))
     effects = cluster.join("a", boot_id="boot-2")
+    assert [a.attempt for start in sent(effects, StartWorkers) for a in start.assignments] == [2]
+
+
+def test_a_start_is_not_said_again_to_another_agent():
+    """The one before it may have applied it; this one has another state directory, and cannot know (P6)."""
+    cluster = leading("a")
+    cluster.submit(spec(1))
+    cluster.lose_stream()
+    effects = cluster.join("a", instance_id="another")
     assert [a.attempt for start in sent(effects, StartWorkers) for a in start.assignments] == [2]
 
 
@@ -197,6 +221,14 @@ def test_a_clock_set_back_does_not_make_a_backoff_eternal():
     cluster.now -= 10**6
     cluster.restart_coordinator()
     assert deadline(cluster.state) == cluster.now + 30_000
+
+
+def test_a_backoff_outlives_the_coordinator_and_is_not_begun_again():
+    cluster = running(1, backoff_ms=500, backoff_cap_ms=30_000)
+    cluster.exited(key(0))
+    cluster.now += 100
+    cluster.restart_coordinator()
+    assert deadline(cluster.state) == T0 + 500
 
 
 def test_what_an_old_session_says_is_dropped():

@@ -42,6 +42,11 @@ def no_fresh_lease(_patch: pytest.MonkeyPatch, bugs: Bugs) -> None:
     bugs.no_fresh_lease = True
 
 
+def pause_is_silence(_patch: pytest.MonkeyPatch, bugs: Bugs) -> None:
+    """A coordinator that was stopped for a while takes everybody for silent when it goes on."""
+    bugs.pause_is_silence = True
+
+
 def lost_fence(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A commit takes shards of a superseded attempt."""
     honest = commit.decide
@@ -208,15 +213,17 @@ def resume_from_what_was_prepared(patch: pytest.MonkeyPatch, _bugs: Bugs) -> Non
     patch.setattr(reconcile, "start_command", start_command)
 
 
+LOST_ACKS = "kill_agent,break_stream,kill_coordinator_as_it_speaks"
 OLD_LEADERS = "kill_coordinator_as_it_speaks,crash_worker,freeze_agent"
 
 PLANTS: dict[str, Plant] = {
     "answer before commit": Plant(answer_before_commit, "P3: request-"),
     "release before commit": Plant(release_before_commit, "P3: .* is released before its exit is durable"),
     "no fresh lease": Plant(no_fresh_lease, "P4: node . is lost after"),
+    "pause is silence": Plant(pause_is_silence, "P4: node . is lost after"),
     "lost fence": Plant(lost_fence, "P2|superseded attempt"),
     "commit without a shard": Plant(commit_without_a_shard, "a commit of some of its ranks"),
-    "commit goes back": Plant(commit_goes_back, "went back|is older than the commit"),
+    "commit goes back": Plant(commit_goes_back, "went back|is older than the commit", LOST_ACKS),
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
     "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
     "exits not in the inventory": Plant(

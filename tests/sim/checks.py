@@ -85,6 +85,10 @@ class Checks:
     def heard(self, node: str) -> None:
         self._heard[node] = self.world.now
 
+    def paused(self, for_ms: int) -> None:
+        """The coordinator was stopped, and could hear nobody."""
+        self._heard = {node: at + for_ms for node, at in self._heard.items()}
+
     def elected(self, nodes: Iterable[str]) -> None:
         self._heard = dict.fromkeys(nodes, self.world.now)
 

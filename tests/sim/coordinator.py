@@ -96,7 +96,7 @@ class Coordinator:
         self._alarm = 0
         self._opened = 0
         self._accepted: list[Stream] = []
-        self._frozen = False
+        self._frozen, self._frozen_at = False, 0
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     # The process
@@ -134,13 +134,15 @@ class Coordinator:
         """SIGSTOP."""
         if self.up and not self._frozen:
             self._world.note("coordinator", "stopped")
-            self._frozen = True
+            self._frozen, self._frozen_at = True, self._world.now
 
     def thaw(self) -> None:
         """SIGCONT. The loop goes on before it has heard anything of what came in meanwhile."""
         if not self._frozen:
             return
         self._world.note("coordinator", "continued")
+        # It notices a pause by a tick that is late, to a tick or two.
+        self._checks.paused(max(0, self._world.now - self._frozen_at - 2 * TICK_MS))
         self._frozen = False
         backlog, self._backlog = self._backlog, []
         if self.leading and self._in_flight is None:

@@ -12,7 +12,7 @@ from tests.sim.coordinator import Bugs
 from tests.sim.run import run
 
 SEEDS = 150
-BUG_SEEDS = 400
+BUG_SEEDS = 1_000
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, 50))

@@ -207,7 +207,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where a rank's time went in the attempts that are over; see summary.py."""
+    """Where a rank's time went in the attempts that are over; see account.py."""
 
     steps_done: int = 0
     steps_redone: int = 0

@@ -282,8 +282,8 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
     turn.tell("AgentJoined", _joined_message(event, expected), node=event.node)
     if strays:
         turn.send(event.node, StopWorkers(strays, force=True, reason="their attempts are superseded"))
-    rebooted = old is not None and old.boot_id != event.boot_id
-    _reattach(turn, event, expected, rebooted=rebooted)
+    knows = old is not None and (old.instance_id, old.boot_id) == (event.instance_id, event.boot_id)
+    _reattach(turn, event, expected, knows=knows)
     found = {f.key: f for f in event.inventory}
     for key, item in found.items():
         if key not in expected and item.exit is not None:
@@ -308,10 +308,11 @@ def _joined_message(event: AgentJoined, expected: dict[Key, Worker]) -> str:
     return message
 
 
-def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, rebooted: bool) -> None:
+def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, knows: bool) -> None:
     """Settle the difference between what should run on the node and what its agent found.
 
-    A start that never arrived is said again; but not after a reboot, which it may have been applied before.
+    A start that never arrived is said again, where the agent `knows` what was applied: not after a reboot, nor to one
+    with another state directory, for it may have been applied before (P6).
     """
     found: dict[Key, Found] = {f.key: f for f in event.inventory}
     never_arrived: dict[str, list[Worker]] = {}
@@ -327,7 +328,7 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, re
                 running = WorkerState.RUNNING
                 turn.put(replace(worker, state=running, pid=item.pid, pid_start=item.pid_start))
                 _note_start(turn, worker.job_id, event.at)
-        elif worker.state is WorkerState.STARTING and not rebooted:
+        elif worker.state is WorkerState.STARTING and knows:
             never_arrived.setdefault(worker.job_id, []).append(worker)
         else:
             _lose_worker(turn, worker, f"it was gone when the agent of node {event.node} came back")
@@ -348,6 +349,9 @@ def _worker_started(turn: Turn, event: WorkerStarted) -> None:
     worker = turn.state.workers.get((event.key.job_id, event.key.rank))
     if worker is None or worker.key != event.key or worker.state not in LIVE:
         turn.drop(f"{event.key} is superseded")
+        return
+    if worker.node != event.node:
+        turn.drop(f"{event.key} is not expected on node {event.node}")
         return
     if worker.pid == event.pid and worker.state is WorkerState.RUNNING:
         return  # known from the inventory that opened the session

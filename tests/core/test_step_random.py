@@ -1,0 +1,140 @@
+"""Events in any order, true or not: whatever agents say, the rows never contradict each other.
+
+The checks are in `Cluster.do`. What an honest fleet does is tests/sim's to play; here agents may err: they find workers
+that nobody sent them, forget others, and report exits of attempts that are long over or yet to come.
+"""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast_coordinator.core.model import LIVE, TERMINAL, Resources, Scope, WorkerState
+from tests.core.builders import Key, ended, found, leading, spec
+
+NODES = ("a", "b", "c")
+JOBS = {
+    "gang": spec(3, backoff_ms=100, budget=4),
+    "rank": spec(3, Scope.RANK, backoff_ms=100, budget=4, resources=Resources(cpus=1.5, gpus=1)),
+    "big": spec(7, backoff_ms=0, budget=4),
+}
+
+nodes = st.sampled_from(NODES)
+jobs = st.sampled_from(sorted(JOBS))
+keys = st.builds(Key, jobs, st.integers(0, 2), st.integers(1, 4))
+current = st.tuples(jobs, st.integers(0, 6))
+"""A rank, in whatever attempt it is now."""
+
+EVENTS = st.one_of(
+    st.tuples(st.just("submit"), jobs),
+    st.tuples(st.just("stop"), jobs, st.booleans()),
+    st.tuples(st.just("delete"), jobs),
+    st.tuples(st.just("tick"), st.sampled_from([0, 50, 100, 5_000, 10_000]), st.sets(nodes)),
+    st.tuples(st.just("lose"), nodes),
+    st.tuples(st.just("join"), nodes, st.lists(st.tuples(keys, st.booleans()), max_size=3), st.booleans()),
+    st.tuples(st.just("rejoin"), nodes, st.integers(0, 255), st.integers(0, 255), st.booleans()),
+    st.tuples(st.just("started"), nodes, keys),
+    st.tuples(st.just("exited"), nodes, keys, st.integers(0, 1)),
+    st.tuples(st.just("prepare"), nodes, keys, st.integers(0, 4)),
+    st.tuples(st.just("up"), current),
+    st.tuples(st.just("down"), current, st.integers(0, 1), st.integers(0, 9)),
+    st.tuples(st.just("commit"), current, st.integers(0, 9)),
+    st.tuples(st.just("offer"), nodes, st.lists(st.integers(7001, 7004), unique=True, max_size=3)),
+    st.tuples(st.just("restart")),
+)
+
+
+def play(cluster, what, *given):
+    match what, given:
+        case "submit", (job,):
+            cluster.submit(JOBS[job], job)
+        case "stop", (job, force):
+            cluster.stop(job, force=force)
+        case "delete", (job,):
+            cluster.delete(job)
+        case "tick", (after_ms, silent):
+            cluster.tick(after_ms, *silent)
+        case "lose", (node,) if connected(cluster, node):
+            cluster.lose_stream(node)
+        case "join", (node, inventory, boots):
+            cluster.join(node, claimed(inventory), boot_id=f"boot-{boots}")
+        case "rejoin", (node, kept, over, boots):
+            here = cluster.state.live_on(node)
+            inventory = [
+                found(worker.key, ended() if over >> number & 1 else None)
+                for number, worker in enumerate(here)
+                if kept >> number & 1
+            ]
+            cluster.join(node, tuple(inventory), boot_id=f"boot-{boots}")
+        case "restart", ():
+            cluster.restart_coordinator()
+        case (("up" | "down" | "commit"), ((job, rank), *_)):
+            worker = cluster.state.workers.get((job, rank))
+            if worker is not None and worker.state in LIVE and connected(cluster, worker.node):
+                play_worker(cluster, what, worker.key, *given[1:])
+        case (("started" | "exited" | "prepare" | "offer"), (node, *rest)) if connected(cluster, node):
+            play_claim(cluster, what, node, *rest)
+
+
+def connected(cluster, node):
+    """Whether there is a session that the node could say something on."""
+    return node in cluster.state.nodes and bool(cluster.node(node).session)
+
+
+def claimed(inventory):
+    by_key = {which: found(which, ended() if over else None) for which, over in inventory}
+    return tuple(by_key.values())
+
+
+def play_worker(cluster, what, which, *given):
+    """What a worker that is there does."""
+    match what, given:
+        case "up", ():
+            cluster.started(which)
+        case "down", (code, at_step):
+            cluster.exited(which, code, at_step=at_step)
+        case "commit", (at_step,):
+            cluster.prepare(which, at_step)
+
+
+def play_claim(cluster, what, node, *given):
+    """What a node says, of whatever worker."""
+    match what, given:
+        case "started", (which,):
+            cluster.started(which, node)
+        case "exited", (which, code):
+            cluster.exited(which, code, node=node)
+        case "prepare", (which, at_step):
+            cluster.prepare(which, at_step, node)
+        case "offer", (ports,):
+            cluster.offer(node, *ports)
+
+
+@settings(max_examples=150)
+@given(st.lists(EVENTS, max_size=40))
+def test_whatever_agents_say_the_rows_agree(events):
+    cluster = leading("a", "b")
+    for job in ("gang", "rank"):
+        cluster.submit(JOBS[job], job)
+    for event in events:
+        play(cluster, *event)
+
+
+@settings(max_examples=100)
+@given(st.lists(EVENTS, max_size=30))
+def test_whatever_happened_honest_agents_bring_every_job_to_an_end(events):
+    """Nothing is stuck: once every agent says the truth and every program does well, all that there is ends."""
+    cluster = leading("a", "b")
+    for job, job_spec in JOBS.items():
+        cluster.submit(job_spec, job)
+    for event in events:
+        play(cluster, *event)
+    for _ in range(12):
+        for node in NODES:
+            here = cluster.state.live_on(node)
+            alive = [found(worker.key) for worker in here if worker.state is not WorkerState.STARTING]
+            cluster.join(node, tuple(alive), ports=tuple(range(7010, 7020)))
+        for worker in list(cluster.state.workers.values()):
+            if cluster.worker(worker.rank, worker.job_id).key == worker.key and worker.state in LIVE:
+                cluster.started(worker.key)
+                cluster.exited(worker.key, 0)
+        cluster.tick(30_000)
+    assert {job.state for job in cluster.state.jobs.values()} <= TERMINAL

@@ -1,0 +1,121 @@
+"""What a job spec may be, and the sentence for what it may not."""
+
+from dataclasses import replace
+
+import pytest
+
+from holdfast_coordinator.core.model import JobSpec, Resources, RestartPolicy
+from holdfast_coordinator.core.validate import MAX_NAME, MAX_WORLD_SIZE, Violation, violations
+from tests.core.builders import spec
+
+GOOD = spec(2)
+
+
+def complaints(**changes):
+    """What is said of a good spec with these fields changed."""
+    return [(wrong.field, wrong.description) for wrong in violations(replace(GOOD, **changes))]
+
+
+def fields(**changes):
+    return [field for field, _ in complaints(**changes)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"name": "a"},
+        {"name": "Llama-3.1_run.7"},
+        {"name": "n" * MAX_NAME},
+        {"world_size": 1},
+        {"world_size": MAX_WORLD_SIZE},
+        {"command": ("train", "", "--name=")},
+        {"env": {"_A1": "", "PATH": "/bin:\n"}},
+        {"working_dir": "/srv", "checkpoint_uri": "/mnt/checkpoints"},
+        {"resources": Resources(cpus=0.5, memory_bytes=1, gpus=8)},
+        {"restart": RestartPolicy(backoff_ms=0, backoff_cap_ms=0, jitter=1.0, budget=0, window_ms=1)},
+        {"restart": RestartPolicy(jitter=0.0)},
+        {"stop_grace_ms": 0},
+    ],
+)
+def test_what_is_right(changes):
+    assert complaints(**changes) == []
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "_a", "a b", "a/b", "a\n", "naïve", "n" * (MAX_NAME + 1)])
+def test_a_name_is_safe_in_a_path_and_a_url(name):
+    assert fields(name=name) == ["name"]
+
+
+def test_a_long_name_is_not_repeated_whole():
+    ((_, description),) = complaints(name="n" * 1_000)
+    assert len(description) < 200
+
+
+@pytest.mark.parametrize("command", [(), ("",), ("", "train.py"), ("python", "a\0b")])
+def test_a_command_can_be_given_to_exec(command):
+    assert fields(command=command) == ["command"]
+
+
+@pytest.mark.parametrize("world_size", [-1, 0, MAX_WORLD_SIZE + 1])
+def test_a_world_has_ranks_but_not_too_many(world_size):
+    assert complaints(world_size=world_size) == [
+        ("world_size", f"{world_size} is not between 1 and {MAX_WORLD_SIZE}")
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A-B", "A=B", "A B", "A\n"])
+def test_an_environment_has_names(name):
+    assert fields(env={name: "x"}) == [f"env.{name}"]
+
+
+def test_a_value_is_not_repeated():
+    """It may be secret."""
+    assert complaints(env={"TOKEN": "hunter2\0"}) == [
+        ("env.TOKEN", "has a NUL character in its value; remove it")
+    ]
+
+
+@pytest.mark.parametrize("field", ["working_dir", "checkpoint_uri"])
+@pytest.mark.parametrize("path", ["checkpoints", "./here", "~/here", "s3://bucket/here"])
+def test_paths_are_absolute(field, path):
+    ((where, description),) = complaints(**{field: path})
+    assert where == field
+    assert description.startswith(f'"{path}" is not an absolute path')
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({"resources": Resources(cpus=-0.5)}, "resources.cpus", "-0.5"),
+        ({"resources": Resources(cpus=float("nan"))}, "resources.cpus", "nan"),
+        ({"resources": Resources(memory_bytes=-1)}, "resources.memory_bytes", "-1"),
+        ({"resources": Resources(gpus=-1)}, "resources.gpus", "-1"),
+        ({"restart": RestartPolicy(budget=-1)}, "restart.budget", "-1"),
+        ({"restart": RestartPolicy(backoff_ms=-1)}, "restart.backoff", "-1 ms"),
+        ({"restart": RestartPolicy(backoff_cap_ms=-1)}, "restart.backoff_cap", "-1 ms"),
+        ({"restart": RestartPolicy(window_ms=-1)}, "restart.window", "-1 ms"),
+        ({"stop_grace_ms": -1}, "stop_grace", "-1 ms"),
+    ],
+)
+def test_numbers_are_not_negative(changes, field, value):
+    assert complaints(**changes) == [(field, f"{value} is negative; give 0 or more")]
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_jitter_is_a_part_of_one(jitter):
+    assert complaints(restart=RestartPolicy(jitter=jitter)) == [
+        ("restart.jitter", f"{jitter:g} is not between 0 and 1")
+    ]
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    wrong = JobSpec("", (), 0, resources=Resources(gpus=-1), restart=RestartPolicy(jitter=2.0))
+    assert [each.field for each in violations(wrong)] == [
+        "name",
+        "command",
+        "world_size",
+        "resources.gpus",
+        "restart.jitter",
+    ]
+    assert all(isinstance(each, Violation) for each in violations(wrong))
