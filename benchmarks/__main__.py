@@ -1,4 +1,4 @@
-"""Measures, and rewrites RESULTS.md; with names of parts (`python -m benchmarks step`) measures those and prints them."""
+"""Measures, and rewrites RESULTS.md; with names of parts (`python -m benchmarks step`) measures and prints those."""
 
 import sys
 from pathlib import Path

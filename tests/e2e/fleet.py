@@ -93,6 +93,7 @@ class Fleet:
         job = None
         try:
             async with asyncio.timeout(PATIENCE_S):
+                await self.retried(lambda: self.client.get_job(job_id))
                 async for job in self.client.watch_job(job_id):
                     if condition(job):
                         return job
@@ -129,8 +130,7 @@ class Fleet:
 
     def leftovers(self) -> list[psutil.Process]:
         """Processes of this fleet's jobs that still run: shims, workers, and whatever those started."""
-        mark = f"HOLDFAST_HEARTBEAT_FILE={self.root}"
-        return [process for process in psutil.process_iter() if mark in _environment(process)]
+        return leftovers(self.root)
 
     def _start(self, name: str, *command: str) -> None:
         log = (self.root / f"{name}.log").open("ab")
@@ -138,6 +138,12 @@ class Fleet:
             self.processes[name] = subprocess.Popen(
                 [HOLDFAST, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.root
             )
+
+
+def leftovers(folder: Path) -> list[psutil.Process]:
+    """Processes that carry the mark of a worker whose files are below a folder."""
+    mark = f"HOLDFAST_HEARTBEAT_FILE={folder}"
+    return [process for process in psutil.process_iter() if mark in _environment(process)]
 
 
 def _environment(process: psutil.Process) -> str:
