@@ -4,6 +4,7 @@ import asyncio
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -59,6 +60,7 @@ class Coordinator:
         self._engine: Engine | None = None
         self._server: grpc.aio.Server | None = None
         self._loop: asyncio.Task[None] | None = None
+        self._health: asyncio.Task[None] | None = None
         self._store: SqliteStore | None = None
 
     async def start(self) -> str:
@@ -79,9 +81,9 @@ class Coordinator:
         if self._loop.done():
             leading.cancel()
             await self._loop
+        await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-        for service in ("", *SERVICES):
-            await health_servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._health = asyncio.create_task(_keep_health(self._engine, health_servicer))
         log.info("listening", address=target, state_dir=str(config.state_dir))
         return target
 
@@ -92,9 +94,10 @@ class Coordinator:
 
     async def stop(self) -> None:
         """Stop serving. Workers and agents go on; everything acknowledged is in the store."""
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        tasks = [task for task in (self._health, self._loop) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S)
         if self._store is not None:
@@ -143,3 +146,17 @@ def _server(engine: Engine) -> tuple[grpc.aio.Server, health.aio.HealthServicer]
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return server, health_servicer
+
+
+async def _keep_health(engine: Engine, servicer: health.aio.HealthServicer) -> None:
+    """Have whoever balances load over coordinators pass over one that can't serve."""
+    while True:
+        await engine.wait_interrupted()
+        await _set_health(servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await engine.wait_leading()
+        await _set_health(servicer, health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _set_health(servicer: health.aio.HealthServicer, status: Any) -> None:
+    for service in ("", *SERVICES):
+        await servicer.set(service, status)

@@ -124,7 +124,7 @@ def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.
         pid=worker.pid,
         state=_WORKER_STATES[worker.state],
         attempt=worker.attempt,
-        step=progress.step,
+        step=_step(worker, gang, progress),
         section=progress.section,
         metrics=progress.metrics,
         last_exit=_exit_status(worker.exit) if worker.exit else None,
@@ -132,6 +132,14 @@ def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.
         resume_step=worker.resume_step,
         started_at=_timestamp(worker.started_ms),
     )
+
+
+def _step(worker: model.Worker, gang: model.Gang, progress: model.Progress) -> int | None:
+    """How far a worker is: what its last heartbeat said, unless it has committed something further since."""
+    commit = gang.commit
+    if commit is None or commit.attempt != worker.attempt or worker.state not in model.LIVE:
+        return progress.step
+    return commit.step if progress.step is None else max(commit.step, progress.step)
 
 
 def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.Node:

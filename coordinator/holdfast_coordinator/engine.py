@@ -112,6 +112,7 @@ class Engine:
         self._state = State(settings)
         self._not_leading = "it is starting"
         self._leading = asyncio.Event()
+        self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, int] = {}
         self._telemetry: dict[str, dict[int, tuple[int, Progress]]] = {}
@@ -134,6 +135,10 @@ class Engine:
     async def wait_leading(self) -> None:
         """Wait until it serves."""
         await self._leading.wait()
+
+    async def wait_interrupted(self) -> None:
+        """Wait until its store fails; then it does not serve until it has started over."""
+        await self._interrupted.wait()
 
     async def submit(self, event: Event) -> str:
         """Have a request done; return when it is durable. Returns the id of the job that a JobSubmitted made or meant.
@@ -239,8 +244,9 @@ class Engine:
                 await self._in_thread(self._store_batch, batch.writes, state.epoch)
                 break
             except StoreError as error:
+                if self._not_leading != str(error):
+                    log.error("store failed; trying again until it does not", error=str(error))
                 self._not_leading = str(error)
-                log.error("store failed; trying again", error=str(error))
                 await asyncio.sleep(RETRY_S)
         self._state = state
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
@@ -248,6 +254,7 @@ class Engine:
         self._next_tick = self.clock.now()
         self._not_leading = ""
         self._leading.set()
+        self._interrupted.clear()
         log.info("leading", epoch=state.epoch, jobs=len(state.jobs), nodes=len(state.nodes))
 
     async def _next_items(self) -> list[Event | _Request | _Read[Any]]:
@@ -304,9 +311,10 @@ class Engine:
         try:
             await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
         except StoreError as error:
-            log.error("store failed; nothing of this batch has happened", error=str(error))
+            log.error("store failed; nothing of this batch has happened; starting over", error=str(error))
             self._not_leading = str(error)
             self._leading.clear()
+            self._interrupted.set()
             failure = NotLeadingError(str(error))
             for request, _ in batch.requests:
                 _fail(request.done, failure)

@@ -4,7 +4,9 @@ import signal
 
 import pytest
 
+import holdfast_agent.__main__
 from holdfast.cli.exits import EXIT
+from tests.client import scripted
 
 pytest_plugins = ["tests.client.cli_fixtures"]
 
@@ -55,3 +57,16 @@ async def test_an_agent_whose_directory_cannot_be(holdfast):
     assert done.code == EXIT.FAILED
     assert "/proc/none" in done.err
     assert "Traceback" not in done.err
+
+
+def test_an_agent_finds_out_where_others_reach_it(monkeypatch, tmp_path):
+    """Loopback would be right on one machine alone, and MASTER_ADDR of every gang."""
+    started = []
+
+    async def serve(config, *, stop):
+        started.append(config)
+
+    monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
+    for given in ([], ["--address", "10.0.0.9"]):
+        assert scripted.run("agent", "--state-dir", str(tmp_path), *given).exit_code == 0
+    assert [config.address for config in started] == ["", "10.0.0.9"]

@@ -37,7 +37,12 @@ from holdfast.cli.common import fail, pairs, set_up_logs, state_dir
     help="How many workers it takes.",
 )
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE")
-@click.option("--address", default="127.0.0.1", show_default=True, help="Where other nodes reach this one.")
+@click.option(
+    "--address",
+    default="",
+    show_default="that from which it reaches the coordinator",
+    help="Where other nodes reach this one.",
+)
 def command(
     coordinator: str, name: str, state_dir: Path, slots: int, labels: tuple[str, ...], address: str
 ) -> None:

@@ -1,0 +1,211 @@
+"""The services of a real coordinator as any gRPC client finds them, and agents that do not keep to the protocol."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from holdfast import wire
+from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
+from holdfast_coordinator import engine
+from holdfast_coordinator.store.api import StoreFullError
+
+pytest_plugins = ["tests.client.cli_fixtures"]
+
+PATIENCE = 20
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+async def channel(house):
+    async with wire.open_channel(house.target) as found:
+        yield found
+
+
+@pytest.fixture
+def jobs(channel):
+    return job_pb2_grpc.JobServiceStub(channel)
+
+
+async def refusal(call):
+    """The status of a call that is refused, with its details by kind."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    details = {}
+    for packed in rpc_status.from_call(caught.value).details:
+        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest):
+            found = kind()
+            if packed.Unpack(found):
+                details[kind.__name__] = found
+    return caught.value.code(), caught.value.details(), details
+
+
+async def test_errors_carry_their_details(jobs):
+    code, message, details = await refusal(jobs.GetJob(job_pb2.GetJobRequest(job_id="nope")))
+    assert (code, message) == (grpc.StatusCode.NOT_FOUND, "there is no job nope")
+    assert details["ErrorInfo"].domain == "holdfast"
+    assert details["ErrorInfo"].metadata["remedy"] == "list the jobs to see their ids"
+    code, _, details = await refusal(jobs.CreateJob(job_pb2.CreateJobRequest()))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    wrong = [violation.field for violation in details["BadRequest"].field_violations]
+    assert wrong == ["name", "command", "world_size"]
+
+
+@pytest.mark.parametrize("token", ["nonsense", "e30=", "WyJhIl0=", "====", "\N{SNOWMAN}"])
+async def test_a_page_token_that_is_none(channel, jobs, token):
+    nodes = node_pb2_grpc.NodeServiceStub(channel)
+    calls = [
+        jobs.ListJobs(job_pb2.ListJobsRequest(page_token=token)),
+        jobs.ListEvents(job_pb2.ListEventsRequest(page_token=token)),
+    ]
+    if token != "WyJhIl0=":  # which is ["a"], and a name of a node
+        calls.append(nodes.ListNodes(node_pb2.ListNodesRequest(page_token=token)))
+    for call in calls:
+        code, message, _ = await refusal(call)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert message == "page_token is not one that this coordinator gave"
+
+
+async def test_a_request_id_has_a_bound(jobs):
+    spec = job_pb2.JobSpec(name="a", command=["x"], world_size=1)
+    code, _, details = await refusal(
+        jobs.CreateJob(job_pb2.CreateJobRequest(spec=spec, request_id="x" * 129))
+    )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details["BadRequest"].field_violations[0].field == "request_id"
+
+
+async def test_a_node_is_found_by_its_name(channel, agent):
+    nodes = node_pb2_grpc.NodeServiceStub(channel)
+    node = (await nodes.GetNode(node_pb2.GetNodeRequest(name="n1"))).node
+    assert (node.name, node.capacity.slots, node.slots_used) == ("n1", 4, 0)
+    code, message, _ = await refusal(nodes.GetNode(node_pb2.GetNodeRequest(name="n2")))
+    assert (code, message) == (grpc.StatusCode.NOT_FOUND, "there is no node n2")
+
+
+async def test_reflection_names_every_service(channel):
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    async for answer in stub.ServerReflectionInfo(iter([asked])):
+        names = {service.name for service in answer.list_services_response.service}
+    assert names >= {"holdfast.v1.JobService", "holdfast.v1.NodeService", "holdfast.v1.AgentService"}
+    assert "grpc.health.v1.Health" in names
+
+
+async def test_health_says_whether_it_serves(house, channel, jobs, monkeypatch):
+    monkeypatch.setattr(engine, "RETRY_S", 0.01)
+    health = health_pb2_grpc.HealthStub(channel)
+    watching = health.Watch(health_pb2.HealthCheckRequest(service="holdfast.v1.JobService"))
+    async with asyncio.timeout(PATIENCE):
+        assert (await watching.read()).status == SERVING
+
+        def full(*_args, **_kwargs):
+            raise StoreFullError("no room on the disk")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(house._coordinator._store, "commit", full)
+            spec = job_pb2.JobSpec(name="a", command=["x"], world_size=1)
+            code, message, _ = await refusal(jobs.CreateJob(job_pb2.CreateJobRequest(spec=spec)))
+            assert code is grpc.StatusCode.UNAVAILABLE
+            assert message == "the coordinator can't serve now: no room on the disk"
+            assert (await watching.read()).status == NOT_SERVING
+        assert (await watching.read()).status == SERVING
+
+
+class Stream:
+    """An agent's stream, said word by word."""
+
+    def __init__(self, channel):
+        self._call = agent_pb2_grpc.AgentServiceStub(channel).Connect()
+
+    async def say(self, **message):
+        await self._call.write(agent_pb2.AgentMessage(**message))
+
+    async def hello(self, instance_id="i1"):
+        hello = agent_pb2.Hello(node="n1", instance_id=instance_id, address="127.0.0.1", ports=[7001])
+        hello.capacity.slots = 1
+        await self.say(hello=hello)
+
+    async def heard(self):
+        async with asyncio.timeout(PATIENCE):
+            return await self._call.read()
+
+    async def ended(self):
+        """The status that it ends with."""
+        try:
+            while await self.heard() is not grpc.aio.EOF:
+                pass
+        except grpc.aio.AioRpcError:
+            pass
+        return await self._call.code(), await self._call.details()
+
+
+async def test_a_session_opens_with_a_hello(channel):
+    stream = Stream(channel)
+    await stream.say(heartbeat=agent_pb2.Heartbeat())
+    code, why = await stream.ended()
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert why == "the stream did not open with a Hello that names its node and instance"
+
+
+async def test_a_newer_session_of_a_node_ends_the_older(channel):
+    older, newer = Stream(channel), Stream(channel)
+    await older.hello()
+    assert (await older.heard()).HasField("welcome")
+    await newer.hello()
+    assert (await newer.heard()).HasField("welcome")
+    assert await older.ended() == (grpc.StatusCode.ABORTED, "a newer session speaks for this node")
+
+
+async def test_another_agent_may_not_take_the_name_of_one_that_is_connected(channel):
+    first, second = Stream(channel), Stream(channel)
+    await first.hello()
+    await first.heard()
+    await second.hello(instance_id="i2")
+    code, why = await second.ended()
+    assert code is grpc.StatusCode.ABORTED
+    assert why == "another agent is connected as node n1; start this one with another --name"
+
+
+async def test_what_is_said_in_another_epoch_is_dropped(channel, client):
+    stream = Stream(channel)
+    await stream.hello()
+    epoch = (await stream.heard()).epoch
+    job = await client.create_job(job_pb2.JobSpec(name="a", command=["x"], world_size=1))
+    assert (await stream.heard()).start_workers.job_id == job.id
+    key = agent_pb2.WorkerKey(job_id=job.id, rank=0, attempt=1)
+    started = agent_pb2.WorkerStarted(key=key, pid=77, pid_start_time=1)
+    await stream.say(epoch=epoch + 1, worker_started=started)
+    started.pid = 78
+    await stream.say(epoch=epoch, worker_started=started)
+    async for now in client.watch_job(job.id):
+        assert now.workers[0].pid != 77
+        if now.workers[0].pid == 78:
+            break
+
+
+async def test_a_second_hello_ends_the_session(channel):
+    stream = Stream(channel)
+    await stream.hello()
+    epoch = (await stream.heard()).epoch
+    await stream.say(epoch=epoch, hello=agent_pb2.Hello(node="n1", instance_id="i1"))
+    assert await stream.ended() == (grpc.StatusCode.ABORTED, "an agent does not say hello here")
+
+
+async def test_a_committed_step_is_shown_before_the_heartbeat_that_tells_of_it(channel, client):
+    stream = Stream(channel)
+    await stream.hello()
+    epoch = (await stream.heard()).epoch
+    job = await client.create_job(job_pb2.JobSpec(name="a", command=["x"], world_size=1))
+    key = agent_pb2.WorkerKey(job_id=(await stream.heard()).start_workers.job_id, rank=0, attempt=1)
+    await stream.say(epoch=epoch, worker_started=agent_pb2.WorkerStarted(key=key, pid=78, pid_start_time=1))
+    prepared = agent_pb2.ShardPrepared(key=key, step=30)
+    prepared.shard.file, prepared.shard.size_bytes = "rank-00000.attempt-1.safetensors", 10
+    await stream.say(epoch=epoch, shard_prepared=prepared)
+    assert (await stream.heard()).ack_commit.step == 30
+    now = await client.get_job(job.id)
+    assert (now.last_committed_step, now.workers[0].step) == (30, 30)
