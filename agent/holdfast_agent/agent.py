@@ -68,15 +68,15 @@ class Agent:
         )
         self._ports = Ports()
         self._inotify = Inotify()
-        self._machine = node.look()
+        self._machine: node.Machine | None = None
         self._address = config.address or node.address_towards(config.coordinator)
         self._working_dir = Path.cwd()
         self._pages: dict[Key, bytes] = {}
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
-        """Work until cancelled. Raises StateDirError."""
+    async def start(self) -> None:
+        """Get ready to start workers, and find those that an agent before left. Raises StateDirError."""
         try:
             self._crew.start()
             self._core = core.recover(*self._crew.recover())
@@ -85,6 +85,12 @@ class Agent:
             raise StateDirError(f"can't use the state directory {self._state_dir.path}: {error}") from error
         if self._core.workers:
             log.info("workers found", count=len(self._core.workers))
+        self._machine = await asyncio.to_thread(node.look)
+
+    async def run(self) -> None:
+        """Work until cancelled; get ready first, unless `start` was called. Raises StateDirError."""
+        if self._machine is None:
+            await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
             await self._session.run()
@@ -232,6 +238,7 @@ class Agent:
 
     def _hello(self) -> agent_pb2.Hello:
         config, machine = self._config, self._machine
+        assert machine is not None
         hello = agent_pb2.Hello(
             node=config.name,
             instance_id=self._state_dir.instance_id,

@@ -70,6 +70,8 @@ class Reading:
         self._asked = asked
         self._offsets: dict[Place, int] = {(c.attempt, c.stream): c.offset for c in asked.cursors}
         self._changes = Changes(inotify)
+        self._finished: set[int] = set()
+        """Attempts that have ended, and are read to their end."""
 
     async def chunks(self) -> AsyncIterator[job_pb2.StreamLogsResponse]:
         """Yield what is there; with `follow` also what comes, until the one attempt that was asked for has ended.
@@ -88,6 +90,8 @@ class Reading:
                         yield chunk
                     if ended and number == self._asked.attempt:
                         return
+                    if ended:
+                        self._finished.add(number)
                 if not follow:
                     return
                 changed = await self._changes.wait()
@@ -108,12 +112,18 @@ class Reading:
         return {number: path for number, path in attempts.items() if self._changes.watch(path)}
 
     def _attempts(self) -> dict[int, Path]:
-        found = {}
-        for path in self._job.glob(f"{self._asked.rank}-*"):
-            number = path.name.rpartition("-")[2]
-            if number.isdecimal() and self._asked.attempt in (0, int(number)):
-                found[int(number)] = path
-        return dict(sorted(found.items()))
+        try:
+            names = os.listdir(self._job)  # noqa: PTH208  there may be many attempts, and each is no path yet
+        except FileNotFoundError:
+            return {}
+        prefix = f"{self._asked.rank}-"
+        numbers = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        wanted = [int(number) for number in numbers if number.isdecimal()]
+        return {
+            number: self._job / f"{prefix}{number}"
+            for number in sorted(wanted)
+            if self._asked.attempt in (0, number) and number not in self._finished
+        }
 
     def _read(self, path: Path, attempt: int, *, complete: bool) -> Iterator[job_pb2.StreamLogsResponse]:
         """Read on in the logs of one attempt, in chunks that end at line ends where there are any."""

@@ -140,15 +140,18 @@ class Client:
         async for checkpoint in self._pages(page):
             yield checkpoint
 
-    async def list_events(self, job_id: str = "") -> AsyncIterator[job_pb2.Event]:
-        """Iterate over the timeline of a job, or of all, oldest first."""
-        async for event in self._pages(lambda token: self._events_page(job_id, token)):
-            yield event
+    async def list_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
+        """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""
 
-    async def events_page(self, job_id: str, token: str = "") -> tuple[Sequence[job_pb2.Event], str]:
-        """Read one page of a timeline. The token that comes with it is empty when it is the last so far."""
-        async with self._errors():
-            return await self._events_page(job_id, token)
+        async def page(token: str) -> tuple[Sequence[job_pb2.Event], str]:
+            request = job_pb2.ListEventsRequest(
+                job_id=job_id, page_size=PAGE, page_token=token, after_seq=after
+            )
+            answer = await self._jobs.ListEvents(request)
+            return answer.events, answer.next_page_token
+
+        async for event in self._pages(page):
+            yield event
 
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""
@@ -164,11 +167,6 @@ class Client:
         """Look at a node."""
         async with self._errors():
             return (await self._nodes.GetNode(node_pb2.GetNodeRequest(name=name))).node
-
-    async def _events_page(self, job_id: str, token: str) -> tuple[Sequence[job_pb2.Event], str]:
-        request = job_pb2.ListEventsRequest(job_id=job_id, page_size=PAGE, page_token=token)
-        answer = await self._jobs.ListEvents(request)
-        return answer.events, answer.next_page_token
 
     async def _pages(self, page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
         token = ""

@@ -28,6 +28,7 @@ async def test_lists_go_over_pages(client, monkeypatch):
     assert kinds.count("JobCreated") == 7
     seqs = [event.seq async for event in client.list_events()]
     assert seqs == sorted(set(seqs))
+    assert [event.seq async for event in client.list_events(after=seqs[1])] == seqs[2:]
 
 
 async def test_lists_are_filtered(client):

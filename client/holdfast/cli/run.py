@@ -3,11 +3,12 @@
 import asyncio
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 
@@ -30,6 +31,8 @@ NEVER_LOST_MS = 365 * 86_400_000
 """The agent lives and dies with its coordinator. After a Ctrl-Z both were silent, and no worker is to pay for it."""
 NODE = "localhost"
 """The one node; also when a run is resumed under another host name."""
+SLOTS = 100_000
+"""Room for all workers of any job: there is one, and what it asks for is what it gets."""
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -88,23 +91,23 @@ async def _run(
     place: run_state.RunDir, spec: job_pb2.JobSpec | None, kill: chaos.Kill | None, logs: TextIO
 ) -> EXIT:
     view, interrupts = View(), _Interrupts()
-    set_up_logs(logs, tell=view.note)
-    async with _coordinator(place) as (client, failed):
+    _set_up_logs(logs, view)
+    async with _agent(place) as agent, _coordinator(place) as (client, failed):
         job = await (_begin(client, spec, place) if spec is not None else _find(client, place))
         workers = "1 worker" if job.spec.world_size == 1 else f"{job.spec.world_size} workers"
         view.note(f"run {place.name}: {workers}")
         await view.note_events(client, job.id, quietly=True)
-        async with _agent(client.target, place, job.spec.world_size) as (agent, working):
-            helpers = [asyncio.create_task(interrupts.obey(client, job.id, view))]
-            if kill is not None:
-                helpers.append(asyncio.create_task(chaos.wreak(kill, lambda: _targets(agent), view.note)))
-            try:
-                old = _shown_before(job)
-                job = await _unless_broken(_show(client, job, view, old), failed, working)
-            finally:
-                if kill is not None and not helpers[-1].done():
-                    view.note("chaos: no worker came to that step")
-                await _cancel(*helpers)
+        working = asyncio.create_task(agent.run())
+        helpers = [asyncio.create_task(interrupts.obey(client, job.id, view))]
+        if kill is not None:
+            helpers.append(asyncio.create_task(chaos.wreak(kill, lambda: _targets(agent), view.note)))
+        try:
+            old = _shown_before(job)
+            job = await _unless_broken(_show(client, job, view, old), failed, working)
+        finally:
+            if kill is not None and not helpers[-1].done():
+                view.note("chaos: no worker came to that step")
+            await _cancel(*helpers, working)
         summary = await client.job_summary(job.id)
     place.finish()
     await view.end()
@@ -116,6 +119,26 @@ async def _run(
     return CODES[job.state]
 
 
+def _set_up_logs(logs: TextIO, view: View) -> None:
+    # structlog imports rich for colourful tracebacks, of which a file gets none, and that takes as long as numpy does.
+    hidden = "rich" not in sys.modules
+    if hidden:
+        sys.modules["rich"] = cast("Any", None)
+    try:
+        set_up_logs(logs, tell=view.note)
+    finally:
+        if hidden:
+            del sys.modules["rich"]
+
+
+def _address(place: run_state.RunDir) -> str:
+    """Where the run's coordinator listens: in a directory that is its user's alone.
+
+    From here the path is short, as that of a socket has to be. One that a killed run left there is taken over.
+    """
+    return f"unix:{(place.path / 'c.sock').relative_to(Path.cwd())}"
+
+
 @asynccontextmanager
 async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
     """Run a coordinator that only this process can reach. The task ends when it breaks."""
@@ -124,54 +147,41 @@ async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "
         from holdfast_coordinator.store.api import StoreError
     except ModuleNotFoundError as error:
         _say_what_to_install(error)
-    # The run's directory is its user's alone. From here its path is short, as that of a socket has to be, and a
-    # socket that a killed run left there is taken over.
-    socket = (place.path / "c.sock").relative_to(Path.cwd())
     coordinator = Coordinator(
-        CoordinatorConfig(f"unix:{socket}", place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
+        CoordinatorConfig(_address(place), place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
     )
-    tasks: list[asyncio.Task[Any]] = []
     try:
-        starting = asyncio.create_task(coordinator.start())
-        tasks.append(starting)
-        await asyncio.sleep(0)  # it reads its store in a thread; meanwhile
-        _import_agent()
-        async with Client(await starting) as client:
+        async with Client(await coordinator.start()) as client:
             failed = asyncio.create_task(coordinator.wait())
-            tasks.append(failed)
-            yield client, failed
+            try:
+                yield client, failed
+            finally:
+                await _cancel(failed)
     except StoreError as error:
         fail(str(error))
     finally:
-        await _cancel(*tasks)
         await coordinator.stop()
 
 
 @asynccontextmanager
-async def _agent(
-    target: str, place: run_state.RunDir, slots: int
-) -> AsyncIterator[tuple["Agent", "asyncio.Task[None]"]]:
-    """Run an agent with room for all workers, and end them with it. The task ends when it breaks."""
-    from holdfast_agent.agent import Agent, AgentConfig
-    from holdfast_agent.workdir import StateDirError
-
+async def _agent(place: run_state.RunDir) -> AsyncIterator["Agent"]:
+    """Make an agent ready, and end its workers with it. What starts workers comes up while the rest is imported."""
     try:
-        agent = Agent(AgentConfig(target, place.path / "agent", NODE, slots, foreground=True))
-    except StateDirError as error:
-        fail(str(error))
-    working = asyncio.create_task(agent.run())
-    try:
-        yield agent, working
-    finally:
-        await _cancel(working)
-        await agent.stop(workers=True)
-
-
-def _import_agent() -> None:
-    try:
-        import holdfast_agent.agent  # noqa: F401
+        from holdfast_agent.agent import Agent, AgentConfig
+        from holdfast_agent.workdir import StateDirError
     except ModuleNotFoundError as error:
         _say_what_to_install(error)
+    try:
+        agent = Agent(AgentConfig(_address(place), place.path / "agent", NODE, SLOTS, foreground=True))
+    except StateDirError as error:
+        fail(str(error))
+    try:
+        await agent.start()
+        yield agent
+    except StateDirError as error:
+        fail(str(error))
+    finally:
+        await agent.stop(workers=True)
 
 
 def _say_what_to_install(error: ModuleNotFoundError) -> NoReturn:

@@ -31,7 +31,6 @@ class View:
         self._printer = LinePrinter(self._around)
         self._terminal = sys.stderr.isatty()
         self._status = ""
-        self._page = ""
         self._seen = 0
 
     async def show(self, chunk: job_pb2.StreamLogsResponse) -> None:
@@ -54,15 +53,10 @@ class View:
 
     async def note_events(self, client: Client, job_id: str, *, quietly: bool = False) -> None:
         """Note what the timeline has that was not noted yet; `quietly`, pass over it."""
-        while True:
-            events, after = await client.events_page(job_id, self._page)
-            for event in events:
-                if event.seq > self._seen and event.kind in NOTED and not quietly:
-                    self.note(event.message)
-                self._seen = max(self._seen, event.seq)
-            if not after:
-                return
-            self._page = after
+        async for event in client.list_events(job_id, after=self._seen):
+            if event.kind in NOTED and not quietly:
+                self.note(event.message)
+            self._seen = event.seq
 
     async def end(self) -> None:
         """Take the progress line away; come back when everything is written."""

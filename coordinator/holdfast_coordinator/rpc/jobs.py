@@ -143,6 +143,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.ListEventsResponse:
         size = paging.size(request.page_size)
         (after,) = await paging.token(context, request.page_token, (0,))
+        after = max(after, request.after_seq)
         entries = await self._history(
             context, lambda store: store.entries(job_id=request.job_id, after=after, limit=size + 1)
         )
