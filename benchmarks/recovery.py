@@ -148,7 +148,7 @@ def measure() -> list[Table]:
     note = (
         f"{WORLD} workers, numpy loop, one step a millisecond, backoff zero. Launch: to the first step of the last "
         f"worker, median of {ROUNDS} (range). Recovery: SIGKILL of one to the next new step of the last rank that had "
-        f"to restart, median of {ROUNDS * KILLS} (range). Everybody is measured in turn, {ROUNDS} times. Bars: launch at "
+        f"to restart, median of {ROUNDS * KILLS} (range). All are measured in turn, {ROUNDS} times. Bars: launch at "
         "most 0.5 of torchrun's, recovery at most 1.5 of the bare supervisor's."
     )
     return [Table("Launch and recovery", note, head, tuple(rows))]
