@@ -18,7 +18,7 @@ from benchmarks.program import REPORT
 WORLD = 4
 ROUNDS = 5
 """Everybody is measured once a round, so that a machine that is slow for a while is slow for all."""
-KILLS = 8
+LAUNCHES, KILLS = 2, 8
 """In each round."""
 PATIENCE_S = 60.0
 
@@ -132,7 +132,7 @@ def measure() -> list[Table]:
     kills: dict[str, list[float]] = {s.name: [] for s in chosen}
     for _ in range(ROUNDS):
         for s in chosen:
-            launches[s.name].append(launch(s))
+            launches[s.name] += [launch(s) for _ in range(LAUNCHES)]
             kills[s.name] += recoveries(s)
     torchrun = launches.get("torchrun gang")
     rows = []
@@ -147,7 +147,7 @@ def measure() -> list[Table]:
     head = ("supervisor", "launch s", "beside torchrun", "recovery s", "beside the bare one")
     note = (
         f"{WORLD} workers, numpy loop, one step a millisecond, backoff zero. Launch: to the first step of the last "
-        f"worker, median of {ROUNDS} (range). Recovery: SIGKILL of one to the next new step of the last rank that had "
+        f"worker, median of {ROUNDS * LAUNCHES} (range). Recovery: SIGKILL of one to the next new step of the last rank that had "
         f"to restart, median of {ROUNDS * KILLS} (range). All are measured in turn, {ROUNDS} times. Bars: launch at "
         "most 0.5 of torchrun's, recovery at most 1.5 of the bare supervisor's."
     )

@@ -245,7 +245,7 @@ def _found(record: agent_pb2.WorkerRecord) -> events.Found:
 def event_from_proto(
     message: agent_pb2.AgentMessage, *, node: str, session: str, at: int
 ) -> events.AgentEvent:
-    """Read what an agent says after its Hello; heartbeats are read by `heartbeat_from_proto`."""
+    """Read what an agent says after its Hello; the engine takes heartbeats as they are."""
     match message.WhichOneof("message"):
         case "worker_started":
             started = message.worker_started
@@ -270,12 +270,6 @@ def event_from_proto(
             return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
         case other:
             raise ValueError(f"an agent does not say {other} here")
-
-
-def heartbeat_from_proto(heartbeat: agent_pb2.Heartbeat) -> Iterable[tuple[model.Key, model.Progress]]:
-    """Read the progress in a heartbeat."""
-    for item in heartbeat.workers:
-        yield key_from_proto(item.key), progress_from_proto(item.progress)
 
 
 def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:

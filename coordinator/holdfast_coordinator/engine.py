@@ -34,7 +34,7 @@ from holdfast_coordinator.core.effects import (
     Write,
 )
 from holdfast_coordinator.core.events import Event, JobSubmitted, LeaderElected, Ticked
-from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Key, Progress, Worker
+from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
 from holdfast_coordinator.session import Session
@@ -115,7 +115,7 @@ class Engine:
         self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, int] = {}
-        self._telemetry: dict[str, dict[int, tuple[int, Progress]]] = {}
+        self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._next_tick = 0
         self._pace_ms = 0
@@ -177,18 +177,24 @@ class Engine:
         """The session of this id, while it is open."""
         return self._sessions.get(session_id)
 
-    def heard(self, node: str, progress: Iterable[tuple[Key, Progress]] = ()) -> None:
-        """Note a sign of life of a node, and the progress that came with it. Writes nothing."""
+    def heard(self, node: str, reports: Iterable[agent_pb2.WorkerProgress] = ()) -> None:
+        """Note a sign of life of a node, and the progress that came with it. Writes nothing.
+
+        Of all that a coordinator does this happens most often, so that a report is only kept here, and read when
+        somebody asks.
+        """
         self._heard[node] = self.clock.now()
-        for key, item in progress:
-            job = self._state.jobs.get(key.job_id)
+        for report in reports:
+            key = report.key
+            job_id, rank, attempt = key.job_id, key.rank, key.attempt
+            job = self._state.jobs.get(job_id)
             if job is None or job.state in TERMINAL:
                 continue
-            ranks = self._telemetry.setdefault(key.job_id, {})
-            known = ranks.get(key.rank)
-            if known is None or known[0] <= key.attempt:
-                ranks[key.rank] = key.attempt, item
-                self._wake(key.job_id)
+            ranks = self._telemetry.setdefault(job_id, {})
+            known = ranks.get(rank)
+            if known is None or known[0] <= attempt:
+                ranks[rank] = attempt, report.progress
+                self._wake(job_id)
 
     def heard_at(self, node: str) -> int:
         """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""
@@ -199,9 +205,9 @@ class Engine:
         ranks = self._telemetry.get(job.id, {})
         found: dict[int, Progress] = {}
         for worker in workers:
-            attempt, progress = ranks.get(worker.rank, (0, Progress()))
-            if worker.state in LIVE and worker.attempt == attempt:
-                found[worker.rank] = progress
+            attempt, progress = ranks.get(worker.rank, (0, None))
+            if progress is not None and worker.state in LIVE and worker.attempt == attempt:
+                found[worker.rank] = codec.progress_from_proto(progress)
         return found
 
     @contextmanager

@@ -90,7 +90,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 if message.epoch != engine.epoch:
                     log.info("dropped", node=node, reason=f"epoch {message.epoch} is not {engine.epoch}")
                 elif message.HasField("heartbeat"):
-                    engine.heard(node, codec.heartbeat_from_proto(message.heartbeat))
+                    engine.heard(node, message.heartbeat.workers)
                 else:
                     now = engine.clock.now()
                     engine.heard(node)

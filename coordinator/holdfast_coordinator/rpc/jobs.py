@@ -1,5 +1,6 @@
 """JobService."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -20,6 +21,8 @@ from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
+WATCH_PAUSE_S_A_RANK = 0.0001
+"""Between two looks at a watched job: one of 10,000 ranks is shown once a second, however many heartbeats come."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
 
 
@@ -81,6 +84,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 yield job_pb2.WatchJobResponse(job=job)
                 if codec.JOB_STATES[job.state] in TERMINAL:
                     return
+                await asyncio.sleep(job.spec.world_size * WATCH_PAUSE_S_A_RANK)
                 await changed.wait()
 
     async def StopJob(self, request: job_pb2.StopJobRequest, context: Context) -> job_pb2.StopJobResponse:
