@@ -147,8 +147,8 @@ def measure() -> list[Table]:
     head = ("supervisor", "launch s", "beside torchrun", "recovery s", "beside the bare one")
     note = (
         f"{WORLD} workers, numpy loop, one step a millisecond, backoff zero. Launch: to the first step of the last "
-        f"worker, median of {ROUNDS * LAUNCHES} (range). Recovery: SIGKILL of one to the next new step of the last rank that had "
-        f"to restart, median of {ROUNDS * KILLS} (range). All are measured in turn, {ROUNDS} times. Bars: launch at "
-        "most 0.5 of torchrun's, recovery at most 1.5 of the bare supervisor's."
+        f"worker, median of {ROUNDS * LAUNCHES} (range). Recovery: SIGKILL of one to the next new step of the last "
+        f"rank that had to restart, median of {ROUNDS * KILLS} (range). All are measured in turn, {ROUNDS} times. "
+        "Bars: launch at most 0.5 of torchrun's, recovery at most 1.5 of the bare supervisor's."
     )
     return [Table("Launch and recovery", note, head, tuple(rows))]
