@@ -77,6 +77,14 @@ class Fleet:
         self._jobs.append(job.id)
         return job.id
 
+    def job_file(self, world: int, steps: int) -> str:
+        """A job file for the training program."""
+        command = json.dumps([sys.executable, TRAIN, str(steps), str(self.out)])
+        where = self.root / "checkpoints"
+        return (
+            f"command: {command}\nworld_size: {world}\ncheckpoint_uri: {where}\nrestart: {{backoff: 50ms}}\n"
+        )
+
     async def retried(self, call):
         """Call until the coordinator answers: it may just have been started."""
         until = time.monotonic() + PATIENCE_S
@@ -132,11 +140,19 @@ class Fleet:
         """Processes of this fleet's jobs that still run: shims, workers, and whatever those started."""
         return leftovers(self.root)
 
+    def inside(self, name: str) -> list[str]:
+        """What to put before a command, to run it in a place of its own."""
+        return []
+
     def _start(self, name: str, *command: str) -> None:
         log = (self.root / f"{name}.log").open("ab")
         with log:
             self.processes[name] = subprocess.Popen(
-                [HOLDFAST, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.root
+                [*self.inside(name), HOLDFAST, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.root,
             )
 
 

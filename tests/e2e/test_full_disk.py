@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from holdfast import wire
-from tests.e2e.fleet import HOLDFAST, Fleet, committed, pids
+from tests.e2e.fleet import Fleet, committed, pids
 
 pytestmark = pytest.mark.e2e
 
@@ -22,16 +22,15 @@ def can_mount() -> bool:
 class FullDiskFleet(Fleet):
     """The coordinator's state directory is a small file system that nobody else sees."""
 
+    def inside(self, name: str) -> list[str]:
+        if name != "coordinator":
+            return []
+        mount = f"mount -t tmpfs -o size=16m tmpfs {self.root}/coordinator"
+        return ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+
     def start_coordinator(self) -> None:
-        state = self.root / "coordinator"
-        state.mkdir()
-        mount = f"mount -t tmpfs -o size=16m tmpfs {state}"
-        run = f"exec {HOLDFAST} coordinator --listen {self.target} --state-dir {state}"
-        log = (self.root / "coordinator.log").open("ab")
-        with log:
-            self.processes["coordinator"] = subprocess.Popen(
-                ["unshare", "-m", "sh", "-c", f"{mount} && {run}"], stdout=log, stderr=log
-            )
+        (self.root / "coordinator").mkdir()
+        super().start_coordinator()
 
     def fill(self) -> Path:
         """Fill it to the last block, as seen from inside."""
