@@ -62,6 +62,8 @@ def running(supervisor: Supervisor) -> Iterator[tuple["Board", float]]:
     with tempfile.TemporaryDirectory() as folder:
         board = Board(Path(folder))
         env = {**os.environ, "BENCH_DIR": folder, "OMP_NUM_THREADS": "1"}
+        # What is installed was compiled then. This checkout is when it is first imported, unless that is forbidden.
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
         began = time.monotonic()
         quiet = subprocess.DEVNULL
         # holdfast keeps its state under its working directory

@@ -20,7 +20,7 @@ from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.run_view import View, show_summary
 from holdfast.client import TERMINAL, Client
 from holdfast.v1 import job_pb2
-from holdfast.wire import InvalidSpec
+from holdfast.wire import HoldfastError, InvalidSpec
 
 if TYPE_CHECKING:
     from holdfast_agent.agent import Agent
@@ -271,6 +271,12 @@ class _Interrupts:
                 force = await self._asked.get()
                 view.note("stopping at once" if force else "stopping; once more stops at once")
                 await client.stop_job(job_id, force=force)
+        except HoldfastError as error:  # its store fails
+            view.note(
+                f"the job could not be told to stop: {error}; ending its workers, --resume goes on with it"
+            )
+            if self._main is not None:
+                self._main.cancel()
         finally:
             self._obeyed = False
 
