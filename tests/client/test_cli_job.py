@@ -69,6 +69,12 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
     assert submitted(accepting) == want
 
 
+def test_a_value_that_nobody_is_to_read_on_a_command_line(accepting, holdfast, monkeypatch):
+    monkeypatch.setenv("TOKEN", "se=cret")
+    assert holdfast("job", "submit", "--env", "TOKEN", "--env", "A=", "train").exit_code == 0
+    assert dict(submitted(accepting).env) == {"TOKEN": "se=cret", "A": ""}
+
+
 def test_without_flags_the_defaults_are_the_coordinators(accepting, holdfast, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     holdfast("job", "submit", "--", "python", "-m", "train")

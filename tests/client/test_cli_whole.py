@@ -52,7 +52,8 @@ class TestSubmit:
             ),
             (["--restart-budget", "-1", "x"], "Error: --restart-budget: -1 is negative; give 0 or more"),
             (["--env", "1A=b", "x"], "Error: --env 1A: is no name of an environment variable"),
-            (["--env", "A", "x"], 'Error: --env "A" is not of the form NAME=VALUE'),
+            (["--env", "A", "x"], "Error: --env A: is not set here; set it, or write A=VALUE"),
+            (["--env", "=b", "x"], 'Error: --env "=b" is not of the form NAME=VALUE'),
             (["--name", "a/b", "x"], 'Error: --name: "a/b" is no job name; '),
             (
                 ["--checkpoint-dir", "s3://b/c", "x"],

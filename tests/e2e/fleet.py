@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -125,14 +124,12 @@ class Fleet:
         return [e.message async for e in self.client.list_events(job_id) if e.kind == kind]
 
     async def close(self) -> None:
-        """End everything. Whatever of a job is still alive is a leak, and is ended too; its pids are returned."""
+        """End everything, and whatever a test that failed has left of its jobs."""
         await self.client.close()
-        for name, process in self.processes.items():
+        for process in self.processes.values():
             if process.poll() is None:
-                process.send_signal(signal.SIGCONT)
                 process.kill()
                 process.wait()
-            del name
         for process in self.leftovers():
             process.kill()
 

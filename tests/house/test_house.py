@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.spec import SpecFile
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("client", "coordinator", "agent")
 SOURCES = sorted(
@@ -73,6 +75,30 @@ def test_diagrams_are_as_the_tables_have_them(diagrams):
 def test_every_table_has_its_diagram(diagrams):
     page = diagrams.PAGE.read_text()
     assert [name for name, table in diagrams.TABLES.items() if diagrams.diagram(table) not in page] == []
+
+
+README_NEEDS = """
+import numpy as np
+arrays = np.ones((640, 4)), np.ones(640)
+def make_state():
+    return {"sum": np.zeros(4)}
+def train(state, x, y):
+    state["sum"] += x.sum(axis=0)
+    return y.mean()
+"""
+
+
+def test_the_program_in_the_readme_runs(tmp_path):
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    subprocess.run([sys.executable, "-c", README_NEEDS + program], cwd=tmp_path, check=True)
+    (latest,) = tmp_path.rglob("LATEST")
+    assert latest.read_text() == "step-0000000100\n"
+
+
+def test_the_job_file_in_the_quickstart_is_one(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/quickstart.md").read_text(), re.DOTALL)
+    (tmp_path / "job.yaml").write_text(text)
+    assert SpecFile(tmp_path / "job.yaml").part.to_proto().world_size == 4
 
 
 def test_generated_code_is_what_the_protos_say(tmp_path):

@@ -1,5 +1,6 @@
 """The flags that say what a job is, shared by `job submit` and `run`, and what they mean in a JobSpec."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,12 @@ from holdfast.wire import InvalidSpec
 _OPTIONS = (
     click.option("--name", help="Shown to people.  [default: the command's name]"),
     click.option("-n", "--world-size", type=int, help="How many workers.  [default: 1]"),
-    click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set for the workers; may be repeated."),
+    click.option(
+        "--env",
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="Set for the workers; without a value, as it is here. May be repeated.",
+    ),
     click.option("--working-dir", help="Of the workers.  [default: the current directory]"),
     click.option(
         "--restart-scope",
@@ -67,7 +73,7 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
         spec.command[:] = command
     if not spec.command:
         raise click.UsageError("give the command, for instance: -- python train.py")
-    spec.env.update(pairs(flags["env"], "--env"))
+    spec.env.update(pairs([_with_value(text) for text in flags["env"]], "--env"))
     spec.labels.update(pairs(flags["label"], "--label"))
     for field in _FLAGS.keys() - {"env", "labels"}:
         if flags[_FLAGS[field]] is not None:
@@ -101,10 +107,19 @@ def explain(
         given, flag = flags[parameter] is not None, _flag(parameter)
         if isinstance(flags[parameter], tuple):  # --env, --label: was it this name?
             name = field.removeprefix(f"{whole}.")
-            given, flag = any(text.startswith(f"{name}=") for text in flags[parameter]), f"{flag} {name}"
+            given, flag = any(text.partition("=")[0] == name for text in flags[parameter]), f"{flag} {name}"
         return flag if given else where_in_file(field) or flag
 
     return "\n".join(f"{place(v.field)}: {v.description}" for v in error.violations) or str(error)
+
+
+def _with_value(text: str) -> str:
+    """Let `--env TOKEN` take the value from the environment: on a command line, everybody could read it."""
+    if "=" in text:
+        return text
+    if text not in os.environ:
+        raise click.UsageError(f"--env {text}: is not set here; set it, or write {text}=VALUE")
+    return f"{text}={os.environ[text]}"
 
 
 def _flag(parameter: str) -> str:

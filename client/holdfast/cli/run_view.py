@@ -126,10 +126,16 @@ def show_summary(summary: job_pb2.JobSummary, run: Path, checkpoints: str) -> No
             f"{cause} {short_seconds(s)}" for cause, s in sorted(summary.badput_seconds.items()) if s >= 0.5
         ]
         rows.append(("goodput", f"{summary.goodput:.1%}" + (f" (lost: {', '.join(lost)})" if lost else "")))
-    rows.append(("logs", str(run / "agent" / "jobs" / summary.job_id)))
+    rows.append(("logs", _from_here(str(run / "agent" / "jobs" / summary.job_id))))
     if summary.HasField("last_committed_step"):
-        rows.append(("checkpoints", f"{checkpoints}, the last of step {summary.last_committed_step}"))
+        where = _from_here(checkpoints)
+        rows.append(("checkpoints", f"{where}, the last of step {summary.last_committed_step}"))
     width = max(len(name) for name, _ in rows)
     click.echo(err=True)
     for name, value in rows:
         click.echo(f"  {name.ljust(width)}  {printable(value)}", err=True)
+
+
+def _from_here(path: str) -> str:
+    """A path as its user would type it."""
+    return path.removeprefix(f"{Path.cwd()}/")
