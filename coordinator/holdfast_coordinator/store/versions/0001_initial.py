@@ -8,11 +8,36 @@ down_revision = None
 
 
 def upgrade() -> None:
+    _leader_and_nodes()
+    _jobs()
+    _checkpoints_and_history()
+
+
+def _leader_and_nodes() -> None:
     op.create_table(
         "leader",
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("epoch", sa.BigInteger, nullable=False),
     )
+    op.create_table(
+        "nodes",
+        sa.Column("name", sa.String, primary_key=True),
+        sa.Column("instance_id", sa.String, nullable=False),
+        sa.Column("state", sa.String, nullable=False),
+        sa.Column("reason", sa.String, nullable=False),
+        sa.Column("address", sa.String, nullable=False),
+        sa.Column("capacity", sa.JSON, nullable=False),
+        sa.Column("joined_ms", sa.BigInteger, nullable=False),
+        sa.Column("session", sa.String, nullable=False),
+        sa.Column("boot_id", sa.String, nullable=False),
+        sa.Column("labels", sa.JSON, nullable=False),
+        sa.Column("agent_version", sa.String, nullable=False),
+        sa.Column("ports", sa.JSON, nullable=False),
+        sa.Column("strays", sa.JSON, nullable=False),
+    )
+
+
+def _jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.String, primary_key=True),
@@ -62,22 +87,9 @@ def upgrade() -> None:
         sa.Column("progress", sa.JSON, nullable=False),
         sa.Column("account", sa.JSON, nullable=False),
     )
-    op.create_table(
-        "nodes",
-        sa.Column("name", sa.String, primary_key=True),
-        sa.Column("instance_id", sa.String, nullable=False),
-        sa.Column("state", sa.String, nullable=False),
-        sa.Column("reason", sa.String, nullable=False),
-        sa.Column("address", sa.String, nullable=False),
-        sa.Column("capacity", sa.JSON, nullable=False),
-        sa.Column("joined_ms", sa.BigInteger, nullable=False),
-        sa.Column("session", sa.String, nullable=False),
-        sa.Column("boot_id", sa.String, nullable=False),
-        sa.Column("labels", sa.JSON, nullable=False),
-        sa.Column("agent_version", sa.String, nullable=False),
-        sa.Column("ports", sa.JSON, nullable=False),
-        sa.Column("strays", sa.JSON, nullable=False),
-    )
+
+
+def _checkpoints_and_history() -> None:
     op.create_table(
         "prepared",
         sa.Column("job_id", sa.String, primary_key=True),
@@ -86,6 +98,17 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("step", sa.BigInteger, nullable=False),
         sa.Column("shard", sa.JSON, nullable=False),
+    )
+    op.create_table(
+        "commits",
+        sa.Column("job_id", sa.String, primary_key=True),
+        sa.Column("step", sa.BigInteger, primary_key=True),
+        sa.Column("gang", sa.Integer, primary_key=True),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("at_ms", sa.BigInteger, nullable=False),
+        sa.Column("rank", sa.Integer),
+        sa.Column("world_size", sa.Integer, nullable=False),
+        sa.Column("shards", sa.JSON, nullable=False),
     )
     op.create_table(
         "entries",
@@ -99,14 +122,3 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer, nullable=False),
     )
     op.create_index("entries_by_job", "entries", ["job_id", "seq"])
-    op.create_table(
-        "commits",
-        sa.Column("job_id", sa.String, primary_key=True),
-        sa.Column("step", sa.BigInteger, primary_key=True),
-        sa.Column("gang", sa.Integer, primary_key=True),
-        sa.Column("attempt", sa.Integer, nullable=False),
-        sa.Column("at_ms", sa.BigInteger, nullable=False),
-        sa.Column("rank", sa.Integer),
-        sa.Column("world_size", sa.Integer, nullable=False),
-        sa.Column("shards", sa.JSON, nullable=False),
-    )
