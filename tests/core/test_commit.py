@@ -39,6 +39,21 @@ def test_a_gang_of_one_is_complete_at_once():
     assert decide(Gang("j1", 4, attempt=2), (4,), {}, prepared(4)) == Complete((shard(4, 2),))
 
 
+class Unread(dict):
+    """A gang's shards, at which nobody looks one by one."""
+
+    def items(self):
+        raise AssertionError("a gang of 10,000 would be walked for each of its shards")
+
+    __iter__ = keys = values = items
+
+
+def test_while_some_are_missing_the_others_are_not_looked_at():
+    assert decide(GANG, RANKS, Unread(held(prepared(0))), prepared(1)) == Wait(
+        "step 10 waits for 1 of 3 ranks"
+    )
+
+
 def test_shards_of_another_step_do_not_count():
     others = held(prepared(0, step=10), prepared(2, step=20))
     assert isinstance(decide(GANG, RANKS, others, prepared(1, step=20)), Wait)

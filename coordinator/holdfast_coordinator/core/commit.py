@@ -1,6 +1,6 @@
 """When a checkpoint becomes the one to resume from."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast_coordinator.core.model import Commit, Gang, Prepared, Shard
@@ -35,9 +35,9 @@ class Complete:
 
 
 def decide(
-    gang: Gang, ranks: tuple[int, ...], held: Mapping[int, Prepared], new: Prepared
+    gang: Gang, ranks: Sequence[int], held: Mapping[int, Prepared], new: Prepared
 ) -> Refuse | AckAgain | Wait | Complete:
-    """Decide about a newly prepared shard, given those that the gang's other ranks hold prepared.
+    """Decide about a newly prepared shard, given those of its step that the gang's other ranks hold prepared.
 
     Steps only grow and attempts only grow: what is at or below the newest commit, or of an attempt that is not
     the gang's own, can never replace anything (P1, P2).
@@ -49,11 +49,18 @@ def decide(
         if new.step == newest.step and new.attempt == newest.attempt and new.shard in newest.shards:
             return AckAgain(newest)
         return Refuse(f"step {new.step} is not after the committed step {newest.step}")
+    there = len(held) + (new.rank not in held)
+    if there < len(ranks):  # so it is for most shards: not worth a look at each of the others
+        return _wait(new.step, len(ranks) - there, len(ranks))
     shards = {new.rank: new.shard}
     for rank, prepared in held.items():
         if rank != new.rank and prepared.step == new.step and prepared.attempt == gang.attempt:
             shards[rank] = prepared.shard
     missing = [rank for rank in ranks if rank not in shards]
     if missing:
-        return Wait(f"step {new.step} waits for {len(missing)} of {len(ranks)} ranks")
+        return _wait(new.step, len(missing), len(ranks))
     return Complete(tuple(shards[rank] for rank in ranks))
+
+
+def _wait(step: int, missing: int, ranks: int) -> Wait:
+    return Wait(f"step {step} waits for {missing} of {ranks} ranks")

@@ -5,7 +5,7 @@ Only `put` and `delete` change it, so that the same writes applied to an empty s
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, Row, SetEpoch, Write
@@ -56,6 +56,8 @@ class State:
     """How many workers of a job are in each state: a job of 10,000 is looked at once for each of them."""
     gang_tallies: dict[tuple[str, int], Counter[WorkerState]] = field(default_factory=dict)
     """The same of each gang."""
+    at_step: dict[tuple[str, int, int], dict[int, Prepared]] = field(default_factory=dict)
+    """What a gang has prepared of a step, by rank: a gang of 10,000 is looked at once for each of its shards."""
 
     def gangs_of(self, job: Job) -> list[Gang]:
         """The gangs of a job by index."""
@@ -72,6 +74,12 @@ class State:
         if job.spec.restart.scope is Scope.RANK:
             return [self.workers[gang.job_id, gang.index]]
         return self.workers_of(job)
+
+    def ranks(self, gang: Gang) -> Sequence[int]:
+        """The ranks of a gang."""
+        job = self.jobs[gang.job_id]
+        by_rank = job.spec.restart.scope is Scope.RANK
+        return (gang.index,) if by_rank else range(job.spec.world_size)
 
     def live_on(self, node: str) -> list[Worker]:
         """The workers that may have a process on a node, in the order of their keys."""
@@ -96,7 +104,9 @@ class State:
             case Node():
                 self.nodes[row.name] = row
             case Prepared():
+                self._drop_prepared(row)
                 self.prepared[row.job_id, row.rank] = row
+                self.at_step.setdefault((row.job_id, row.gang, row.step), {})[row.rank] = row
 
     def delete(self, row: Row) -> None:
         """Remove a row."""
@@ -113,7 +123,7 @@ class State:
             case Node():
                 del self.nodes[row.name]
             case Prepared():
-                del self.prepared[row.job_id, row.rank]
+                self._drop_prepared(row)
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply writes, as a store does."""
@@ -137,6 +147,14 @@ class State:
         yield from self.workers.values()
         yield from self.nodes.values()
         yield from self.prepared.values()
+
+    def _drop_prepared(self, of: Prepared) -> None:
+        old = self.prepared.pop((of.job_id, of.rank), None)
+        if old is not None:
+            place = (old.job_id, old.gang, old.step)
+            del self.at_step[place][old.rank]
+            if not self.at_step[place]:
+                del self.at_step[place]
 
     def _index(self, old: Worker | None, new: Worker | None) -> None:
         if old is not None:

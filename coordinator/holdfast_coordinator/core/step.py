@@ -451,8 +451,8 @@ def _shard_prepared(turn: Turn, event: ShardPrepared) -> None:
         turn.drop(reason)
         return
     gang = state.gangs[key.job_id, worker.gang]
-    ranks = tuple(member.rank for member in state.members(gang))
-    held = {rank: state.prepared[key.job_id, rank] for rank in ranks if (key.job_id, rank) in state.prepared}
+    ranks = state.ranks(gang)
+    held = state.at_step.get((key.job_id, gang.index, event.step), {})
     new = Prepared(key.job_id, gang.index, key.rank, key.attempt, event.step, event.shard)
     match commit.decide(gang, ranks, held, new):
         case commit.Refuse(reason):
@@ -464,8 +464,9 @@ def _shard_prepared(turn: Turn, event: ShardPrepared) -> None:
         case commit.Wait():
             turn.put(new)
         case commit.Complete(shards):
-            for prepared in held.values():
-                if prepared.step <= event.step:
+            for rank in ranks:
+                prepared = state.prepared.get((key.job_id, rank))
+                if prepared is not None and prepared.step <= event.step:
                     turn.delete(prepared)
             _commit(turn, gang, event.step, shards)
 
