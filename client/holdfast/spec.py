@@ -1,7 +1,7 @@
 """Job files: YAML to JobSpec, with errors that name file, line, field and remedy.
 
 Shape and types are checked here. What values are possible is the coordinator's to say (it says so for every client in
-every language); `SpecFile.explain` puts its answer beside the line that it is about.
+every language); `SpecFile.where` tells the line that its answer is about.
 """
 
 import difflib
