@@ -12,6 +12,9 @@ from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
 from holdfast_coordinator.core import effects, events, model
 from holdfast_coordinator.core.account import Summary, last_committed
 
+MOST_STEPS = 2**40
+"""What a worker says beyond this is nonsense, and must not add up to more than its job's summary can hold."""
+
 _SCOPES = {
     job_pb2.RESTART_SCOPE_UNSPECIFIED: model.Scope.GANG,
     job_pb2.RESTART_SCOPE_GANG: model.Scope.GANG,
@@ -280,8 +283,8 @@ def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:
 def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
     """Read a worker's progress."""
     return model.Progress(
-        step=progress.step if progress.HasField("step") else None,
-        steps_done=progress.steps_done,
+        step=min(progress.step, MOST_STEPS) if progress.HasField("step") else None,
+        steps_done=min(max(0, progress.steps_done), MOST_STEPS),
         stepping_ms=_to_ms(progress.stepping),
         section=progress.section,
         metrics=dict(progress.metrics),
