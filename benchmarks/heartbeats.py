@@ -52,12 +52,12 @@ async def serve_bare() -> None:
 
 async def serve_holdfast(state_dir: str) -> None:
     from holdfast.cli.common import set_up_logs
-    from holdfast_coordinator.app import Coordinator, CoordinatorConfig
+    from holdfast_coordinator.__main__ import serve
+    from holdfast_coordinator.app import CoordinatorConfig
 
     set_up_logs()
-    coordinator = Coordinator(CoordinatorConfig("127.0.0.1:0", Path(state_dir), lost_after_ms=600_000))
-    print(await coordinator.start(), flush=True)
-    await coordinator.wait()
+    config = CoordinatorConfig("127.0.0.1:0", Path(state_dir), lost_after_ms=600_000)
+    await serve(config, stop=asyncio.Event(), ready=lambda target: print(target, flush=True))
 
 
 class Agent:

@@ -1,6 +1,7 @@
 """The composition root of a standing coordinator; `holdfast coordinator` calls it."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 from holdfast_coordinator.app import Coordinator, CoordinatorConfig
@@ -13,6 +14,7 @@ async def serve(
     coordinator = Coordinator(config)
     try:
         target = await coordinator.start()
+        gc.freeze()  # this process is the coordinator's alone: what is imported by now is never garbage
         if ready is not None:
             ready(target)
         stopped = asyncio.create_task(stop.wait())

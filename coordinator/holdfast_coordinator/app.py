@@ -1,7 +1,6 @@
 """The coordinator put together: store, engine, services, one server."""
 
 import asyncio
-import gc
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +84,6 @@ class Coordinator:
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._health = asyncio.create_task(_keep_health(self._engine, health_servicer))
-        gc.freeze()  # what is imported by now stays: no use in looking through it for garbage
         log.info("listening", address=target, state_dir=str(config.state_dir))
         return target
 

@@ -40,9 +40,8 @@ class RunDir:
 
 def create(name: str) -> RunDir:
     """Make the directory of a new run; a name that is taken gets a number."""
-    name = re.sub(r"[^A-Za-z0-9._-]+|^\.+", "-", name)[
-        :63
-    ]  # what no job name can be, the coordinator refuses
+    # What no job name can be, the coordinator refuses; until then it must be no path.
+    name = re.sub(r"[^A-Za-z0-9._-]+|^\.+", "-", name)[:63]
     runs = ROOT / "runs"
     try:
         runs.mkdir(parents=True, exist_ok=True)

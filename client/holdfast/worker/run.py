@@ -60,7 +60,7 @@ class Run:
         """Report that a step is done: a heartbeat, progress, and metrics. Returns its number.
 
         Steps are counted from 1, or on from the restored one, unless `step` gives the number. A metric is anything
-        that float() takes. Costs a microsecond or less, and no system call.
+        that float() takes. Costs microseconds, and no system call.
         """
         if step is None:
             step = self._step + 1
