@@ -39,6 +39,7 @@ class AgentMessage(_message.Message):
     WORKER_EXITED_FIELD_NUMBER: _builtins.int
     SHARD_PREPARED_FIELD_NUMBER: _builtins.int
     PORTS_OFFERED_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_REPORTED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Of the session's Welcome; 0 in Hello."""
     @_builtins.property
@@ -53,6 +54,8 @@ class AgentMessage(_message.Message):
     def shard_prepared(self) -> Global___ShardPrepared: ...
     @_builtins.property
     def ports_offered(self) -> Global___PortsOffered: ...
+    @_builtins.property
+    def checkpoint_reported(self) -> Global___CheckpointReported: ...
     def __init__(
         self,
         *,
@@ -63,12 +66,13 @@ class AgentMessage(_message.Message):
         worker_exited: Global___WorkerExited | None = ...,
         shard_prepared: Global___ShardPrepared | None = ...,
         ports_offered: Global___PortsOffered | None = ...,
+        checkpoint_reported: Global___CheckpointReported | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -88,6 +92,7 @@ class CoordinatorMessage(_message.Message):
     FORGET_JOB_FIELD_NUMBER: _builtins.int
     OPEN_LOG_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
+    NOTE_REPORT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -107,6 +112,8 @@ class CoordinatorMessage(_message.Message):
     def open_log(self) -> Global___OpenLog: ...
     @_builtins.property
     def pace(self) -> Global___Pace: ...
+    @_builtins.property
+    def note_report(self) -> Global___NoteReport: ...
     def __init__(
         self,
         *,
@@ -120,12 +127,13 @@ class CoordinatorMessage(_message.Message):
         forget_job: Global___ForgetJob | None = ...,
         open_log: Global___OpenLog | None = ...,
         pace: Global___Pace | None = ...,
+        note_report: Global___NoteReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "message", b"message", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -486,6 +494,32 @@ class ShardPrepared(_message.Message):
 Global___ShardPrepared: _TypeAlias = ShardPrepared  # noqa: Y015
 
 @_typing.final
+class CheckpointReported(_message.Message):
+    """Sent again after every reconnect until it is noted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    @_builtins.property
+    def report(self) -> _worker_pb2.Report: ...
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        report: _worker_pb2.Report | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "report", b"report"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointReported: _TypeAlias = CheckpointReported  # noqa: Y015
+
+@_typing.final
 class PortsOffered(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -697,6 +731,7 @@ class AckCommit(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     RANKS_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt: _builtins.int
     step: _builtins.int
@@ -708,6 +743,10 @@ class AckCommit(_message.Message):
     def publish(self) -> _worker_pb2.CommitRecord:
         """Set where the publishing rank lives: the lowest rank of the commit."""
 
+    @_builtins.property
+    def drop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With publish: the steps whose files the publishing rank deletes."""
+
     def __init__(
         self,
         *,
@@ -716,10 +755,11 @@ class AckCommit(_message.Message):
         step: _builtins.int = ...,
         ranks: _abc.Iterable[_builtins.int] | None = ...,
         publish: _worker_pb2.CommitRecord | None = ...,
+        drop: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["publish", b"publish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "publish", b"publish", "ranks", b"ranks", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "drop", b"drop", "job_id", b"job_id", "publish", b"publish", "ranks", b"ranks", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -750,6 +790,34 @@ class RefuseShard(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RefuseShard: _TypeAlias = RefuseShard  # noqa: Y015
+
+@_typing.final
+class NoteReport(_message.Message):
+    """The report is durable, or about something that is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    kind: _worker_pb2.Report.Kind.ValueType
+    step: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        kind: _worker_pb2.Report.Kind.ValueType = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteReport: _TypeAlias = NoteReport  # noqa: Y015
 
 @_typing.final
 class ForgetJob(_message.Message):
