@@ -24,6 +24,7 @@ class FakeAgent:
         self.hellos = []  # (rank, attempt)
         self.prepares = []  # (rank, attempt, step), every time it is heard
         self.commits = {}  # (rank or None) -> the newest CommitRecord
+        self.reports = []  # (rank, attempt, kind, step), every time it is heard
         self.silent = False  # hears prepares, answers nothing
         self.refuse = None  # a reason to refuse every prepare with
         self.withhold_publish = False  # acks, but nobody is told to publish
@@ -67,7 +68,7 @@ class FakeAgent:
     def forget(self):
         """Begin anew, as if nothing had ever been prepared."""
         with self._changed:
-            for memory in (self.hellos, self.prepares, self.commits, self._prepared, self._answers):
+            for memory in (self.hellos, self.prepares, self.reports, self.commits, self._prepared, self._answers):
                 memory.clear()
 
     def stop_listening(self):
@@ -142,6 +143,16 @@ class FakeAgent:
         elif message.HasField("prepare"):
             rank, attempt = self._workers[connection]
             self._prepare(rank, attempt, message.prepare)
+        elif message.HasField("report"):
+            rank, attempt = self._workers[connection]
+            self._report(rank, attempt, message.report)
+
+    def _report(self, rank, attempt, report):
+        self.reports.append((rank, attempt, worker_pb2.Report.Kind.Name(report.kind), report.step))
+        if report.kind == worker_pb2.Report.KIND_CORRUPT:
+            self.commits.pop(self._scope_of(rank), None)
+        noted = worker_pb2.Noted(kind=report.kind, step=report.step)
+        self._answer(rank, attempt, worker_pb2.WorkerReply(noted=noted))
 
     def _scope_of(self, rank):
         return rank if self.scope == "rank" else None

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.worker.checkpoint import Checkpoints, Owner
+from holdfast.storage.local import Files, LocalStorage, Writer
+from holdfast.worker.checkpoint import Checkpoints, Owner, packed
 from holdfast.worker.manifest import Commit
-from holdfast.worker.storage import Files, LocalStorage
 
 OLD = {"w": np.arange(4.0), "n": 100}
 NEW = {"w": np.arange(4.0) + 1, "n": 200}
@@ -97,7 +97,7 @@ CRASHES = ["process died", "power lost, names kept", "power lost, only what was 
 
 
 def open_checkpoints(top, attempt, files=None):
-    return Checkpoints(Owner("job", 0, attempt), LocalStorage(str(top), "job", 0, attempt, files))
+    return Checkpoints(Owner("job", 0, attempt), LocalStorage(str(top), "job", Writer(0, attempt), files))
 
 
 def commit_of(step, shard, attempt):
@@ -111,7 +111,7 @@ def record(top):
     commits = []
     for step, value, attempt in ((100, OLD, 1), (200, NEW, 2)):
         checkpoints = open_checkpoints(top, attempt, files)
-        commits.append(commit_of(step, checkpoints.save(step, value, ""), attempt))
+        commits.append(commit_of(step, checkpoints.save(step, packed(value, "")), attempt))
         marks.append(len(files.log))
         checkpoints.publish(commits[-1])
         marks.append(len(files.log))

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from holdfast.storage.local import LocalStorage, Writer
 from holdfast.worker import state
-from holdfast.worker.checkpoint import Checkpoints, Owner
+from holdfast.worker.checkpoint import Checkpoints, Owner, packed
 from holdfast.worker.errors import CheckpointMismatch
 from holdfast.worker.manifest import Commit
-from holdfast.worker.storage import LocalStorage
 
 
 def through_a_file(top, value, default=None):
     """Save, and load what was saved."""
-    checkpoints = Checkpoints(Owner("job", 0, 1), LocalStorage(str(top), "job", 0, 1))
-    shard = checkpoints.save(1, value, "")
+    checkpoints = Checkpoints(Owner("job", 0, 1), LocalStorage(str(top), "job", Writer(0, 1)))
+    shard = checkpoints.save(1, packed(value, ""))
     return checkpoints.load(Commit("job", 1, 1, None, 1, 0, (shard,)), 0, default)
 
 
@@ -219,8 +219,8 @@ def test_the_default_says_which_kind_a_leaf_is(tmp_path, torch):
 
 
 def test_tensors_are_arrays_where_torch_is_not_imported(tmp_path, torch, monkeypatch):
-    checkpoints = Checkpoints(Owner("job", 0, 1), LocalStorage(str(tmp_path), "job", 0, 1))
-    shard = checkpoints.save(1, {"w": FakeTensor(np.arange(3.0))}, "")
+    checkpoints = Checkpoints(Owner("job", 0, 1), LocalStorage(str(tmp_path), "job", Writer(0, 1)))
+    shard = checkpoints.save(1, packed({"w": FakeTensor(np.arange(3.0))}))
     monkeypatch.delitem(sys.modules, "torch")
     restored = checkpoints.load(Commit("job", 1, 1, None, 1, 0, (shard,)), 0)
     assert same(restored, {"w": np.arange(3.0)})

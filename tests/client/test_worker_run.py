@@ -201,6 +201,9 @@ def test_a_torn_checkpoint_is_refused(make_agent, start, uri):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointCorrupt, match="rank-00000"):
         start(agent, attempt=2, resume_step=5).restore()
+    assert agent.reports == [(0, 2, "KIND_CORRUPT", 5)]
+    assert (path.parent / "manifest.quarantined-attempt-1.json").exists()
+    assert not (path.parent / "manifest.json").exists()
 
 
 def test_independent_ranks_commit_by_themselves(make_agent, start, uri):
@@ -268,7 +271,9 @@ def test_a_save_that_fails_is_reported_and_training_goes_on(make_agent, start, c
     uri.write_text("not a directory")
     run = start(agent)
     train(run, stop_at=29)
-    assert capfd.readouterr().err.count("could not be written") == 5
+    failed = [(0, 1, "KIND_SAVE_FAILED", step) for step in (5, 10, 15, 20, 25)]
+    agent.wait_for(lambda: set(agent.reports) == set(failed))
+    assert capfd.readouterr().err.count("could not be written") >= 5
     with pytest.raises(OSError):
         run.checkpoint({}, wait=True)
     uri.unlink()

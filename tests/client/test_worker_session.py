@@ -19,7 +19,7 @@ def shard(rank=0):
 def connect(tmp_path):
     links = []
 
-    def make(rank=0, attempt=1, publish=lambda commit: None):
+    def make(rank=0, attempt=1, publish=lambda commit, drop: None):
         links.append(Link(str(tmp_path / "worker.sock"), "job-1", rank, attempt, publish))
         return links[-1]
 
@@ -31,7 +31,7 @@ def connect(tmp_path):
 def test_a_shard_is_prepared_and_committed(make_agent, connect):
     agent = make_agent()
     published = []
-    link = connect(publish=published.append)
+    link = connect(publish=lambda commit, drop: published.append(commit))
     link.submit(100, shard())
     assert link.wait(100, PATIENCE)
     assert link.committed(100)
@@ -45,7 +45,7 @@ def test_a_gang_is_committed_when_all_have_prepared_and_the_lowest_rank_publishe
     make_agent(world_size=2)
     published = []
     links = [
-        connect(rank, publish=lambda commit, rank=rank: published.append((rank, commit.step)))
+        connect(rank, publish=lambda commit, drop, rank=rank: published.append((rank, commit.step)))
         for rank in (0, 1)
     ]
     links[1].submit(5, shard(1))
@@ -131,7 +131,7 @@ def test_a_newer_shard_takes_the_place_of_one_without_an_answer(make_agent, conn
     agent = make_agent()
     agent.silent = True
     published = []
-    link = connect(publish=lambda commit: published.append(commit.step))
+    link = connect(publish=lambda commit, drop: published.append(commit.step))
     for step in (100, 200):
         link.submit(step, shard())
         agent.wait_for(lambda step=step: (0, 1, step) in agent.prepares)
@@ -170,7 +170,7 @@ def test_an_ack_that_is_heard_twice_does_no_harm(make_agent, connect):
 
 
 def test_a_manifest_that_cannot_be_written_is_reported_and_the_commit_stands(make_agent, connect, capfd):
-    def publish(commit):
+    def publish(commit, drop):
         raise OSError(28, "No space left on device")
 
     make_agent()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, Self
 
 
-class Unreachable(OSError):
+class Unreachable(OSError):  # noqa: N818  reads as the sentence it is
     """The storage could not be asked: no connection, no answer in time, or it said that it is in trouble."""
 
 

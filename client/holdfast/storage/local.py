@@ -8,9 +8,6 @@ All changes go through `Files`, a seam as narrow as the system calls, so that a 
 them fail, and look at the disk after each one.
 """
 
-# pathlib is one more import to pay for at every restart
-# ruff: noqa: PTH102, PTH105, PTH106, PTH107, PTH108, PTH110, PTH116, PTH118, PTH119, PTH120, PTH123, PTH208
-
 import contextlib
 import fcntl
 import os

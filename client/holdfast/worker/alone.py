@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 from holdfast.worker.manifest import Commit, Shard
-from holdfast.worker.report import say
 
 
 class Alone:
@@ -18,14 +17,10 @@ class Alone:
         self._committed = -1
 
     def submit(self, step: int, shard: Shard) -> None:
-        """Commit the shard, or report why not."""
+        """Commit the shard. Raises OSError when it can't be."""
         now = time.time_ns() // 1_000_000
-        try:
-            self._publish(Commit(self._job_id, step, self._attempt, None, 1, now, (shard,)))
-        except OSError as error:
-            say(f"the checkpoint of step {step} could not be committed: {error}")
-        else:
-            self._committed = step
+        self._publish(Commit(self._job_id, step, self._attempt, None, 1, now, (shard,)))
+        self._committed = step
 
     def wait(self, step: int, timeout: float | None = None) -> bool:  # noqa: ARG002
         """True: it was answered at once."""
@@ -38,6 +33,18 @@ class Alone:
     def resume(self, timeout: float | None = None) -> Commit | None:  # noqa: ARG002
         """None: what was committed here is in its manifest or nowhere."""
         return None
+
+    def save_failed(self, step: int, message: str) -> None:
+        """Nobody else is to know."""
+
+    def corrupt(self, step: int, message: str) -> None:
+        """Nobody else is to know."""
+
+    def drained(self, step: int) -> None:
+        """Nobody else is to know."""
+
+    def dropped(self, step: int) -> None:
+        """Nobody else is to know."""
 
     def close(self) -> None:
         """Nothing to hang up."""

@@ -21,6 +21,10 @@ class Identity(NamedTuple):
     supervised: bool
     """holdfast started this process."""
     checkpoint_uri: str
+    spool_dir: str
+    """Where checkpoints wait on this machine while their storage is away; empty: below the working directory."""
+    resume_from: str
+    """The checkpoints of another job to begin with, or one of its steps; empty: none."""
     socket: str | None
     heartbeat_file: str | None
 
@@ -47,6 +51,8 @@ def identify(env: Mapping[str, str], program: str) -> Identity:
         independent=env.get("HOLDFAST_RESTART_SCOPE") == "rank",
         supervised=bool(job_id),
         checkpoint_uri=env.get("HOLDFAST_CHECKPOINT_URI") or "checkpoints",
+        spool_dir=env.get("HOLDFAST_SPOOL_DIR", ""),
+        resume_from=env.get("HOLDFAST_RESUME_FROM", ""),
         socket=env.get("HOLDFAST_SOCKET") or None,
         heartbeat_file=env.get("HOLDFAST_HEARTBEAT_FILE") or None,
     )
@@ -67,6 +73,6 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _program_name(program: str) -> str:
-    stem = os.path.splitext(os.path.basename(program))[0]  # noqa: PTH119, PTH122  pathlib is one more import to pay for
+    stem = os.path.splitext(os.path.basename(program))[0]
     usable = stem.replace("-", "").replace("_", "").replace(".", "").isalnum() and stem[0].isalnum()
     return stem if usable else "local"

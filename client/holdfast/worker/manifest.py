@@ -1,12 +1,16 @@
 """The manifest: a commit, as it stands beside its shards.
 
-Every field comes from what the coordinator committed, so that any process writes the same bytes.
+Every field comes from what the coordinator committed, so that any process writes the same bytes. A checksum over
+them tells a manifest that was changed from one that was written.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-FORMAT = 1
+import xxhash
+
+FORMAT = 2
 
 
 class Shard(NamedTuple):
@@ -17,6 +21,8 @@ class Shard(NamedTuple):
     size_bytes: int
     digest: str
     cursor: str
+    metrics: Mapping[str, float] = {}
+    local_only: bool = False
 
 
 class Commit(NamedTuple):
@@ -39,20 +45,32 @@ def encode(commit: Commit) -> bytes:
     """The bytes of manifest.json."""
     fields: dict[str, Any] = commit._asdict()
     fields["format"] = FORMAT
-    fields["shards"] = [shard._asdict() for shard in commit.shards]
+    # Where a file was for a while is not part of what was committed.
+    fields["shards"] = [
+        {name: value for name, value in shard._asdict().items() if name != "local_only"}
+        for shard in commit.shards
+    ]
     if commit.rank is None:
         del fields["rank"]
+    fields["xxh3_64"] = _checksum(fields)
     return json.dumps(fields, sort_keys=True, indent=1).encode() + b"\n"
 
 
 def decode(data: bytes) -> Commit:
-    """Read manifest.json. Raises ValueError when it is none, or one of a newer format."""
+    """Read manifest.json. Raises ValueError when it is none, was changed, or is one of a newer format."""
     try:
         fields = json.loads(data)
         written_as = fields.pop("format")
         if written_as != FORMAT:
             raise ValueError(f"the manifest has format {written_as}; this version of holdfast reads {FORMAT}")
+        checksum = fields.pop("xxh3_64")
+        if checksum != _checksum({**fields, "format": FORMAT}):
+            raise ValueError("the manifest does not have the content that its checksum was made of")
         shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
         return Commit(**{"rank": None, **fields}, shards=shards)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"this is no manifest: {error}") from error
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode())

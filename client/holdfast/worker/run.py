@@ -49,6 +49,7 @@ class Run:
         self._identity = identity
         self._heartbeat = _heartbeat(identity.heartbeat_file)
         self._step = 0
+        self._metrics: dict[str, Any] = {}
         self._datasets: list[Dataset] = []
         self._cursors: list[dict[str, Any]] = []
         self._saver: Saver | None = None
@@ -70,6 +71,7 @@ class Run:
         beat.steps_done = done = beat.steps_done + 1
         pack_step(beat.page, STEP_AT, step, done, beat.first_ns or beat.begin(), now_ns())
         if metrics:
+            self._metrics = metrics
             for name, value in metrics.items():
                 beat.metric(name, float(value))
         return step
@@ -130,32 +132,33 @@ class Run:
         Also sets the step counter and the cursors of all data sets. What comes back has the structure that was saved;
         see `holdfast.worker.state` for what a state may hold and how `default` is compared with it. Raises
         CheckpointCorrupt, CheckpointMismatch, and CheckpointError when checkpoints are impossible here.
+        A checkpoint that fails verification is set aside, and the one before it is used.
         """
-        if self._identity.supervised and self._identity.resume_step is None:
+        identity = self._identity
+        if identity.supervised and identity.resume_step is None and not identity.resume_from:
             return default
         import json
 
-        saver = self._checkpoints()
-        commit = saver.resume_point()
-        if commit is None:
+        resumed = self._checkpoints().restore(default)
+        if resumed is None:
             return default
-        state, cursor = saver.load(commit, default)
-        self._step = self.resume_step = commit.step
-        self._cursors = json.loads(cursor) if cursor else []
+        self._step = self.resume_step = resumed.step
+        self._cursors = json.loads(resumed.cursor) if resumed.cursor else []
         for dataset, saved in zip(self._datasets, self._cursors, strict=False):
             dataset.restore(saved)
-        if not self._identity.supervised:
-            say(f"resumed {self.job_id} from step {commit.step} in {self._identity.checkpoint_uri}")
-        return state
+        if not identity.supervised:
+            say(f"resumed {self.job_id} from step {resumed.step} in {identity.checkpoint_uri}")
+        return resumed.state
 
     def checkpoint(self, state: Any, every: int | None = None, *, wait: bool = False) -> None:
         """Take a checkpoint of `state`, if the step is a multiple of `every`. Call it after `step`.
 
-        `state` may be a function that returns it, called only when it is needed. Writes this rank's file and
-        returns; the checkpoint is committed, together with those of the other ranks, while training goes on. `wait`
-        stays until it is. A step that was already saved is not saved again. What
-        cannot be written is reported on stderr and does no harm to training, unless `wait` is set: then OSError is
-        raised. Raises TypeError when the state holds what a checkpoint cannot.
+        `state` may be a function that returns it, called only when it is needed. Copies the state aside and
+        returns; it is written, and committed together with those of the other ranks, while training goes on. One
+        checkpoint is under way at a time: this waits when the one before it is still being written. `wait` stays
+        until this one is committed. A step that was already saved is not saved again. What cannot be written is
+        reported on stderr and in the job's events and tried again, and does no harm to training, unless `wait` is
+        set: then OSError is raised. Raises TypeError when the state holds what a checkpoint cannot.
         """
         step = self._step
         if every is not None and step % every:
@@ -163,12 +166,8 @@ class Run:
         saver = self._checkpoints()
         with self.section("checkpoint"):
             if step > saver.last_step:
-                try:
-                    saver.save(step, state() if callable(state) else state, self._cursor())
-                except OSError as error:
-                    if wait:
-                        raise
-                    say(f"the checkpoint of step {step} could not be written: {error}")
+                value = state() if callable(state) else state
+                saver.save(step, value, self._cursor(), self._metrics_now(), wait=wait)
             elif step < saver.last_step:
                 self._tell_behind(step, saver.last_step)
             if wait:
@@ -219,6 +218,10 @@ class Run:
         import json
 
         return json.dumps([dataset.save() for dataset in self._datasets], separators=(",", ":"))
+
+    def _metrics_now(self) -> dict[str, float]:
+        """What the last step reported."""
+        return {name: float(value) for name, value in self._metrics.items()}
 
     def _tell_behind(self, step: int, last: int) -> None:
         if not self._told:

@@ -1,27 +1,39 @@
-"""A rank's checkpoints from end to end: what to resume from, stage, submit, await.
+"""A rank's checkpoints from end to end: what to resume from, stage, write, submit, await.
 
-Staging is synchronous. The answer is awaited behind the training loop, until the next checkpoint is due; then for
-PATIENCE seconds more. After that training goes on, and the newer checkpoint stands in for the one that got no answer:
-a control plane that is away stops no worker, and neither does another rank of the gang that could not write its file.
-Patience wears off while nothing is answered, so that an hour's outage costs seconds; it never ends, because a rank
-that is ahead of its gang must wait a little, or the gang's newest shards would never be of one step.
+Training waits for one copy of its state. A thread writes it, and the answer is awaited, until the next checkpoint is
+due: a rank has one under way at a time. Then training waits for it to be written, however long that takes, because
+the ranks of a gang must save the same steps; and for its answer for PATIENCE seconds. After that training goes on,
+and the newer checkpoint stands in for the one that got no answer: a control plane that is away stops no worker, and
+neither does another rank of the gang that could not write its file. Patience wears off while nothing is answered, so
+that an hour's outage costs seconds; it never ends, because a rank that is ahead of its gang must wait a little, or
+the gang's newest shards would never be of one step.
 """
 
 import contextlib
-from typing import Any, Protocol
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
+from holdfast.storage.api import StorageError, Unreachable
+from holdfast.worker import place
 from holdfast.worker.alone import Alone
-from holdfast.worker.checkpoint import Checkpoints, Owner
-from holdfast.worker.errors import CheckpointError
+from holdfast.worker.background import BackgroundWriter, Save
+from holdfast.worker.checkpoint import Checkpoints, packed
+from holdfast.worker.errors import CheckpointCorrupt, CheckpointError
 from holdfast.worker.identity import Identity
 from holdfast.worker.manifest import Commit, Shard
 from holdfast.worker.report import say
-from holdfast.worker.storage import LocalStorage, local_root
+from holdfast.worker.staging import Staging
 
 PATIENCE = 10.0
 """How many seconds something is awaited before a sentence about it is written, or training goes on."""
 LEAST_PATIENCE = 0.25
 """The same when many checkpoints in a row got no answer."""
+FIRST_PAUSE = 1.0
+LAST_PAUSE = 30.0
+"""Seconds between two tries to read from a storage that cannot be reached."""
+
+T = TypeVar("T")
 
 
 class Committer(Protocol):
@@ -39,11 +51,31 @@ class Committer(Protocol):
     def resume(self, timeout: float | None = None) -> Commit | None:
         """The commit to resume from. Raises TimeoutError."""
 
+    def save_failed(self, step: int, message: str) -> None:
+        """Tell that the shard of `step` could not be written; returns at once."""
+
+    def corrupt(self, step: int, message: str) -> None:
+        """Tell that the commit of `step` failed verification; returns when nobody will resume from it any more."""
+
+    def drained(self, step: int) -> None:
+        """Tell that the shard of `step`, which was held on this machine, is in the storage; returns at once."""
+
+    def dropped(self, step: int) -> None:
+        """Tell that the files of `step` are gone; returns at once."""
+
     def close(self) -> None:
         """Hang up."""
 
     def abandon(self) -> None:
         """In a forked child: let go of what is the parent's without a word on it."""
+
+
+class Resumed(NamedTuple):
+    """What a rank resumes from."""
+
+    step: int
+    state: Any
+    cursor: str
 
 
 class Saver:
@@ -57,67 +89,74 @@ class Saver:
                 f"{world} ranks need holdfast to commit their checkpoints together: "
                 f"start them with `holdfast run -n {world} -- python train.py`"
             )
-        self._top = local_root(identity.checkpoint_uri)
         self._held = contextlib.ExitStack()
-        if identity.alone:
-            self._held.enter_context(self._storage(identity, 0).claim())
-            newest = self._checkpoints(identity, 0).newest()
-            identity = identity._replace(resume_step=newest.step if newest else None)
+        try:
+            if identity.alone:
+                identity = self._held.enter_context(place.claimed(identity))
+            self._storage = place.for_writing(identity, self._on_drained)
+        except StorageError as error:
+            raise CheckpointError(str(error)) from error
         self._identity = identity
-        self._own_storage = self._storage(identity, identity.rank)
-        self._own = Checkpoints(_owner(identity, identity.rank), self._own_storage)
+        self._own = Checkpoints(place.owner(identity, identity.rank), self._storage)
         self._committer: Committer | None = None
+        self._connecting = threading.Lock()
+        self._staging = Staging()
+        self._writer = BackgroundWriter(self._write, self._on_failed)
         self._in_flight: int | None = None
         self._patience = PATIENCE
-        self.last_step = -1 if identity.resume_step is None else identity.resume_step
+        self._swept = False
+        self._resumed = identity.resume_step
+        if identity.alone:
+            newest = _patiently(self._own.newest)
+            self._resumed = newest.step if newest else None
+        self.last_step = -1 if self._resumed is None else self._resumed
         """The newest step that is saved, or was committed before; only newer ones can be saved."""
 
-    def resume_point(self) -> Commit | None:
-        """The commit to resume from, its manifest published. Raises CheckpointError when it cannot be known."""
-        step = self._identity.resume_step
-        if step is None:
-            return None
-        commit = self._own.published(step)
-        if commit is None:
-            # It was committed, but whoever was to publish it died first.
-            commit = self._ask()
-            if commit is None or commit.step != step:
-                raise CheckpointError(
-                    f"this worker is to resume from step {step}, of which its agent knows nothing"
-                )
-            self._own.publish(commit)
-        return commit
+    def restore(self, default: Any) -> Resumed | None:
+        """What this rank resumes from, verified; None when there is nothing.
 
-    def load(self, commit: Commit, default: Any) -> tuple[Any, str]:
-        """This rank's state and cursor in `commit`. Raises CheckpointCorrupt and CheckpointMismatch."""
-        state = self._own.load(commit, self._identity.rank, default)
-        shard = commit.shard_of(self._identity.rank)
-        return state, shard.cursor if shard else ""
+        A commit that fails verification twice is set aside. Outside holdfast the one before it is taken; inside, all
+        ranks must resume from the same, so CheckpointCorrupt is raised for the restart that the coordinator has
+        ordered by then. Raises CheckpointMismatch, and CheckpointError when it cannot be known what to resume from.
+        """
+        while (commit := self._resume_point()) is not None:
+            try:
+                found = self._load_twice(self._own, commit, self._identity.rank, default)
+            except CheckpointCorrupt as error:
+                self._set_aside(commit, error)
+            else:
+                return found
+        return self._from_another_job(default)
 
-    def save(self, step: int, state: Any, cursor: str) -> None:
-        """Stage and submit a checkpoint. Raises OSError when it cannot be written."""
-        committer = self._open()
-        if self._in_flight is not None:
-            self._wait(committer, self._in_flight, step)
-        shard = self._own.save(step, state, cursor)
+    def save(
+        self, step: int, value: Any, cursor: str, metrics: dict[str, float], *, wait: bool = False
+    ) -> None:
+        """Stage a checkpoint and write it behind the caller's back; with `wait`, write and submit it here.
+
+        Raises TypeError when the state holds what a checkpoint cannot and, with `wait`, OSError.
+        """
+        what = packed(value, cursor, metrics)
+        self._make_way(step)
+        self._open()
+        if wait:
+            self._write(Save(step, what))
+        else:
+            self._writer.give(Save(step, what._replace(arrays=self._staging.copy(what.arrays))))
         self.last_step = self._in_flight = step
-        committer.submit(step, shard)
 
     def settle(self, timeout: float | None = None) -> bool:
-        """Wait for the answer to the last checkpoint. False when `timeout` seconds have gone by first."""
+        """Wait until the last checkpoint is written and answered. False when `timeout` seconds have gone by first."""
         if self._in_flight is None:
             return True
-        committer = self._open()
         patience = PATIENCE if timeout is None else min(timeout, PATIENCE)
-        if committer.wait(self._in_flight, patience):
+        if self._answered(self._in_flight, patience):
             return True
         say(f"waiting for the checkpoint of step {self._in_flight} to be committed")
-        return committer.wait(self._in_flight, None if timeout is None else timeout - patience)
+        return self._answered(self._in_flight, None if timeout is None else timeout - patience)
 
     def committed(self, step: int) -> bool:
         """The checkpoint of `step`, or of a later one, is committed."""
-        before = self._identity.resume_step
-        return (before is not None and step <= before) or (
+        return (self._resumed is not None and step <= self._resumed) or (
             self._committer is not None and self._committer.committed(step)
         )
 
@@ -126,15 +165,23 @@ class Saver:
         identity = self._identity
         if not identity.independent:
             return [self._own] * identity.world_size
-        return [self._checkpoints(identity, rank) for rank in range(identity.world_size)]
+        return [
+            self._own
+            if rank == identity.rank
+            else Checkpoints(place.owner(identity, rank), place.for_reading(identity, rank))
+            for rank in range(identity.world_size)
+        ]
 
     def close(self, timeout: float) -> None:
-        """Wait for the answer to the last checkpoint, at most `timeout` seconds, and let go of everything."""
+        """Wait until the last checkpoint is written and, at most `timeout` seconds, answered; let go of everything."""
+        self._writer.hurry()
+        self._writer.wait()
         if not self.settle(timeout):
             say(f"the checkpoint of step {self._in_flight} was not answered in time; it may yet be committed")
+        self._writer.close(timeout)
+        self._storage.close()
         if self._committer is not None:
             self._committer.close()
-        self._own_storage.close()
         self._held.close()
 
     def abandon(self) -> None:
@@ -143,9 +190,76 @@ class Saver:
             self._committer.abandon()
         self._held.close()
 
-    def _wait(self, committer: Committer, before: int, step: int) -> None:
-        """Wait for the answer to the checkpoint before this one, for as long as there is patience."""
-        if committer.wait(before, self._patience):
+    def _resume_point(self) -> Commit | None:
+        """The commit to resume from, its manifest published. Raises CheckpointError when it cannot be known."""
+        if self._identity.alone:
+            commit = _patiently(self._own.newest)
+            self._resumed = commit.step if commit else None
+            return commit
+        step = self._resumed
+        if step is None:
+            return None
+        commit = _patiently(lambda: self._own.published(step))
+        if commit is None:
+            # It was committed, but whoever was to publish it died first.
+            commit = self._ask()
+            if commit is None or commit.step != step:
+                raise CheckpointError(
+                    f"this worker is to resume from step {step}, of which its agent knows nothing"
+                )
+            known = commit
+            _patiently(lambda: self._own.publish(known))
+        return commit
+
+    def _load_twice(self, where: Checkpoints, commit: Commit, rank: int, default: Any) -> Resumed:
+        """What a rank saved in a commit. What fails may have failed on its way here, so it is read once more."""
+
+        def load() -> Any:
+            return where.load(commit, rank, default)
+
+        try:
+            found = _patiently(load)
+        except CheckpointCorrupt as error:
+            say(f"{error}; it is read once more")
+            found = _patiently(load)
+        shard = commit.shard_of(rank)
+        return Resumed(commit.step, found, shard.cursor if shard else "")
+
+    def _set_aside(self, commit: Commit, error: CheckpointCorrupt) -> None:
+        """Quarantine a commit. Raises the error where others have to know of it before anything is resumed from."""
+        say(f"the checkpoint of step {commit.step} is set aside: {error}")
+        _patiently(lambda: self._own.quarantine(commit))
+        self._open().corrupt(commit.step, str(error))
+        if not self._identity.alone:
+            raise error
+        self.last_step = -1
+
+    def _from_another_job(self, default: Any) -> Resumed | None:
+        """What HOLDFAST_RESUME_FROM names: the same rank's state or, in a world of another size, any rank's."""
+        identity = self._identity
+        if not identity.resume_from:
+            return None
+        where, step = place.of_another_job(identity)
+        commit = _patiently(where.newest if step is None else lambda: where.published(step))
+        if commit is None:
+            raise CheckpointError(f"there is no checkpoint to resume from in {identity.resume_from}")
+        rank = commit.shards[identity.rank % len(commit.shards)].rank
+        found = self._load_twice(where, commit, rank, default)
+        self.last_step = max(self.last_step, commit.step)
+        return found
+
+    def _make_way(self, step: int) -> None:
+        """Wait until the checkpoint before this one is written, and, while there is patience, answered."""
+        before = self._in_flight
+        if before is None:
+            return
+        self._writer.hurry()
+        if not self._writer.wait(PATIENCE):
+            say(
+                f"the checkpoint of step {before} is still being written; training waits, to save step {step}"
+            )
+            self._writer.wait()
+        if self._open().wait(before, self._patience):
             self._patience = PATIENCE
             return
         if self._patience == PATIENCE:
@@ -154,6 +268,34 @@ class Saver:
                 f"training goes on, and step {step} takes its place"
             )
         self._patience = max(LEAST_PATIENCE, self._patience / 4)
+
+    def _answered(self, step: int, timeout: float | None) -> bool:
+        return self._writer.wait(timeout) and self._open().wait(step, timeout)
+
+    def _write(self, save: Save) -> None:
+        self._open().submit(save.step, self._own.save(save.step, save.packed))
+
+    def _on_failed(self, save: Save, error: Exception) -> None:
+        say(f"the checkpoint of step {save.step} could not be written: {error}")
+        self._open().save_failed(save.step, str(error))
+
+    def _on_drained(self, name: str) -> None:
+        step = place.step_in(name)
+        if step is not None:
+            self._open().drained(step)
+
+    def _publish(self, commit: Commit, drop: tuple[int, ...] = ()) -> None:
+        """Make a commit visible, and later remove what is no longer kept. Called by the committer."""
+        self._own.publish(commit)
+        if not self._swept:
+            self._swept = True
+            self._writer.later(lambda: self._own.sweep(commit, self._resumed))
+        for step in drop:
+            self._writer.later(lambda step=step: self._drop(step))  # type: ignore[misc]
+
+    def _drop(self, step: int) -> None:
+        self._own.drop(step)
+        self._open().dropped(step)
 
     def _ask(self) -> Commit | None:
         committer = self._open()
@@ -164,29 +306,33 @@ class Saver:
             return committer.resume()
 
     def _open(self) -> Committer:
-        if self._committer is None:
-            self._committer = self._connect()
-        return self._committer
+        with self._connecting:
+            if self._committer is None:
+                self._committer = self._connect()
+            return self._committer
 
     def _connect(self) -> Committer:
         identity = self._identity
         if identity.alone:
-            return Alone(identity.job_id, identity.attempt, self._own.publish)
+            return Alone(identity.job_id, identity.attempt, self._publish)
         if identity.socket is None:
             raise CheckpointError(
                 "HOLDFAST_SOCKET is not set: the agent that commits checkpoints cannot be reached"
             )
         from holdfast.worker.session import Link
 
-        return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, self._own.publish)
-
-    def _checkpoints(self, identity: Identity, rank: int) -> Checkpoints:
-        return Checkpoints(_owner(identity, rank), self._storage(identity, rank))
-
-    def _storage(self, identity: Identity, rank: int) -> LocalStorage:
-        below = f"{identity.job_id}/rank-{rank:05}" if identity.independent else identity.job_id
-        return LocalStorage(self._top, below, rank, identity.attempt)
+        return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, self._publish)
 
 
-def _owner(identity: Identity, rank: int) -> Owner:
-    return Owner(identity.job_id, rank, identity.attempt)
+def _patiently(read: Callable[[], T]) -> T:
+    """Do something with a storage, and wait for one that cannot be reached."""
+    import time
+
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            return read()
+        except Unreachable as error:
+            say(f"waiting for the checkpoint storage: {error}")
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)

@@ -1,9 +1,9 @@
-"""The link to the local agent: shards that are prepared go out, commits and refusals come back.
+"""The link to the local agent: shards that are prepared and reports go out, commits and refusals come back.
 
 One daemon thread blocks in recv and reconnects for ever: agents are restarted while their workers train. Every
-connection opens with WorkerHello and the shard that has not been answered yet, so that nothing is lost with a
-connection; an agent that hears a thing twice knows it by its step. A rank has one shard under way at a time, here as
-in the agent and the coordinator: a newer one takes the place of an older one that got no answer.
+connection opens with WorkerHello, the shard and the reports that have not been answered yet, so that nothing is lost
+with a connection; an agent that hears a thing twice knows it by its step. A rank has one shard under way at a time,
+here as in the agent and the coordinator: a newer one takes the place of an older one that got no answer.
 """
 
 import contextlib
@@ -22,17 +22,25 @@ from holdfast.worker.report import say
 _FIRST_BACKOFF = 0.02
 _LAST_BACKOFF = 1.0
 _RECEIVE_BYTES = 65536
+_MOST_REPORTS = 64
+_MOST_CHARACTERS = 1000
 
 
 class Link:
     """What one worker has to say to its agent. Used by the training thread; `publish` is called from the link's own."""
 
     def __init__(
-        self, path: str, job_id: str, rank: int, attempt: int, publish: Callable[[Commit], None]
+        self,
+        path: str,
+        job_id: str,
+        rank: int,
+        attempt: int,
+        publish: Callable[[Commit, tuple[int, ...]], None],
     ) -> None:
         """Connects to the unix socket at `path` behind the caller's back.
 
-        `publish` writes the manifest of a commit; the OSError it may raise is reported and does no harm: whoever
+        `publish` writes the manifest of a commit, and sees to it that the files of the steps go that are no longer
+        kept; the OSError it may raise is reported and does no harm: whoever
         resumes from this commit writes it.
         """
         self._path = path
@@ -45,6 +53,7 @@ class Link:
         self._closed = False
         self._welcome: worker_pb2.WorkerWelcome | None = None
         self._unanswered: tuple[int, Shard] | None = None
+        self._reports: dict[tuple[int, int], worker_pb2.WorkerMessage] = {}
         self._committed = -1
         threading.Thread(target=self._run, name="holdfast-link", daemon=True).start()
 
@@ -74,6 +83,24 @@ class Link:
             welcome = self._welcome
         return _commit(welcome.resume) if welcome and welcome.HasField("resume") else None
 
+    def save_failed(self, step: int, message: str) -> None:
+        """Tell that the shard of `step` could not be written; returns at once."""
+        self._report(worker_pb2.Report.KIND_SAVE_FAILED, step, message)
+
+    def corrupt(self, step: int, message: str) -> None:
+        """Tell that the commit of `step` failed verification; returns when nobody will resume from it any more."""
+        key = self._report(worker_pb2.Report.KIND_CORRUPT, step, message)
+        with self._changed:
+            self._changed.wait_for(lambda: key not in self._reports)
+
+    def drained(self, step: int) -> None:
+        """Tell that the shard of `step`, which was held on this machine, is in the storage; returns at once."""
+        self._report(worker_pb2.Report.KIND_DRAINED, step, "")
+
+    def dropped(self, step: int) -> None:
+        """Tell that the files of `step` are gone; returns at once."""
+        self._report(worker_pb2.Report.KIND_DROPPED, step, "")
+
     def close(self) -> None:
         """Hang up."""
         with self._changed:
@@ -85,6 +112,19 @@ class Link:
         """In a forked child: let go of the parent's connection without a word on it."""
         if self._socket is not None:
             self._socket.close()
+
+    def _report(self, kind: worker_pb2.Report.Kind.ValueType, step: int, message: str) -> tuple[int, int]:
+        """Send a report now and, until it is noted, on every connection. The oldest go when there are too many."""
+        report = worker_pb2.Report(kind=kind, step=step, message=message[:_MOST_CHARACTERS])
+        sent = worker_pb2.WorkerMessage(report=report)
+        with self._changed:
+            while len(self._reports) >= _MOST_REPORTS:
+                del self._reports[next(iter(self._reports))]
+            self._reports[kind, step] = sent
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._send(self._socket, sent)
+        return kind, step
 
     def _run(self) -> None:
         backoff = _FIRST_BACKOFF
@@ -109,6 +149,8 @@ class Link:
             self._send(connection, self._hello)
             if self._unanswered is not None:
                 self._send(connection, _prepare(*self._unanswered))
+            for report in self._reports.values():
+                self._send(connection, report)
             self._socket = connection
             if self._closed:
                 self._hang_up()
@@ -120,6 +162,10 @@ class Link:
             self._on_committed(reply.committed)
         elif kind == "refused":
             self._on_refused(reply.refused)
+        elif kind == "noted":
+            with self._changed:
+                self._reports.pop((reply.noted.kind, reply.noted.step), None)
+                self._changed.notify_all()
         elif kind == "welcome":
             with self._changed:
                 self._welcome = self._welcome or reply.welcome
@@ -128,7 +174,7 @@ class Link:
     def _on_committed(self, committed: worker_pb2.Committed) -> None:
         if committed.HasField("publish"):
             try:
-                self._publish(_commit(committed.publish))
+                self._publish(_commit(committed.publish), tuple(committed.drop))
             except OSError as error:
                 say(f"the manifest of step {committed.step} could not be written: {error}")
         with self._changed:
@@ -179,7 +225,15 @@ def _commit(record: worker_pb2.CommitRecord) -> Commit:
         world_size=record.world_size,
         committed_at_ms=record.committed_at_ms,
         shards=tuple(
-            Shard(shard.rank, shard.file, shard.size_bytes, shard.digest, shard.cursor)
+            Shard(
+                shard.rank,
+                shard.file,
+                shard.size_bytes,
+                shard.digest,
+                shard.cursor,
+                dict(shard.metrics),
+                local_only=shard.local_only,
+            )
             for shard in record.shards
         ),
     )

@@ -27,12 +27,9 @@ from typing import Any
 import numpy as np
 
 from holdfast.worker.errors import CheckpointMismatch
+from holdfast.worker.shard_file import DTYPES, Arrays
 
-Arrays = dict[str, np.ndarray[Any, Any]]
-
-_NATIVE = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split()  # noqa: SIM905
-)
+_NATIVE = frozenset(DTYPES)
 # Of the other numpy dtypes those that are plain bytes: complex, extended floats, times, fixed strings.
 _PLAIN_KINDS = "fcmMSU"
 _LEAVES = ("array", "scalar", "tensor")

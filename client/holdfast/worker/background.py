@@ -1,0 +1,119 @@
+"""The thread that writes checkpoints while training goes on.
+
+It has one checkpoint at a time, and tries it again until it is written or a newer one waits to take its place. What
+else has to be done to a storage, removing what is no longer kept, is done by it between two checkpoints.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from holdfast.worker.checkpoint import Packed
+from holdfast.worker.report import say
+
+FIRST_PAUSE = 1.0
+LAST_PAUSE = 30.0
+"""Seconds between two tries to write the same checkpoint."""
+
+
+class Save(NamedTuple):
+    """One checkpoint to write. Its arrays stay as they are until it is written."""
+
+    step: int
+    packed: Packed
+
+
+class BackgroundWriter:
+    """Used by one thread, the training loop's; `write` and `failed` are called by its own.
+
+    `write` makes a checkpoint durable and submits it; the OSError it may raise is told to `failed`.
+    """
+
+    def __init__(self, write: Callable[[Save], None], failed: Callable[[Save, Exception], None]) -> None:
+        self._write = write
+        self._failed = failed
+        self._changed = threading.Condition()
+        self._save: Save | None = None
+        self._hurried = False
+        self._closed = False
+        self._chores: deque[Callable[[], None]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def give(self, save: Save) -> None:
+        """Begin to write a checkpoint. The one before it must be done with."""
+        with self._changed:
+            self._save, self._hurried = save, False
+            self._wake()
+
+    def later(self, chore: Callable[[], None]) -> None:
+        """Do this when no checkpoint waits to be written. An OSError it raises is reported."""
+        with self._changed:
+            self._chores.append(chore)
+            self._wake()
+
+    def hurry(self) -> None:
+        """Let the checkpoint that is being written be the last try: another waits."""
+        with self._changed:
+            self._hurried = True
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the checkpoint is written or given up. False when `timeout` seconds have gone by first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._save is None, timeout)
+
+    def close(self, timeout: float) -> None:
+        """Do what is left to do, for at most `timeout` seconds; then nothing more is begun."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._save is None and not self._chores, timeout)
+            self._closed = True
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="holdfast-save", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._save or self._chores or self._closed)
+                if self._closed:
+                    return
+                save = self._save
+                chore = None if save else self._chores[0]
+            if chore:
+                self._do(chore)
+            elif save:
+                self._try(save)
+                with self._changed:
+                    self._save = None
+                    self._changed.notify_all()
+
+    def _do(self, chore: Callable[[], None]) -> None:
+        try:
+            chore()
+        except OSError as error:
+            say(f"old checkpoints could not be removed: {error}")
+        with self._changed:
+            self._chores.popleft()
+            self._changed.notify_all()
+
+    def _try(self, save: Save) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                self._write(save)
+            except OSError as error:
+                self._failed(save, error)
+            except Exception as error:  # noqa: BLE001  a checkpoint that can't be written is no reason to stop training
+                self._failed(save, error)
+                return
+            else:
+                return
+            with self._changed:
+                if self._changed.wait_for(lambda: self._hurried or self._closed, pause):
+                    return
+            pause = min(2 * pause, LAST_PAUSE)

@@ -1,0 +1,84 @@
+"""Where a worker's checkpoints lie: from its identity to the storage they are written to and read from."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from holdfast.storage.api import Storage
+from holdfast.storage.local import LocalStorage, Writer
+from holdfast.storage.places import open_storage, switched
+from holdfast.worker.checkpoint import Checkpoints, Owner
+from holdfast.worker.identity import Identity
+from holdfast.worker.layout import step_of
+from holdfast.worker.spool import SpooledStorage
+
+_LOCAL_SPOOL = os.path.join(".holdfast", "spool")
+
+
+def owner(identity: Identity, rank: int) -> Owner:
+    """Whose checkpoints those of a rank are."""
+    return Owner(identity.job_id, rank, identity.attempt)
+
+
+@contextlib.contextmanager
+def claimed(identity: Identity) -> Iterator[Identity]:
+    """Be the only process outside holdfast that keeps checkpoints in this place. Raises StorageError.
+
+    A directory is locked. Elsewhere nothing is, so the attempt is made a number of its own there: two processes do
+    not write one file, and of two that commit the same step the one that was started first is told so.
+    """
+    storage = for_reading(identity, 0)
+    if isinstance(storage, LocalStorage):
+        with storage.claim():
+            yield identity
+    else:
+        storage.close()
+        yield identity._replace(attempt=time.time_ns() // 1_000_000)
+
+
+def for_writing(identity: Identity, drained: Callable[[str], None]) -> Storage:
+    """The place of this rank's own checkpoints. Raises StorageError.
+
+    One that is not a directory has a spool on this machine for when it is away; see `spool.SpooledStorage`.
+    """
+    below = _below(identity, identity.rank)
+    writer = Writer(identity.rank, identity.attempt)
+    storage = open_storage(_uri(identity), below, writer, os.environ)
+    if isinstance(storage, LocalStorage):
+        return storage
+    spool = LocalStorage(os.path.abspath(identity.spool_dir or _LOCAL_SPOOL), below, writer)
+    return SpooledStorage(storage, spool, f"rank-{identity.rank:05}.", drained)
+
+
+def for_reading(identity: Identity, rank: int) -> Storage:
+    """The place of a rank's checkpoints. Raises StorageError."""
+    return open_storage(_uri(identity), _below(identity, rank), None, os.environ)
+
+
+def of_another_job(identity: Identity) -> tuple[Checkpoints, int | None]:
+    """The checkpoints that HOLDFAST_RESUME_FROM names, and the step, if it names one. Raises StorageError."""
+    uri, step = identity.resume_from.rstrip("/"), None
+    parent, _, last = uri.rpartition("/")
+    if (step := step_of(last)) is not None:
+        uri = parent
+    uri, _, job_id = switched(uri, os.environ).rpartition("/")
+    below = f"{job_id}/{_rank_directory(identity.rank)}" if identity.independent and step is None else job_id
+    return Checkpoints(Owner(job_id, identity.rank, 0), open_storage(uri, below, None, os.environ)), step
+
+
+def step_in(name: str) -> int | None:
+    """The step that the file with this name belongs to."""
+    return step_of(name.partition("/")[0])
+
+
+def _uri(identity: Identity) -> str:
+    return switched(identity.checkpoint_uri, os.environ)
+
+
+def _below(identity: Identity, rank: int) -> str:
+    return f"{identity.job_id}/{_rank_directory(rank)}" if identity.independent else identity.job_id
+
+
+def _rank_directory(rank: int) -> str:
+    return f"rank-{rank:05}"
