@@ -3,10 +3,16 @@
 import sys
 from pathlib import Path
 
-from benchmarks import heartbeats, recovery, step
+from benchmarks import checkpoints, commits, heartbeats, recovery, step
 from benchmarks.figures import machine
 
-PARTS = {"recovery": recovery.measure, "step": step.measure, "heartbeats": heartbeats.measure}
+PARTS = {
+    "recovery": recovery.measure,
+    "step": step.measure,
+    "heartbeats": heartbeats.measure,
+    "commits": commits.measure,
+    "checkpoints": checkpoints.measure,
+}
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

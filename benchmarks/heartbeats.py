@@ -63,7 +63,8 @@ async def serve_holdfast(state_dir: str) -> None:
 class Agent:
     """One agent as the coordinator sees it."""
 
-    def __init__(self, number: int, target: str) -> None:
+    def __init__(self, number: int, target: str, slots: int = WORKERS) -> None:
+        self._slots = slots
         self._name = f"node-{number:05d}"
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channel = grpc.aio.insecure_channel(target, options=options)
@@ -76,7 +77,7 @@ class Agent:
         hello = agent_pb2.AgentMessage()
         hello.hello.node = hello.hello.instance_id = self._name
         hello.hello.address = "127.0.0.1"
-        hello.hello.capacity.slots = WORKERS
+        hello.hello.capacity.slots = self._slots
         hello.hello.ports.append(1)
         await self._stream.write(hello)
         self._epoch = (await self._stream.read()).epoch
