@@ -2,6 +2,37 @@
 
 import signal
 
+import pytest
+
+from tests.storage.s3_server import S3Server
+
 # Whoever starts the tests in the background of a shell has these ignored, and what the tests start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+AWS = (
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_MAX_ATTEMPTS",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+)
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3 server; see `S3Server`."""
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server, monkeypatch):
+    """A bucket of the test's own, which this process and those that it starts can use."""
+    for name in AWS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.make_bucket()

@@ -68,7 +68,14 @@ class FakeAgent:
     def forget(self):
         """Begin anew, as if nothing had ever been prepared."""
         with self._changed:
-            for memory in (self.hellos, self.prepares, self.reports, self.commits, self._prepared, self._answers):
+            for memory in (
+                self.hellos,
+                self.prepares,
+                self.reports,
+                self.commits,
+                self._prepared,
+                self._answers,
+            ):
                 memory.clear()
 
     def stop_listening(self):

@@ -8,16 +8,25 @@ Everything here raises OSError when the place cannot do it: FileNotFoundError fo
 `Unreachable` when the place could not be asked at all, so that it may work later.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from os import SEEK_CUR, SEEK_END, SEEK_SET
 from typing import NamedTuple, Protocol, Self
 
 
-class Unreachable(OSError):  # noqa: N818  reads as the sentence it is
+class Unreachable(OSError):  # noqa: N818  it says what the place is
     """The storage could not be asked: no connection, no answer in time, or it said that it is in trouble."""
 
 
 class StorageError(Exception):
     """The place cannot be what it is asked to be. The message says why, and what to do."""
+
+
+class Writer(NamedTuple):
+    """Who writes: names what is half done, and tells what dead attempts of the same rank left half done."""
+
+    rank: int
+    attempt: int
 
 
 class Entry(NamedTuple):
@@ -108,3 +117,56 @@ class Bytes:
     def pieces(self) -> Iterator[tuple[int, memoryview]]:
         """See `Body`."""
         yield 0, memoryview(self._data)
+
+
+class Gathered:
+    """A body's pieces as one file in order, to be read and sought in; none of them is copied before it is read.
+
+    All of them are asked for before the first is read: a body may know its head only after its tail.
+    """
+
+    def __init__(self, body: Body) -> None:
+        """Raises ValueError when the pieces leave a gap, overlap, or are not of the body's size."""
+        pieces = sorted((piece for piece in body.pieces() if len(piece[1])), key=lambda piece: piece[0])
+        end = 0
+        for offset, data in pieces:
+            if offset != end:
+                raise ValueError(f"a body's pieces should go on at byte {end}, not at {offset}")
+            end += len(data)
+        if end != body.size:
+            raise ValueError(f"a body of {body.size} bytes has pieces of {end}")
+        self.size = end
+        self._offsets = [offset for offset, _ in pieces]
+        self._pieces = [data for _, data in pieces]
+        self._at = 0
+
+    def views(self, start: int, end: int) -> Iterator[memoryview]:
+        """What stands from `start` to `end`, piece by piece."""
+        first = max(bisect_right(self._offsets, start) - 1, 0)
+        for offset, data in zip(self._offsets[first:], self._pieces[first:], strict=True):
+            if offset >= end:
+                return
+            yield data[max(start - offset, 0) : end - offset]
+
+    def read(self, size: int = -1) -> bytes:
+        """The next `size` bytes, or what is left."""
+        end = self.size if size < 0 else min(self._at + size, self.size)
+        data = b"".join(self.views(self._at, end))
+        self._at = end
+        return data
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        """As any file does."""
+        self._at = offset + {SEEK_SET: 0, SEEK_CUR: self._at, SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """As any file does."""
+        return self._at
+
+
+def checked(name: str, place: str) -> str:
+    """The name itself. Raises StorageError when it is no name below the place."""
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise StorageError(f"{name!r} is no name below {place}")
+    return name

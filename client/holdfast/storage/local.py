@@ -8,23 +8,19 @@ All changes go through `Files`, a seam as narrow as the system calls, so that a 
 them fail, and look at the disk after each one.
 """
 
+# pathlib is one more import to pay for at every restart
+
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Self
+from typing import Self
 
-from holdfast.storage.api import Body, Bytes, Entry, StorageError
+from holdfast.storage.api import Body, Bytes, Entry, StorageError, Writer, checked
 
 WRITE_BACK_BYTES = 32 << 20
 """So much is written before the kernel is asked to bring it to the disk, while the next is being written."""
-
-
-class Writer(NamedTuple):
-    """Who writes: names the scratch directory, and tells those that dead attempts of the same rank left."""
-
-    rank: int
-    attempt: int
 
 
 class Files:
@@ -129,7 +125,8 @@ class LocalStorage:
         """See `api.Storage`."""
         path = self._path(name)
         directory, base = os.path.split(path)
-        scratch = os.path.join(self._scratch, base)
+        # Files of one name may be filled for several directories at once, each by a thread.
+        scratch = os.path.join(self._scratch, f"{threading.get_native_id()}.{base}")
         files = self._files
         try:
             self._make_durable(directory)
@@ -275,10 +272,7 @@ class LocalStorage:
         self._has_scratch = False
 
     def _path(self, name: str) -> str:
-        parts = name.split("/")
-        if any(part in ("", ".", "..") for part in parts):
-            raise StorageError(f"{name!r} is no name below {self._root}")
-        return os.path.join(self._root, *parts)
+        return os.path.join(self._root, checked(name, self._root))
 
     def _make_durable(self, directory: str) -> None:
         """Make a directory and those above it that are missing.
