@@ -1,3 +1,4 @@
+import contextlib
 import os
 import uuid
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from holdfast.storage.fsspec_storage import FsspecStorage
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.places import open_storage
+from tests.storage.fault_proxy import FaultProxy
 from tests.storage.object_store import ObjectStore
 
 PART = 5 << 20
@@ -67,3 +69,61 @@ def fsspec_objects_place():
     bucket = uuid.uuid4().hex
     yield Place(lambda below="", writer=None: FsspecStorage(f"gs://{bucket}", below, writer), None)
     ObjectStore.objects.clear()
+
+
+@pytest.fixture
+def proxy(s3_server):
+    """Stands before the S3 server, and lets all through until it is told otherwise."""
+    proxy = FaultProxy(s3_server.address)
+    yield proxy
+    proxy.stop()
+
+
+@pytest.fixture
+def s3(proxy, s3_bucket):
+    """Opens storages on S3 through the proxy, and closes them."""
+    with contextlib.ExitStack() as stack:
+
+        def make(writer=None, below="job-1", **env):
+            settings = {
+                "S3_ENDPOINT": proxy.endpoint,
+                "AWS_MAX_ATTEMPTS": "2",
+                "S3_PART_SIZE": str(PART),
+                **env,
+            }
+            storage = open_storage(f"s3://{s3_bucket}/checkpoints", below, writer, settings)
+            stack.callback(storage.close)
+            return storage
+
+        yield make
+
+
+class Bucket:
+    """What is really there: asked without the proxy."""
+
+    def __init__(self, client, name):
+        self.client = client
+        self.name = name
+
+    def objects(self):
+        found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return {each["Key"]: self.read(each["Key"]) for each in found}
+
+    def read(self, key):
+        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def uploads(self):
+        """The keys of uploads that nobody has finished."""
+        return sorted(
+            each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
+        )
+
+    def begin_upload(self, key):
+        self.client.create_multipart_upload(Bucket=self.name, Key=key)
+
+
+@pytest.fixture
+def bucket(s3_server, s3_bucket):
+    client = s3_server.client()
+    yield Bucket(client, s3_bucket)
+    client.close()

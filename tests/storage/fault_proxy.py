@@ -1,5 +1,6 @@
 """A proxy before an S3 server that makes of its answers what networks, overload and old servers make of them."""
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -71,6 +72,9 @@ class FaultProxy:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        for connection in self._server.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def start_again(self):
         self._start(self._server.server_address[1])
@@ -181,6 +185,14 @@ def then(run, lose=False):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.connections = []
+
+    def process_request(self, request, client_address):
+        self.connections.append(request)
+        super().process_request(request, client_address)
+
     def handle_error(self, request, client_address):
         """Clients hang up as they like."""
 
@@ -188,6 +200,12 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+
+    def __getattr__(self, name):
+        """Every method is handled alike."""
+        if name.startswith("do_"):
+            return self.handle_any
+        raise AttributeError(name)
 
     def handle_any(self):
         url = urlsplit(self.path)
@@ -199,8 +217,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(*self.forward(request))
         else:
             fault.act(self, request)
-
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
     def forward(self, request):
         connection = http.client.HTTPConnection(*self.server.proxy.upstream)

@@ -65,8 +65,8 @@ class S3Reader:
         self._attempts = attempts
         with place.told(key):
             head = client.head_object(Bucket=place.bucket, Key=key)
-        self._version: str = head["ETag"]
-        self.size: int = head["ContentLength"]
+            self._version: str = head["ETag"]
+            self.size: int = head["ContentLength"]
         self.path: str | None = None
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
@@ -241,20 +241,24 @@ class S3Storage:
     def _pages(self, operation: str, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
         with self._place.told(prefix):
             pages = self._client.get_paginator(operation)
-            yield from pages.paginate(Bucket=self._place.bucket, Prefix=prefix, **options)
+            for page in pages.paginate(Bucket=self._place.bucket, Prefix=prefix, **options):
+                if "IsTruncated" not in page:
+                    raise KeyError(
+                        "IsTruncated"
+                    )  # a log-in page, say, lists nothing; that is not to be believed
+                yield page
 
     def _held(self, key: str) -> Held:
         """Read an object. Raises FileNotFoundError."""
         with self._place.told(key):
-            for attempt in range(1, self._settings.attempts + 1):
+            for left in reversed(range(self._settings.attempts)):
                 answer = self._client.get_object(Bucket=self._place.bucket, Key=key)
                 try:
-                    data = answer["Body"].read()
-                    break
+                    return Held(answer["Body"].read(), answer["ETag"], _marks(answer))
                 except BROKEN_OFF:
-                    if attempt == self._settings.attempts:
+                    if not left:
                         raise
-        return Held(data, answer["ETag"], _marks(answer))
+        raise AssertionError("there is at least one attempt")
 
     def _put(self, key: str, data: bytes, marks: tuple[str, ...], **conditions: str) -> None:
         self._client.put_object(

@@ -33,6 +33,7 @@ _NO_WAY = (
     BotoConnectionError,
     IncompleteReadError,
     ResponseParserError,
+    KeyError,  # an answer without what S3 always says
     CredentialRetrievalError,
     MetadataRetrievalError,
     TokenRetrievalError,
@@ -44,6 +45,7 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (ReadTimeoutError, "no answer in time"),
     (EndpointConnectionError, "no connection; is the endpoint right, and does it listen?"),
     (ResponseParserError, "what answers does not speak S3"),
+    (KeyError, "what answers does not speak S3"),
     (CredentialRetrievalError, "the credentials could not be fetched"),
     (MetadataRetrievalError, "the credentials could not be fetched"),
 )
