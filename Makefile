@@ -8,10 +8,10 @@ SEEDS ?= 200
 SEED  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt proto sim bench torch clean
+.PHONY: help demo test test-s3 lint fmt proto sim bench torch clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
@@ -24,6 +24,10 @@ demo: $(READY) ## train digits with 4 workers, one of them killed on the way
 
 test: $(READY) ## every test
 	$(BIN)/pytest
+
+test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL S3_BUCKET=NAME, AWS_* from the environment
+	@test -n "$(S3_BUCKET)" || { echo "name a bucket: make test-s3 S3_ENDPOINT=https://... S3_BUCKET=..."; exit 2; }
+	TEST_S3_BUCKET="$(S3_BUCKET)" S3_ENDPOINT="$(S3_ENDPOINT)" $(BIN)/pytest tests/storage/test_storage_contract.py -k s3
 
 lint: $(READY) ## style, types, layers, protos
 	$(BIN)/ruff check .

@@ -4,9 +4,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from holdfast.storage.fsspec_storage import FsspecStorage
 from holdfast.storage.local import LocalStorage
@@ -63,9 +63,9 @@ def fsspec_memory_place():
 
 
 @pytest.fixture
-def fsspec_objects_place():
+def fsspec_objects_place(monkeypatch):
     """What fsspec's object stores are, in Google's place."""
-    fsspec.register_implementation("gs", ObjectStore, clobber=True)
+    monkeypatch.setitem(_registry, "gs", ObjectStore)
     bucket = uuid.uuid4().hex
     yield Place(lambda below="", writer=None: FsspecStorage(f"gs://{bucket}", below, writer), None)
     ObjectStore.objects.clear()

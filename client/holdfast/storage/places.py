@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 from holdfast.storage.api import Storage, StorageError, Writer
 from holdfast.storage.local import LocalStorage
-from holdfast.units import shown
 
 _YES = frozenset({"1", "true", "yes", "on"})
 _NO = frozenset({"", "0", "false", "no", "off"})
@@ -71,7 +70,7 @@ def _is_on(env: Mapping[str, str]) -> bool:
         return True
     if text.lower() in _NO:
         return False
-    raise StorageError(f"USE_S3: {shown(text)} is neither yes nor no; write 1 or 0")
+    raise StorageError(f"USE_S3: {text!r} is neither yes nor no; write 1 or 0")
 
 
 def _s3(uri: str, below: str, writer: Writer | None, env: Mapping[str, str] | None) -> Storage:
