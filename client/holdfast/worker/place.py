@@ -5,8 +5,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from holdfast.storage.api import Storage
-from holdfast.storage.local import LocalStorage, Writer
+from holdfast.storage.api import Storage, Writer
+from holdfast.storage.local import LocalStorage
 from holdfast.storage.places import open_storage, switched
 from holdfast.worker.checkpoint import Checkpoints, Owner
 from holdfast.worker.identity import Identity
