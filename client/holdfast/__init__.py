@@ -9,18 +9,30 @@ import importlib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from holdfast.client import Client
+    from holdfast.data.errors import DataError, ShardChanged
     from holdfast.worker.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch
     from holdfast.worker.run import Run, init
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointCorrupt", "CheckpointError", "CheckpointMismatch", "Client", "Run", "init"]
+__all__ = [
+    "CheckpointCorrupt",
+    "CheckpointError",
+    "CheckpointMismatch",
+    "Client",
+    "DataError",
+    "Run",
+    "ShardChanged",
+    "init",
+]
 
 _HOME = {
     "CheckpointCorrupt": "holdfast.worker.errors",
     "CheckpointError": "holdfast.worker.errors",
     "CheckpointMismatch": "holdfast.worker.errors",
     "Client": "holdfast.client",
+    "DataError": "holdfast.data.errors",
+    "ShardChanged": "holdfast.data.errors",
     "Run": "holdfast.worker.run",
     "init": "holdfast.worker.run",
 }

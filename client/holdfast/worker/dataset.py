@@ -1,9 +1,11 @@
 """A data set that knows how far it is."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from holdfast.worker import sharding
+from holdfast.worker.identity import Identity
 from holdfast.worker.sharding import Cursor, Indices, Plan
 
 
@@ -50,6 +52,32 @@ class Dataset:
         self.cursor = sharding.resume(self.plan, {key: saved[key] for key in saved if key != "done"})
 
 
+def make_dataset(
+    source: Any,
+    identity: Identity,
+    batch_size: int,
+    *,
+    seed: int,
+    epochs: int | None,
+    partition: bool | None,
+    window: int | None,
+) -> Dataset:
+    """See `Run.dataset`."""
+    whose = identity.independent if partition is None else partition
+    if _names_files(source):
+        from holdfast.data.make import make_shard_dataset
+
+        return make_shard_dataset(
+            source, identity, os.environ, batch_size, seed=seed, epochs=epochs, partition=whose, window=window
+        )
+    if window is not None:
+        raise ValueError("arrays are shuffled as a whole; window is for data sets that are files")
+    plan = sharding.make_plan(
+        count(source), batch_size, seed, identity.world_size, identity.rank, partition=whose
+    )
+    return Dataset(plan, source, epochs)
+
+
 def count(source: Any) -> int:
     """How many samples a source has. Raises TypeError or ValueError when it is none, or its arrays disagree."""
     if isinstance(source, bool | str):
@@ -65,6 +93,13 @@ def count(source: Any) -> int:
             raise ValueError(f"the arrays of a data set must be of one length, not {sorted(lengths)}")
         return lengths.pop()
     return len(source)
+
+
+def _names_files(source: Any) -> bool:
+    """It is a path, a URI, the name of a data set of the job, or a list of paths."""
+    if isinstance(source, list | tuple):
+        return bool(source) and all(isinstance(each, str | os.PathLike) for each in source)
+    return isinstance(source, str | os.PathLike)
 
 
 def _pick(source: Any, indices: Indices) -> Any:

@@ -94,12 +94,16 @@ class Run:
         seed: int = 0,
         epochs: int | None = 1,
         partition: bool | None = None,
+        window: int | None = None,
     ) -> "Dataset":
         """This rank's share of a data set, as an iterable of batches that goes on where a checkpoint was taken.
 
         `source` is a number of samples (batches are int64 arrays of indices), an array, or a tuple or dict of arrays
-        of one length (batches are the same of them). The order of an epoch depends on the number of samples, `seed`
-        and the epoch alone. `epochs` counts all of them, also those before a restart; None goes on for ever.
+        of one length (batches are the same of them); or shards: a directory, a prefix such as s3://bucket/train/, a
+        glob, a list of files, or the name of a data set of the job. Their formats are those of
+        `holdfast.data.formats`, and they are shuffled `window` samples at a time. The order of an epoch depends on
+        the number of samples (for shards: on the list of them, and `window`), `seed` and the epoch alone. `epochs`
+        counts all of them, also those before a restart; None goes on for ever.
 
         Ranks that work together (scope "gang") share each batch: `batch_size` is that of all of them and must divide
         by the world size. Independent ranks (scope "rank") have each a fixed partition of the samples and batches of
@@ -107,20 +111,14 @@ class Run:
         is left: every sample is taken once an epoch.
 
         A program with several data sets makes them in the same order in every attempt.
-        Raises ValueError, TypeError, and CheckpointMismatch when the restored cursor is of another data set.
+        Raises ValueError, TypeError, DataError, and CheckpointMismatch when the restored cursor is of another data
+        set. A shard that is not what was counted raises ShardChanged in the loop.
         """
-        from holdfast.worker.dataset import Dataset, count
-        from holdfast.worker.sharding import make_plan
+        from holdfast.worker.dataset import make_dataset
 
-        plan = make_plan(
-            count(source),
-            batch_size,
-            seed,
-            self.world_size,
-            self.rank,
-            partition=self._identity.independent if partition is None else partition,
+        dataset = make_dataset(
+            source, self._identity, batch_size, seed=seed, epochs=epochs, partition=partition, window=window
         )
-        dataset = Dataset(plan, source, epochs)
         self._datasets.append(dataset)
         if len(self._cursors) >= len(self._datasets):
             dataset.restore(self._cursors[len(self._datasets) - 1])

@@ -9,6 +9,8 @@ sample is left out (P5).
 Independent workers (`partition`) each have samples of their own instead, those with index rank, rank + world_size,
 and so on. They take them in an order of the same kind, in batches of `batch_size` each, and no other rank is
 involved.
+
+The order of a data set of shards is that of `windows`; all the rest is as here.
 """
 
 import json
@@ -86,6 +88,12 @@ def order(samples: int, seed: int, epoch: int) -> Indices:
     start = _mix(_mix(np.array([seed & _MASK], np.uint64)) + np.array([epoch & _MASK], np.uint64))
     counter = np.arange(1, samples + 1, dtype=np.uint64) * np.uint64(_GAMMA)
     return np.argsort(_mix(start + counter)).astype(np.int64, copy=False)
+
+
+def stream(seed: int, number: int) -> int:
+    """A seed of its own for each of the things that one seed shuffles."""
+    start = _mix(np.array([seed & _MASK], np.uint64))
+    return int(_mix(start + np.array([(number + 1) * _GAMMA & _MASK], np.uint64))[0])
 
 
 def take(plan: Plan, epoch_order: Indices, batch: int) -> Indices:
