@@ -24,6 +24,8 @@ from holdfast_agent.worker_link import WorkerLink
 log = structlog.get_logger(__name__)
 
 _NOT_INHERITED = ("HOLDFAST_", "TORCHELASTIC_")
+_OF_NODE = ("HOLDFAST_CACHE_DIR", "HOLDFAST_CACHE_BYTES", "HOLDFAST_DATA_MIRROR")
+"""But these say what there is on the machine, and not who a worker is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,7 @@ class Agent:
 
     def _order(self, key: Key, command: agent_pb2.StartWorkers, assignment: agent_pb2.Assignment) -> Order:
         spec = command.spec
+        datasets = self._state_dir.datasets(key.job_id) if spec.datasets else None
         resume = convert.resume_record(command, key.rank)
         place = Place(
             job_id=key.job_id,
@@ -201,11 +204,14 @@ class Agent:
         )
         env = worker_environment(
             place,
-            inherited={k: v for k, v in os.environ.items() if not k.startswith(_NOT_INHERITED)},
+            inherited={
+                k: v for k, v in os.environ.items() if k in _OF_NODE or not k.startswith(_NOT_INHERITED)
+            },
             asked=spec.env,
             checkpoint_uri=spec.checkpoint_uri or str(self._state_dir.path / "checkpoints"),
             socket=str(self._link.path),
             heartbeat_file=str(self._state_dir.attempt(key).heartbeat),
+            datasets_file=str(datasets or ""),
         )
         begin = {
             "argv": list(spec.command),
@@ -213,7 +219,13 @@ class Agent:
             "cwd": str(self._working_dir / spec.working_dir),
             "grace_ms": spec.stop_grace.ToMilliseconds(),
         }
-        return Order(key, begin, resume.SerializeToString() if resume is not None else b"")
+        to_write = datasets is not None and not datasets.exists()
+        return Order(
+            key,
+            begin,
+            resume.SerializeToString() if resume is not None else b"",
+            convert.datasets_to_disk(spec) if to_write else b"",
+        )
 
     def _mark_released(self, key: Key) -> None:
         try:

@@ -7,6 +7,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast import heartbeat
+from holdfast.data import shards
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_agent import core
 from holdfast_agent.core import Ended, Key
@@ -118,6 +119,22 @@ def resume_record(command: agent_pb2.StartWorkers, rank: int) -> worker_pb2.Comm
         if not record.HasField("rank") or record.rank == rank:
             return record
     return None
+
+
+def datasets_to_disk(spec: job_pb2.JobSpec) -> bytes:
+    """Write the data sets of a job for its workers."""
+    return shards.encode_declared(
+        [
+            shards.Declared(
+                each.name,
+                shards.DataIndex(
+                    each.uri,
+                    tuple(shards.ShardInfo(s.file, s.samples, s.size_bytes, s.digest) for s in each.shards),
+                ),
+            )
+            for each in spec.datasets
+        ]
+    )
 
 
 def scope_name(spec: job_pb2.JobSpec) -> str:

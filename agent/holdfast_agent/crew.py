@@ -23,11 +23,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to start: the content of start.json and of resume."""
+    """What to start: the content of start.json, of resume, and of datasets.json where it is still to be written."""
 
     key: Key
     start: dict[str, Any]
     resume: bytes
+    datasets: bytes = b""
 
 
 class Crew:
@@ -114,6 +115,8 @@ class Crew:
     async def _spawn(self, order: Order) -> None:
         key = order.key
         try:
+            if order.datasets:
+                self._state_dir.write_datasets(key.job_id, order.datasets)
             attempt, lock = self._state_dir.create(key, order.start, order.resume)
             started = await self._nursery.shim(attempt, lock)
         except NurseryLostError:

@@ -33,6 +33,7 @@ def worker_environment(
     checkpoint_uri: str,
     socket: str,
     heartbeat_file: str,
+    datasets_file: str = "",
 ) -> dict[str, str]:
     """Build it. `asked` is the spec's and wins over what the agent has; what says who the worker is wins over both."""
     env = {"PYTHONUNBUFFERED": "1"}  # so that the last lines before a death are not lost
@@ -56,6 +57,8 @@ def worker_environment(
         "TORCHELASTIC_RUN_ID": place.job_id,
         "TORCHELASTIC_RESTART_COUNT": str(place.restart_count),
     }
+    if datasets_file:
+        env["HOLDFAST_DATASETS"] = datasets_file
     if place.master_port:
         env |= {"MASTER_ADDR": place.master_addr, "MASTER_PORT": str(place.master_port)}
     if place.gpus:

@@ -3,6 +3,7 @@
 ====================================== ======================================================================
 ``instance_id``                        tells this agent from another one of the same name
 ``lock``                               held by the agent that uses the directory
+``jobs/<job>/datasets.json``           the data sets of the job's spec, for its workers
 ``jobs/<job>/<rank>-<attempt>/``       an attempt; while it is there, no attempt up to it starts again
 ``… start.json``                       what to run; mode 0600, for the environment may hold secrets
 ``… resume``                           the commit to resume from, a serialized CommitRecord
@@ -36,7 +37,7 @@ from holdfast import heartbeat
 from holdfast_agent.core import Key
 from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
-RELEASED, RESUME, HEARTBEAT = "released", "resume", "heartbeat"
+RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
 
 
 class StateDirError(Exception):
@@ -176,6 +177,19 @@ class StateDir:
                 rank, _, number = path.name.partition("-")
                 if rank.isdecimal() and number.isdecimal():
                     yield Attempt(Key(job.name, int(rank), int(number)), path)
+
+    def datasets(self, job_id: str) -> Path:
+        """What HOLDFAST_DATASETS names, whether or not it is there."""
+        return self._jobs / job_id / DATASETS
+
+    def write_datasets(self, job_id: str, content: bytes) -> None:
+        """Write what all workers of a job read. A spec never changes, and so it is written once."""
+        path = self.datasets(job_id)
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            making = path.with_name(f".{DATASETS}")
+            making.write_bytes(content)
+            making.rename(path)
 
     def job(self, job_id: str) -> Path:
         """The directory of a job."""

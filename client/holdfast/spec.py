@@ -88,6 +88,7 @@ class SpecPart(_Part):
     stop_grace: Seconds | None = None
     checkpoint_uri: StrictStr | None = None
     labels: dict[StrictStr, StrictStr] | None = None
+    datasets: dict[StrictStr, StrictStr] | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
         """Write it as a JobSpec. What is absent stays absent, but for the world size, which is 1 then."""
@@ -100,6 +101,7 @@ class SpecPart(_Part):
             stop_grace=_proto(self.stop_grace),
             checkpoint_uri=self.checkpoint_uri or "",
             labels=self.labels or {},
+            datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
         )
         if self.resources is not None:
             needs = self.resources

@@ -61,11 +61,19 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         ),
         checkpoint_uri=spec.checkpoint_uri,
         labels=dict(spec.labels),
+        datasets=tuple(
+            model.DataSet(
+                each.name,
+                each.uri,
+                tuple(model.DataShard(s.file, s.samples, s.size_bytes, s.digest) for s in each.shards),
+            )
+            for each in spec.datasets
+        ),
     )
 
 
-def spec_to_proto(spec: model.JobSpec) -> job_pb2.JobSpec:
-    """Write a spec, every default spelt out."""
+def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobSpec:
+    """Write a spec, every default spelt out. Its data sets can be long, and are left away where they are not read."""
     restart = spec.restart
     return job_pb2.JobSpec(
         name=spec.name,
@@ -89,7 +97,16 @@ def spec_to_proto(spec: model.JobSpec) -> job_pb2.JobSpec:
         stop_grace=_duration(spec.stop_grace_ms),
         checkpoint_uri=spec.checkpoint_uri,
         labels=spec.labels,
+        datasets=map(_dataset, spec.datasets) if datasets else (),
     )
+
+
+def _dataset(found: model.DataSet) -> job_pb2.DataSet:
+    shards = [
+        job_pb2.DataShard(file=s.file, samples=s.samples, size_bytes=s.size_bytes, digest=s.digest)
+        for s in found.shards
+    ]
+    return job_pb2.DataSet(name=found.name, uri=found.uri, shards=shards)
 
 
 # What users read
@@ -100,12 +117,14 @@ def job_to_proto(
     gangs: Iterable[model.Gang],
     workers: Iterable[model.Worker],
     running: Mapping[int, model.Progress],
+    *,
+    datasets: bool = True,
 ) -> job_pb2.Job:
-    """Write a job. `running` holds the newest progress by rank."""
+    """Write a job. `running` holds the newest progress by rank; `datasets` is as in `spec_to_proto`."""
     by_index = {gang.index: gang for gang in gangs}
     return job_pb2.Job(
         id=job.id,
-        spec=spec_to_proto(job.spec),
+        spec=spec_to_proto(job.spec, datasets=datasets),
         desired=_DESIRED[job.desired],
         state=_JOB_STATES[job.state],
         reason=job.reason,

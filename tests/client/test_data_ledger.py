@@ -4,6 +4,7 @@ A history is one of a job that is killed, restarted and resized: attempts of oth
 some batches, and loses those that were not committed when it died. Cursors travel as JSON, as they do in manifests.
 """
 
+import itertools
 import json
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_a_gang_that_is_killed_and_resized_consumes_every_sample_once_an_epoch(o
     assert len(history) == per_epoch * epochs
     for epoch in range(epochs):
         of_epoch = history[epoch * per_epoch : (epoch + 1) * per_epoch]
-        assert sorted(sum(of_epoch, [])) == list(range(order.samples))
+        assert sorted(itertools.chain(*of_epoch)) == list(range(order.samples))
         assert [len(batch) for batch in of_epoch[:-1]] == [BATCH] * (per_epoch - 1)
 
 
@@ -143,7 +144,7 @@ def test_independent_ranks_that_die_one_by_one_consume_every_sample_once_an_epoc
             for plan, history in histories
             for part in history[epoch * plan.batches : (epoch + 1) * plan.batches]
         ]
-        assert sorted(sum(taken, [])) == list(range(order.samples))
+        assert sorted(itertools.chain(*taken)) == list(range(order.samples))
 
 
 @settings(deadline=None, max_examples=300)

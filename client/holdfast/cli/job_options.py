@@ -2,16 +2,22 @@
 
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from holdfast.cli.common import pairs
+from holdfast.cli.common import fail, pairs
+from holdfast.cli.exits import EXIT
+from holdfast.data.errors import DataError
 from holdfast.units import parse_duration, parse_size, parse_whole
 from holdfast.v1 import job_pb2
 from holdfast.wire import InvalidSpec
+
+PROGRESS_S = 2.0
+"""Between two lines about the counting of a data set."""
 
 _OPTIONS = (
     click.option("--name", help="Shown to people.  [default: the command's name]"),
@@ -38,6 +44,12 @@ _OPTIONS = (
     click.option("--memory", metavar="SIZE", help="Memory for each worker, e.g. 2GiB."),
     click.option("--gpus", type=int, help="GPUs for each worker."),
     click.option("--checkpoint-dir", help="Where checkpoints go: a directory that all nodes see."),
+    click.option(
+        "--data",
+        multiple=True,
+        metavar="NAME=URI",
+        help="A data set: a directory, prefix or glob of shards, which are counted now. May be repeated.",
+    ),
     click.option("--label", multiple=True, metavar="NAME=VALUE", help="May be repeated."),
 )
 
@@ -46,6 +58,7 @@ _FLAGS = {
     "world_size": "world_size",
     "env": "env",
     "labels": "label",
+    "datasets": "data",
     "working_dir": "working_dir",
     "checkpoint_uri": "checkpoint_dir",
     "stop_grace": "stop_grace",
@@ -68,19 +81,23 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[str, ...]) -> None:
-    """Let the flags that were given win over what the spec says, and fill in the defaults of the command line."""
+    """Let the flags that were given win over what the spec says, and fill in the defaults of the command line.
+
+    Counts the data sets, which takes as long as reading them when they are on this machine.
+    """
     if command:
         spec.command[:] = command
     if not spec.command:
         raise click.UsageError("give the command, for instance: -- python train.py")
     spec.env.update(pairs([_with_value(text) for text in flags["env"]], "--env"))
     spec.labels.update(pairs(flags["label"], "--label"))
-    for field in _FLAGS.keys() - {"env", "labels"}:
+    for field in _FLAGS.keys() - {"env", "labels", "datasets"}:
         if flags[_FLAGS[field]] is not None:
             _set(spec, field, flags[_FLAGS[field]])
     spec.working_dir = _absolute(spec.working_dir or ".")
     spec.checkpoint_uri = _absolute(spec.checkpoint_uri)
     spec.name = spec.name or default_name(spec.command)
+    _count_datasets(spec, pairs(flags["data"], "--data"))
 
 
 def default_name(command: Sequence[str]) -> str:
@@ -105,12 +122,41 @@ def explain(
         if parameter is None:
             return where_in_file(field) or field
         given, flag = flags[parameter] is not None, _flag(parameter)
-        if isinstance(flags[parameter], tuple):  # --env, --label: was it this name?
+        if isinstance(flags[parameter], tuple) and field != whole:  # --env, --label: was it this name?
             name = field.removeprefix(f"{whole}.")
             given, flag = any(text.partition("=")[0] == name for text in flags[parameter]), f"{flag} {name}"
         return flag if given else where_in_file(field) or flag
 
     return "\n".join(f"{place(v.field)}: {v.description}" for v in error.violations) or str(error)
+
+
+def _count_datasets(spec: job_pb2.JobSpec, given: Mapping[str, str]) -> None:
+    wanted = {found.name: found.uri for found in spec.datasets} | dict(given)
+    if not wanted:
+        return
+    from holdfast.datasets import count_dataset
+
+    env = os.environ | dict(spec.env)
+    try:
+        counted = [count_dataset(name, uri, env, _Progress(name)) for name, uri in wanted.items()]
+    except (DataError, OSError, ValueError) as error:
+        fail(str(error), EXIT.USAGE)
+    del spec.datasets[:]
+    spec.datasets.extend(counted)
+
+
+class _Progress:
+    """Says now and then how far the counting of a data set is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._told = time.monotonic()
+
+    def __call__(self, done: int, of: int) -> None:
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_S and done < of:
+            self._told = now
+            click.echo(f"counting {self._name}: {done} of {of} shards", err=True)
 
 
 def _with_value(text: str) -> str:

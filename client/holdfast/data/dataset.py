@@ -55,7 +55,7 @@ class ShardDataset(Dataset):
         self._window = window
         self._keep = keep
         self._fingerprint = reader.index.fingerprint
-        counts = reader.index.counts
+        counts = np.array([shard.samples for shard in reader.index.shards], np.int64)
         self._pieces = (
             windows.part(counts, plan.world_size, plan.rank) if plan.partition else windows.whole(counts)
         )

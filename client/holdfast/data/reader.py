@@ -151,10 +151,10 @@ class ShardReader:
         where = f"{self._base}/{shard.file}"
         storage = self._place()
         try:
-            if shard.digest and not _is_checksum(shard.digest):
-                _expect(where, shard, self._version(storage, shard.file))
             with storage.open(shard.file) as reader:
                 _expect(where, shard, f"{reader.size} bytes")
+                if shard.digest and not _is_checksum(shard.digest):
+                    _expect(where, shard, self._version(storage, shard.file))
                 digest = xxhash.xxh3_64()
                 buffer = memoryview(bytearray(min(_PIECE, shard.size_bytes)))
                 for offset in range(0, shard.size_bytes, _PIECE):

@@ -207,6 +207,7 @@ class JobSpec(_message.Message):
     STOP_GRACE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_URI_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    DATASETS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Shown to people; need not be unique. Letters, digits, '-', '_' and '.'."""
     world_size: _builtins.int
@@ -232,6 +233,12 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataSet]:
+        """What is consumed, counted when the job is created and fixed from then on. Absent from jobs in ListJobs and
+        WatchJob.
+        """
+
     def __init__(
         self,
         *,
@@ -245,14 +252,75 @@ class JobSpec(_message.Message):
         stop_grace: _duration_pb2.Duration | None = ...,
         checkpoint_uri: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        datasets: _abc.Iterable[Global___DataSet] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "restart", b"restart", "stop_grace", b"stop_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "env", b"env", "labels", b"labels", "name", b"name", "resources", b"resources", "restart", b"restart", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "name", b"name", "resources", b"resources", "restart", b"restart", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class DataSet(_message.Message):
+    """A data set: its samples are those of its shards, in this order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    URI_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What the program calls it. Letters, digits, '-', '_' and '.'."""
+    uri: _builtins.str
+    """A directory, a prefix, a glob or a file: an absolute path, or a URI."""
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataShard]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uri: _builtins.str = ...,
+        shards: _abc.Iterable[Global___DataShard] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shards", b"shards", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataSet: _TypeAlias = DataSet  # noqa: Y015
+
+@_typing.final
+class DataShard(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    file: _builtins.str
+    """Below the directory or prefix of the data set."""
+    samples: _builtins.int
+    size_bytes: _builtins.int
+    digest: _builtins.str
+    """xxh3_64 of the content, 16 hex digits; or "etag:" and the storage's own version. Empty: not known."""
+    def __init__(
+        self,
+        *,
+        file: _builtins.str = ...,
+        samples: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "file", b"file", "samples", b"samples", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataShard: _TypeAlias = DataShard  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):

@@ -30,7 +30,7 @@ def consumed(cursors: Mapping[int, str], world_size: int) -> list[Consumed]:
 
     Raises ValueError when one of them is none.
     """
-    lines = []
+    lines: list[Consumed] = []
     for rank, text in sorted(cursors.items()):
         try:
             for number, saved in enumerate(json.loads(text) if text else []):

@@ -95,6 +95,25 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class DataShard:
+    """One file of a data set; see job.proto."""
+
+    file: str
+    samples: int
+    size_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What a job consumes."""
+
+    name: str
+    uri: str
+    shards: tuple[DataShard, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for; never changed after the job was created."""
 
@@ -108,6 +127,7 @@ class JobSpec:
     stop_grace_ms: int = DEFAULT_STOP_GRACE_MS
     checkpoint_uri: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    datasets: tuple[DataSet, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import JobSpec
+from holdfast_coordinator.core.model import DataShard, JobSpec
 
 MAX_WORLD_SIZE = 100_000
 MAX_NAME = 63
+MAX_SHARDS = 100_000
+MAX_DATASETS_BYTES = 8 * 2**20
+"""Names and digests of all shards together: a spec has to go into a message."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -49,6 +52,7 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.checkpoint_uri and not spec.checkpoint_uri.startswith("/"):
         yield Violation("checkpoint_uri", f'"{spec.checkpoint_uri}" is not an absolute path of a directory')
     yield from _numbers(spec)
+    yield from _datasets(spec)
 
 
 def _numbers(spec: JobSpec) -> Iterator[Violation]:
@@ -68,3 +72,45 @@ def _numbers(spec: JobSpec) -> Iterator[Violation]:
             yield Violation(field, f"{value:g}{unit} is negative; give 0 or more")
     if not 0 <= restart.jitter <= 1:
         yield Violation("restart.jitter", f"{restart.jitter:g} is not between 0 and 1")
+
+
+def _datasets(spec: JobSpec) -> Iterator[Violation]:
+    named: set[str] = set()
+    for found in spec.datasets:
+        field = f"datasets.{found.name[:80]}"
+        if not _NAME.fullmatch(found.name) or len(found.name) > MAX_NAME:
+            yield Violation(
+                field,
+                f'is no name of a data set; use up to {MAX_NAME} letters, digits, "-", "_" and ".", '
+                "beginning with a letter or digit",
+            )
+        if found.name in named:
+            yield Violation(field, "is there twice; give each data set a name of its own")
+        named.add(found.name)
+        if not found.uri.startswith("/") and "://" not in found.uri:
+            yield Violation(field, f'"{found.uri[:80]}" is neither an absolute path nor a URI')
+        if not any(shard.samples for shard in found.shards):
+            yield Violation(field, "has no samples; count its shards before the job is created")
+        wrong = next((reason for shard in found.shards if (reason := _wrong(shard))), None)
+        if wrong:
+            yield Violation(field, wrong)
+        files = {shard.file for shard in found.shards}
+        if len(files) < len(found.shards):
+            yield Violation(field, "has a shard twice; name each once")
+    shards = [shard for found in spec.datasets for shard in found.shards]
+    size = sum(len(shard.file.encode()) + len(shard.digest) for shard in shards)
+    if len(shards) > MAX_SHARDS or size > MAX_DATASETS_BYTES:
+        yield Violation(
+            "datasets",
+            f"have {len(shards)} shards, whose names take {size} bytes; more than {MAX_SHARDS} shards or "
+            f"{MAX_DATASETS_BYTES} bytes do not go into a job: make larger shards",
+        )
+
+
+def _wrong(shard: DataShard) -> str | None:
+    parts = shard.file.split("/")
+    if "\0" in shard.file or any(part in ("", ".", "..") for part in parts):
+        return f'has a shard "{shard.file[:80]}", which is no path below its own'
+    if shard.samples < 0 or shard.size_bytes < 0:
+        return f'has a shard "{shard.file[:80]}" of {shard.samples} samples and {shard.size_bytes} bytes'
+    return None

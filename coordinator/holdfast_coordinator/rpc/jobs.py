@@ -66,7 +66,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             newest_first = sorted(state.jobs.values(), key=_age, reverse=True)
             rest = (job for job in newest_first if not request.page_token or _age(job) < after)
             found = (job for job in rest if wanted(job))
-            return [self._view(state, job) for job, _ in zip(found, range(size + 1), strict=False)]
+            some = [job for job, _ in zip(found, range(size + 1), strict=False)]
+            return [self._view(state, job, datasets=False) for job in some]
 
         jobs = await _served(context, lambda: self._engine.read(ask))
         more = len(jobs) > size
@@ -80,7 +81,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         with self._engine.watch(request.job_id) as changed:
             while True:
                 changed.clear()
-                job = await self._job(context, request.job_id)
+                job = await self._job(context, request.job_id, datasets=False)
                 yield job_pb2.WatchJobResponse(job=job)
                 if codec.JOB_STATES[job.state] in TERMINAL:
                     return
@@ -160,14 +161,16 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def _history(self, context: Context, ask: Callable[[Store], list[paging.T]]) -> list[paging.T]:
         return await _served(context, lambda: self._engine.history(ask))
 
-    async def _job(self, context: Context, job_id: str) -> job_pb2.Job:
-        return await _served(
-            context, lambda: self._engine.read(lambda state: self._view(state, _find(state, job_id)))
-        )
+    async def _job(self, context: Context, job_id: str, *, datasets: bool = True) -> job_pb2.Job:
+        def ask(state: State) -> job_pb2.Job:
+            return self._view(state, _find(state, job_id), datasets=datasets)
 
-    def _view(self, state: State, job: Job) -> job_pb2.Job:
+        return await _served(context, lambda: self._engine.read(ask))
+
+    def _view(self, state: State, job: Job, *, datasets: bool) -> job_pb2.Job:
         workers = state.workers_of(job)
-        return codec.job_to_proto(job, state.gangs_of(job), workers, self._engine.running(job, workers))
+        running = self._engine.running(job, workers)
+        return codec.job_to_proto(job, state.gangs_of(job), workers, running, datasets=datasets)
 
 
 async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> paging.T:
