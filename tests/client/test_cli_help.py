@@ -31,7 +31,10 @@ def test_the_commands():
         "coordinator",
         "agent",
         "job",
-        *(f"job {verb}" for verb in ("submit", "list", "get", "watch", "logs", "stop", "delete", "summary")),
+        *(
+            f"job {verb}"
+            for verb in ("submit", "list", "get", "watch", "logs", "stop", "delete", "summary", "samples")
+        ),
         "node",
         "node list",
         "checkpoint",

@@ -473,7 +473,7 @@ def test_a_shard_whose_checksum_is_known_is_verified_while_it_is_fetched(dataset
     here = dataset(bucket.top / "bucket/train")._reader.index
     declare(Declared("train", DataIndex("s3://bucket/train", here.shards)))
     flip(bucket.top / "bucket/train/002.npy")
-    with pytest.raises(ShardChanged, match="expected [0-9a-f]{16}, found"):
+    with pytest.raises(ShardChanged, match=r"expected [0-9a-f]{16}, found"):
         list(dataset("train"))
     assert len(list(Path(env["HOLDFAST_CACHE_DIR"], "shards").iterdir())) <= 3
 

@@ -31,6 +31,8 @@ restart:
 stop_grace: 500ms
 checkpoint_uri: /shared
 labels: {team: vision}
+datasets:
+  train: s3://bucket/train/
 """
 
 WRONG = [
@@ -100,6 +102,7 @@ def test_every_key_arrives(read):
         resources=job_pb2.Resources(cpus=1.5, memory_bytes=2 * 2**30, gpus=1),
         checkpoint_uri="/shared",
         labels={"team": "vision"},
+        datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
     )
     expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))
     expected.restart.backoff.FromTimedelta(timedelta(0))

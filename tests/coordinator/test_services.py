@@ -209,3 +209,15 @@ async def test_a_committed_step_is_shown_before_the_heartbeat_that_tells_of_it(c
     assert (await stream.heard()).ack_commit.step == 30
     now = await client.get_job(job.id)
     assert (now.last_committed_step, now.workers[0].step) == (30, 30)
+
+
+async def test_lists_leave_out_what_can_be_long(client):
+    spec = job_pb2.JobSpec(name="a", command=["x"], world_size=1)
+    spec.datasets.add(name="train", uri="/data").shards.add(file="a.npy", samples=3, size_bytes=40)
+    job = await client.create_job(spec)
+    assert (await client.get_job(job.id)).spec.datasets == spec.datasets
+    (listed,) = [listed async for listed in client.list_jobs()]
+    assert not listed.spec.datasets
+    async for now in client.watch_job(job.id):
+        assert not now.spec.datasets
+        break

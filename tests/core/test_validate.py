@@ -4,8 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast_coordinator.core.model import JobSpec, Resources, RestartPolicy
-from holdfast_coordinator.core.validate import MAX_NAME, MAX_WORLD_SIZE, Violation, violations
+from holdfast_coordinator.core.model import DataSet, DataShard, JobSpec, Resources, RestartPolicy
+from holdfast_coordinator.core.validate import (
+    MAX_DATASETS_BYTES,
+    MAX_NAME,
+    MAX_SHARDS,
+    MAX_WORLD_SIZE,
+    Violation,
+    violations,
+)
 from tests.core.builders import spec
 
 GOOD = spec(2)
@@ -119,3 +126,55 @@ def test_everything_that_is_wrong_is_said_at_once():
         "restart.jitter",
     ]
     assert all(isinstance(each, Violation) for each in violations(wrong))
+
+
+SHARD = DataShard("a.npy", 3, 40, "0123456789abcdef")
+
+
+def data_set(*shards, name="train", uri="s3://bucket/train"):
+    return DataSet(name, uri, shards)
+
+
+@pytest.mark.parametrize(
+    "datasets",
+    [
+        (data_set(SHARD),),
+        (
+            data_set(SHARD, replace(SHARD, file="below/b.npy", samples=0)),
+            data_set(SHARD, name="val", uri="/data"),
+        ),
+    ],
+)
+def test_data_sets_that_are_counted(datasets):
+    assert complaints(datasets=datasets) == []
+
+
+@pytest.mark.parametrize(
+    ("datasets", "field", "sentence"),
+    [
+        ((data_set(SHARD, name="a/b"),), "datasets.a/b", "no name of a data set"),
+        ((data_set(SHARD), data_set(SHARD)), "datasets.train", "is there twice"),
+        (
+            (data_set(SHARD, uri="data/train"),),
+            "datasets.train",
+            '"data/train" is neither an absolute path nor',
+        ),
+        ((data_set(),), "datasets.train", "has no samples; count its shards"),
+        ((data_set(replace(SHARD, samples=0)),), "datasets.train", "has no samples; count its shards"),
+        ((data_set(SHARD, SHARD),), "datasets.train", "has a shard twice"),
+        ((data_set(SHARD, replace(SHARD, file="../a")),), "datasets.train", '"../a", which is no path below'),
+        ((data_set(SHARD, replace(SHARD, file="/a")),), "datasets.train", '"/a", which is no path below'),
+        ((data_set(SHARD, replace(SHARD, file="b", samples=-1)),), "datasets.train", '"b" of -1 samples'),
+    ],
+)
+def test_data_sets_that_cannot_be(datasets, field, sentence):
+    ((found, description),) = complaints(datasets=datasets)
+    assert found == field
+    assert sentence in description
+
+
+def test_data_sets_go_into_a_message():
+    many = tuple(replace(SHARD, file=f"{n}.npy") for n in range(MAX_SHARDS))
+    assert complaints(datasets=(data_set(*many),)) == []
+    assert fields(datasets=(data_set(*many), data_set(SHARD, name="val"))) == ["datasets"]
+    assert fields(datasets=(data_set(replace(SHARD, file="n" * MAX_DATASETS_BYTES)),)) == ["datasets"]

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from holdfast import framing
+from holdfast.data.shards import DataIndex, Declared, ShardInfo, decode_declared
 from holdfast.heartbeat import Writer
-from holdfast.v1 import agent_pb2, worker_pb2
+from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_agent.agent import Agent, AgentConfig
 from tests.agent.fake_coordinator import BEAT_MS, key, release, soon, start, stop
 from tests.agent.processes import alive, line_of, marked, name, until
@@ -121,6 +122,20 @@ class TestWorkers:
 
 
 class TestEnvironment:
+    async def test_the_data_sets_of_a_job_are_in_a_file(self, session, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOLDFAST_DATA_MIRROR", "/mirror")
+        found = job_pb2.DataSet(name="train", uri="/data")
+        found.shards.add(file="a.npy", samples=3, size_bytes=40, digest="0123456789abcdef")
+        show = ("sh", "-c", "cat $HOLDFAST_DATASETS; echo; echo $HOLDFAST_DATA_MIRROR")
+        session.say(start_workers=start(*show, ranks=(0, 1), datasets=[found]))
+        for _ in range(2):
+            await session.heard("worker_exited")
+        shards = (ShardInfo("a.npy", 3, 40, "0123456789abcdef"),)
+        for rank in range(2):
+            content, mirror = logs(tmp_path, rank).read_text().splitlines()
+            assert decode_declared(content.encode()) == [Declared("train", DataIndex("/data", shards))]
+            assert mirror == "/mirror"
+
     async def test_a_worker_is_told_who_it_is(self, session, tmp_path):
         record = worker_pb2.CommitRecord(job_id="job1", step=40, attempt=1, world_size=3)
         command = start(

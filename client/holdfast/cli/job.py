@@ -24,6 +24,7 @@ from holdfast.cli.common import (
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.samples import command as samples
 from holdfast.client import TERMINAL, Client
 from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
@@ -104,6 +105,9 @@ def waiting(command: Any) -> Any:
 @click.group()
 def command() -> None:
     """Submit, list, watch, stop and delete jobs."""
+
+
+command.add_command(samples)
 
 
 @command.command(context_settings={"allow_interspersed_args": False})

@@ -25,6 +25,7 @@ LIMIT = 32 << 30
 """Bytes that the shards may take when HOLDFAST_CACHE_BYTES does not say it."""
 
 _PART = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Fill = Callable[[int], None]
 """Writes the shard to a file that is open at this descriptor, and as long as it will be."""
@@ -81,7 +82,7 @@ class ShardCache:
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + _PART)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if isinstance(error, OSError) and error.errno in _FULL:
                 raise DataError(
                     f"no room for the shard {shard.file} in {self._directory}: give a place with more to "
                     f"HOLDFAST_CACHE_DIR, or a HOLDFAST_CACHE_BYTES below {self.limit}"
