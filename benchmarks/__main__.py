@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, recovery, step
+from benchmarks import checkpoints, commits, heartbeats, loader, recovery, step
 from benchmarks.figures import machine
 
 PARTS = {
@@ -12,6 +12,7 @@ PARTS = {
     "heartbeats": heartbeats.measure,
     "commits": commits.measure,
     "checkpoints": checkpoints.measure,
+    "loader": loader.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

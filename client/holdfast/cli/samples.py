@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdfast.cli.common import asynchronous, fail, output_option, printable, server_option, show_data, show_table
+from holdfast.cli.common import (
+    asynchronous,
+    fail,
+    output_option,
+    printable,
+    server_option,
+    show_data,
+    show_table,
+)
 from holdfast.client import Client
 from holdfast.v1 import job_pb2, worker_pb2
 from holdfast.wire import NotFound

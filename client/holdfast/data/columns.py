@@ -5,6 +5,7 @@ and wherever they begin in their file (numpy would copy the whole of an array th
 """
 
 import json
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,12 @@ from holdfast.data.errors import DataError
 
 Array = np.ndarray[Any, Any]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+WIDE = 4096
+"""Rows of so many bytes are copied one by one: what Python takes for it is less than copying them twice."""
+
+_scratch = threading.local()
 
 
 class Column(NamedTuple):
@@ -105,16 +112,47 @@ def _join(name: str, parts: Sequence[Part], places: Indices | None) -> Array:
     like = columns[0]
     size = sum(len(part.rows) for part in parts)
     joined: Array = np.empty(size, like.rows.dtype)
+    if places is None:
+        _group(columns, parts, joined)
+    elif like.dtype.hasobject or like.rows.dtype.itemsize < WIDE:
+        grouped = _scratch_for(like.rows.dtype, size)
+        _group(columns, parts, grouped)
+        joined[places] = grouped
+    else:
+        _place(columns, parts, places, joined)
+    return joined.view(like.dtype).reshape(size, *like.shape)
+
+
+def _group(columns: Sequence[Column], parts: Sequence[Part], into: Array) -> None:
+    """Copy the rows in the order in which they come, those of a shard at once."""
     start = 0
     for each, part in zip(columns, parts, strict=True):
         stop = start + len(part.rows)
         # clip: with "raise" numpy would go by way of a buffer, and every row is known to be there
-        each.rows.take(part.rows, out=joined[start:stop], mode="clip")
+        each.rows.take(part.rows, out=into[start:stop], mode="clip")
         start = stop
-    if places is not None:
-        grouped, joined = joined, np.empty_like(joined)
-        joined[places] = grouped
-    return joined.view(like.dtype).reshape(size, *like.shape)
+
+
+def _place(columns: Sequence[Column], parts: Sequence[Part], places: Indices, into: Array) -> None:
+    """Copy the rows one by one, each to its place."""
+    width = into.dtype.itemsize
+    target = into.view(np.uint8).reshape(-1, width)
+    place = iter(places.tolist())
+    for each, part in zip(columns, parts, strict=True):
+        rows = each.rows.view(np.uint8).reshape(-1, width)
+        for row in part.rows.tolist():
+            target[next(place)] = rows[row]
+
+
+def _scratch_for(dtype: np.dtype[Any], size: int) -> Array:
+    """Memory of this thread's, touched before, for what does not leave it."""
+    if dtype.hasobject:
+        return np.empty(size, dtype)
+    width = dtype.itemsize
+    have: Array | None = getattr(_scratch, "memory", None)
+    if have is None or len(have) < size * width:
+        have = _scratch.memory = np.empty(size * width, np.uint8)
+    return have[: size * width].view(dtype)
 
 
 def _line(lines: Lines, row: int) -> Any:

@@ -17,7 +17,7 @@ from holdfast.worker.errors import CheckpointMismatch
 from holdfast.worker.sharding import Cursor, Plan
 
 THREADS = 2
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
 """Small batches are made several at a time, of about so many bytes: what threads cost each other is paid once."""
 CHUNK_BATCHES = 32
 AHEAD_BYTES = 64 << 20
