@@ -409,6 +409,7 @@ def test_no_more_is_made_than_the_buffer_holds(dataset, train, monkeypatch):
     assert len(made) == 6
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # that it may is what is tested
 def test_a_forked_child_goes_on_with_threads_of_its_own(dataset, train):
     whole = numbers(dataset(train))
     data = dataset(train)
@@ -499,6 +500,12 @@ def test_a_switch_in_the_environment_moves_the_data_set_and_what_was_named_is_it
     assert locate("train/", env).uri == "s3://bucket/train"
     bucket.reachable = False
     assert sorted(numbers(data)) == list(range(SAMPLES))
+
+
+def test_a_cache_that_cannot_hold_a_window_is_told_and_works(dataset, bucket, env, capfd):
+    env["HOLDFAST_CACHE_BYTES"] = "500"
+    assert sorted(numbers(dataset(URI))) == list(range(SAMPLES))
+    assert "raise HOLDFAST_CACHE_BYTES, or lower window" in capfd.readouterr().err
 
 
 def test_without_a_mirror_it_waits(dataset, bucket, capfd, monkeypatch):

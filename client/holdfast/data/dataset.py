@@ -14,6 +14,7 @@ from holdfast.data.reader import Fetcher, ShardReader
 from holdfast.worker import windows
 from holdfast.worker.dataset import Dataset
 from holdfast.worker.errors import CheckpointMismatch
+from holdfast.worker.report import say
 from holdfast.worker.sharding import Cursor, Plan
 
 THREADS = 2
@@ -162,9 +163,17 @@ class _Maker:
             return window
         wanted = order.shards_of(window).tolist()
         more = wanted + order.shards_of(window + 1).tolist()
-        size = sum(self._reader.index.shards[number].size_bytes for number in set(more))
-        self._fetcher.want(more if size <= self._reader.cache_limit else wanted)
+        limit = self._reader.cache_limit
+        self._fetcher.want(more if self._size_of(more) <= limit else wanted)
+        if seen < 0 and self._size_of(wanted) > limit:
+            say(
+                f"the shards of one window of {self._window} samples have {self._size_of(wanted)} bytes and the cache "
+                f"holds {limit}, so that they are fetched again and again; raise HOLDFAST_CACHE_BYTES, or lower window"
+            )
         return window
+
+    def _size_of(self, shards: list[int]) -> int:
+        return sum(self._reader.index.shards[number].size_bytes for number in set(shards))
 
     def _make(self, shards: Indices, rows: Indices, count: int) -> _Chunk:
         """Batches of the samples that are given: this rank's stripe of them, or, of a partition, all."""
