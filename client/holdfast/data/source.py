@@ -62,17 +62,17 @@ def open_place(uri: str, env: Mapping[str, str], below: str = "") -> Storage:
         from holdfast.storage.local import LocalStorage
 
         return LocalStorage(uri, below)
-    from holdfast.storage.places import open_storage  # type: ignore[import-not-found, unused-ignore]
+    from holdfast.storage.places import open_storage
 
-    return open_storage(uri, below, env=env)  # type: ignore[no-any-return, unused-ignore]
+    return open_storage(uri, below, env=env)
 
 
 def _switched(uri: str, env: Mapping[str, str]) -> str:
     if env.get("USE_S3", "0") in ("", "0"):
         return uri
-    from holdfast.storage.places import switched  # type: ignore[import-not-found, unused-ignore]
+    from holdfast.storage.places import switched
 
-    return switched(uri, env)  # type: ignore[no-any-return, unused-ignore]
+    return switched(uri, env)
 
 
 def _mirror(base: str, home: str, env: Mapping[str, str]) -> str:
