@@ -5,7 +5,7 @@ import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
@@ -63,7 +63,10 @@ class Agent:
         self._crew = Crew(self._state_dir, foreground=config.foreground, report=self._dispatch)
         self._core = core.AgentState()
         self._link = WorkerLink(
-            self._state_dir.path, welcome=self._welcome_worker, prepared=self._shard_prepared
+            self._state_dir.path,
+            welcome=self._welcome_worker,
+            prepared=self._shard_prepared,
+            reported=self._checkpoint_reported,
         )
         self._session = Session(
             config.coordinator, hello=self._hello, heard=self._heard, lost=self._lost, beat=self._beat
@@ -136,6 +139,12 @@ class Agent:
     def _shard_prepared(self, key: Key, prepare: worker_pb2.Prepare) -> None:
         self._dispatch(core.ShardPrepared(key, core.Shard(prepare.step, prepare.shard)))
 
+    def _checkpoint_reported(self, key: Key, report: worker_pb2.Report) -> None:
+        try:
+            self._dispatch(core.CheckpointReported(key, convert.report_from_proto(report)))
+        except ValueError as error:
+            log.warning("a worker reports what can't be", worker=key, error=str(error))
+
     def _welcome_worker(self, key: Key) -> worker_pb2.WorkerWelcome | None:
         worker = self._core.workers.get(key)
         if worker is None or worker.phase is Phase.ENDED:
@@ -162,12 +171,17 @@ class Agent:
                 self._session.send(convert.ended_to_proto(worker))
             case core.TellPrepared(key, shard):
                 self._session.send(convert.prepared_to_proto(key, shard))
-            case core.AnswerCommitted(key, step, publish):
-                committed = worker_pb2.Committed(step=step, publish=publish)
+            case core.TellReported(key, report):
+                self._session.send(convert.reported_to_proto(key, report))
+            case core.AnswerCommitted(key, step, publish, drop):
+                committed = worker_pb2.Committed(step=step, publish=publish, drop=drop)
                 self._link.answer(key, worker_pb2.WorkerReply(committed=committed))
             case core.AnswerRefused(key, step, reason):
                 refused = worker_pb2.Refused(step=step, reason=reason)
                 self._link.answer(key, worker_pb2.WorkerReply(refused=refused))
+            case core.AnswerNoted(key, kind, step):
+                noted = worker_pb2.Noted(kind=cast("worker_pb2.Report.Kind.ValueType", kind), step=step)
+                self._link.answer(key, worker_pb2.WorkerReply(noted=noted))
             case core.MarkReleased(key):
                 self._pages.pop(key, None)
                 self._mark_released(key)
@@ -211,6 +225,8 @@ class Agent:
             checkpoint_uri=spec.checkpoint_uri or str(self._state_dir.path / "checkpoints"),
             socket=str(self._link.path),
             heartbeat_file=str(self._state_dir.attempt(key).heartbeat),
+            spool_dir=str(self._state_dir.spool),
+            resume_from=spec.resume_from,
             datasets_file=str(datasets or ""),
         )
         begin = {

@@ -12,6 +12,9 @@ from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_agent import core
 from holdfast_agent.core import Ended, Key
 
+LONGEST_MESSAGE = 1_000
+"""Of a report: a sentence. The coordinator keeps no more of it, and this agent may have to hold many."""
+
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -43,10 +46,15 @@ def event_from_proto(message: agent_pb2.CoordinatorMessage) -> core.Event | None
         case "ack_commit":
             ack = message.ack_commit
             publish = ack.publish if ack.HasField("publish") else None
-            return core.CommitAcked(epoch, ack.job_id, ack.attempt, ack.step, tuple(ack.ranks), publish)
+            return core.CommitAcked(
+                epoch, ack.job_id, ack.attempt, ack.step, tuple(ack.ranks), publish, tuple(ack.drop)
+            )
         case "refuse_shard":
             refused = message.refuse_shard
             return core.ShardRefused(epoch, key_from_proto(refused.key), refused.step, refused.reason)
+        case "note_report":
+            noted = message.note_report
+            return core.ReportNoted(epoch, key_from_proto(noted.key), noted.kind, noted.step)
         case "forget_job":
             job_id = message.forget_job.job_id
             _checked(Key(job_id, 0, 1))
@@ -74,6 +82,20 @@ def prepared_to_proto(key: Key, shard: core.Shard) -> agent_pb2.AgentMessage:
     """Write that a shard is durable."""
     prepared = agent_pb2.ShardPrepared(key=key_to_proto(key), step=shard.step, shard=shard.content)
     return agent_pb2.AgentMessage(shard_prepared=prepared)
+
+
+def report_from_proto(report: worker_pb2.Report) -> core.Report:
+    """Read what a worker reports of a checkpoint. Raises ValueError when no coordinator could make anything of it."""
+    if report.kind not in worker_pb2.Report.Kind.values() or not report.kind:
+        raise ValueError(f"a report of kind {report.kind} is none that this agent knows")
+    report.message = report.message[:LONGEST_MESSAGE]
+    return core.Report(report.kind, report.step, report)
+
+
+def reported_to_proto(key: Key, report: core.Report) -> agent_pb2.AgentMessage:
+    """Write what became of a checkpoint."""
+    reported = agent_pb2.CheckpointReported(key=key_to_proto(key), report=report.content)
+    return agent_pb2.AgentMessage(checkpoint_reported=reported)
 
 
 def record_to_proto(worker: core.Worker) -> agent_pb2.WorkerRecord:

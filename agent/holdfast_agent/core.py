@@ -7,8 +7,8 @@ Three rules keep every command at most once (P6) and every fact at least once:
 
 - A start is taken once for its key, and never for an attempt at or below one that was taken before for that rank.
   Its process begins when that of an older attempt is gone: a rank never has two here (P2).
-- An exit is kept until the coordinator releases it, a prepared shard until it is acked or refused. Whatever the
-  coordinator may not have heard goes out again after every Welcome.
+- An exit is kept until the coordinator releases it, a prepared shard until it is acked or refused, a report about a
+  checkpoint until it is noted. Whatever the coordinator may not have heard goes out again after every Welcome.
 - A message of an older epoch than one seen before is dropped: its leader is deposed.
 """
 
@@ -16,6 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
+
+MOST_REPORTS = 256
+"""Of one worker, unanswered; of more the oldest are forgotten, for the worker says them again to the next agent."""
 
 
 class Key(NamedTuple):
@@ -71,6 +74,15 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker says became of a checkpoint, not noted yet. A worker says of each kind and step one thing."""
+
+    kind: int
+    step: int
+    content: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """What is to be started; how is opaque here."""
 
@@ -88,6 +100,8 @@ class AgentState:
     fences: dict[tuple[str, int], int] = field(default_factory=dict)
     """The highest attempt that was taken for each rank of each job."""
     prepared: dict[Key, Shard] = field(default_factory=dict)
+    reports: dict[Key, dict[tuple[int, int], Report]] = field(default_factory=dict)
+    """By kind and step, oldest first. They outlive their worker: what it did to its files stays true."""
     told: dict[Key, Phase] = field(default_factory=dict)
     """What the Hello of this session said."""
     deferred: dict[Key, Start] = field(default_factory=dict)
@@ -146,6 +160,8 @@ class CommitAcked:
     step: int
     ranks: tuple[int, ...]
     publish: Any = None
+    drop: tuple[int, ...] = ()
+    """With `publish`: steps whose files that rank deletes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,16 @@ class ShardRefused:
     key: Key
     step: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportNoted:
+    """The report is durable at the coordinator, or about something that is over."""
+
+    epoch: int
+    key: Key
+    kind: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +217,24 @@ class ShardPrepared:
     shard: Shard
 
 
-Commanded = StartCommanded | StopCommanded | ReleaseCommanded | CommitAcked | ShardRefused | JobForgotten
-Event = Welcomed | StreamLost | Commanded | WorkerSpawned | WorkerEnded | ShardPrepared
+@dataclass(frozen=True, slots=True)
+class CheckpointReported:
+    """A worker says what became of a checkpoint."""
+
+    key: Key
+    report: Report
+
+
+Commanded = (
+    StartCommanded
+    | StopCommanded
+    | ReleaseCommanded
+    | CommitAcked
+    | ShardRefused
+    | ReportNoted
+    | JobForgotten
+)
+Event = Welcomed | StreamLost | Commanded | WorkerSpawned | WorkerEnded | ShardPrepared | CheckpointReported
 
 
 # Actions
@@ -236,12 +278,21 @@ class TellPrepared:
 
 
 @dataclass(frozen=True, slots=True)
+class TellReported:
+    """Tell the coordinator."""
+
+    key: Key
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerCommitted:
-    """Tell the worker; with `publish` it publishes the manifest."""
+    """Tell the worker; with `publish` it publishes the manifest, and deletes the files of the steps to `drop`."""
 
     key: Key
     step: int
     publish: Any
+    drop: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +302,15 @@ class AnswerRefused:
     key: Key
     step: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerNoted:
+    """Tell the worker."""
+
+    key: Key
+    kind: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +340,10 @@ Action = (
     | TellStarted
     | TellEnded
     | TellPrepared
+    | TellReported
     | AnswerCommitted
     | AnswerRefused
+    | AnswerNoted
     | MarkReleased
     | RemoveJob
     | Disconnect
@@ -314,6 +376,8 @@ def handle(state: AgentState, event: Event) -> list[Action]:
             return _ended(state, event)
         case ShardPrepared():
             return _prepared(state, event)
+        case CheckpointReported():
+            return _reported(state, event)
         case _:
             return _commanded(state, event) if event.epoch >= state.epoch else []
 
@@ -331,6 +395,8 @@ def _welcomed(state: AgentState, epoch: int) -> list[Action]:
             elif worker.phase is Phase.ENDED:
                 actions.append(TellEnded(worker))
     actions += [TellPrepared(key, shard) for key, shard in sorted(state.prepared.items())]
+    for key, reports in sorted(state.reports.items()):
+        actions += [TellReported(key, report) for report in reports.values()]
     return actions
 
 
@@ -348,6 +414,9 @@ def _commanded(state: AgentState, event: Commanded) -> list[Action]:
             if key in state.prepared and state.prepared[key].step == step:
                 del state.prepared[key]
             return [AnswerRefused(key, step, reason)]
+        case ReportNoted(_, key, kind, step):
+            _forget_report(state, key, kind, step)
+            return [AnswerNoted(key, kind, step)]
         case JobForgotten(_, job_id):
             return _forget(state, job_id)
 
@@ -406,6 +475,7 @@ def _remove_forgotten(state: AgentState, job_id: str) -> list[Action]:
         return []
     state.forgotten.remove(job_id)
     state.fences = {rank: fence for rank, fence in state.fences.items() if rank[0] != job_id}
+    state.reports = {key: reports for key, reports in state.reports.items() if key.job_id != job_id}
     return [RemoveJob(job_id)]
 
 
@@ -415,8 +485,8 @@ def _commit_acked(state: AgentState, event: CommitAcked) -> list[Action]:
         key = Key(event.job_id, rank, event.attempt)
         if key in state.prepared and state.prepared[key].step <= event.step:
             del state.prepared[key]
-        publish = event.publish if rank == event.ranks[0] else None
-        actions.append(AnswerCommitted(key, event.step, publish))
+        publish, drop = (event.publish, event.drop) if rank == event.ranks[0] else (None, ())
+        actions.append(AnswerCommitted(key, event.step, publish, drop))
     return actions
 
 
@@ -456,3 +526,22 @@ def _prepared(state: AgentState, event: ShardPrepared) -> list[Action]:
         return [AnswerRefused(event.key, event.shard.step, reason)]
     state.prepared[event.key] = event.shard
     return [TellPrepared(event.key, event.shard)] if state.connected else []
+
+
+def _reported(state: AgentState, event: CheckpointReported) -> list[Action]:
+    key, report = event.key, event.report
+    worker = state.workers.get(key)
+    if worker is None or worker.phase is Phase.ENDED:
+        return [AnswerNoted(key, report.kind, report.step)]
+    reports = state.reports.setdefault(key, {})
+    reports[report.kind, report.step] = report
+    if len(reports) > MOST_REPORTS:
+        del reports[next(iter(reports))]
+    return [TellReported(key, report)] if state.connected else []
+
+
+def _forget_report(state: AgentState, key: Key, kind: int, step: int) -> None:
+    reports = state.reports.get(key, {})
+    reports.pop((kind, step), None)
+    if not reports:
+        state.reports.pop(key, None)

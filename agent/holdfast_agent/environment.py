@@ -33,6 +33,8 @@ def worker_environment(
     checkpoint_uri: str,
     socket: str,
     heartbeat_file: str,
+    spool_dir: str,
+    resume_from: str,
     datasets_file: str = "",
 ) -> dict[str, str]:
     """Build it. `asked` is the spec's and wins over what the agent has; what says who the worker is wins over both."""
@@ -48,6 +50,8 @@ def worker_environment(
         "HOLDFAST_RESTART_SCOPE": place.scope,
         "HOLDFAST_CHECKPOINT_URI": checkpoint_uri,
         "HOLDFAST_HEARTBEAT_FILE": heartbeat_file,
+        "HOLDFAST_RESUME_FROM": resume_from,
+        "HOLDFAST_SPOOL_DIR": spool_dir,
         "HOLDFAST_SOCKET": socket,
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.world_size),

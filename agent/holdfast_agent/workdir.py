@@ -11,6 +11,7 @@
 ``… exit.json``                        how it ended
 ``… released``                         the coordinator has the exit
 ``… heartbeat stdout.log stderr.log``  the worker's
+``spool/<job>/``                       checkpoint files that the storage could not be given yet; the workers' own
 ====================================== ======================================================================
 
 Files appear whole, by rename. They are there to outlive processes, which the page cache does, so that none is fsynced
@@ -119,8 +120,10 @@ class StateDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._jobs = path / "jobs"
+        self.spool = path / "spool"
         try:
-            self._jobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for directory in (self._jobs, self.spool):
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
@@ -196,8 +199,11 @@ class StateDir:
         return self._jobs / job_id
 
     def remove_job(self, job_id: str) -> None:
-        """Remove everything of a job."""
+        """Remove everything of a job, but for checkpoint files that are nowhere else."""
         shutil.rmtree(self.job(job_id), ignore_errors=True)
+        spool = self.spool / job_id
+        if not any(files for _, _, files in os.walk(spool)):
+            shutil.rmtree(spool, ignore_errors=True)
 
     def _read_instance_id(self) -> str:
         path = self.path / "instance_id"

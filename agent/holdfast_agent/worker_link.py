@@ -1,4 +1,4 @@
-"""The workers' unix socket: prepared shards come in, commits and refusals go out. See worker.proto."""
+"""The workers' unix socket: prepared shards and reports come in, the answers to them go out. See worker.proto."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 class WorkerLink:
     """Serves the workers of one agent.
 
-    `welcome` says what a worker resumes from, or None when it is not one of ours; `prepared` hears of shards.
+    `welcome` says what a worker resumes from, or None when it is not one of ours; `prepared` hears of shards,
+    `reported` of what became of checkpoints otherwise.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class WorkerLink:
         *,
         welcome: Callable[[Key], worker_pb2.WorkerWelcome | None],
         prepared: Callable[[Key, worker_pb2.Prepare], None],
+        reported: Callable[[Key, worker_pb2.Report], None],
     ) -> None:
         self.path = socket_path(state_dir)
         self._welcome = welcome
         self._prepared = prepared
+        self._reported = reported
         self._server: asyncio.Server | None = None
         self._writers: dict[Key, asyncio.StreamWriter] = {}
 
@@ -85,6 +88,8 @@ class WorkerLink:
                         return
                     if message.HasField("prepare"):
                         self._prepared(key, message.prepare)
+                    if message.HasField("report"):
+                        self._reported(key, message.report)
         except (framing.FramingError, DecodeError) as error:
             log.warning("a worker does not speak the protocol", worker=key, error=str(error))
         except ConnectionError:

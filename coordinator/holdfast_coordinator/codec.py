@@ -3,6 +3,8 @@
 `ValueError` means that a message says something that no version of the other side would say.
 """
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +17,18 @@ from holdfast_coordinator.core.account import Summary, last_committed
 MOST_STEPS = 2**40
 """What a worker says beyond this is nonsense, and must not add up to more than its job's summary can hold."""
 
+LONGEST_MESSAGE = 1_000
+"""Of what a worker reports about a checkpoint: a sentence, not a log."""
+MOST_METRICS = 64
+"""Of a shard: its commit is written into the store with them."""
+
+_MODES = {
+    job_pb2.METRIC_MODE_UNSPECIFIED: model.Mode.MIN,
+    job_pb2.METRIC_MODE_MIN: model.Mode.MIN,
+    job_pb2.METRIC_MODE_MAX: model.Mode.MAX,
+}
+_REPORTS = {kind: worker_pb2.Report.Kind.Value(f"KIND_{kind.name}") for kind in model.ReportKind}
+_REPORT_KINDS = {number: kind for kind, number in _REPORTS.items()}
 _SCOPES = {
     job_pb2.RESTART_SCOPE_UNSPECIFIED: model.Scope.GANG,
     job_pb2.RESTART_SCOPE_GANG: model.Scope.GANG,
@@ -69,6 +83,19 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
             )
             for each in spec.datasets
         ),
+        retention=_retention(spec.retention) if spec.HasField("retention") else None,
+        resume_from=spec.resume_from,
+    )
+
+
+def _retention(policy: job_pb2.RetentionPolicy) -> model.RetentionPolicy:
+    default = model.RetentionPolicy()
+    return model.RetentionPolicy(
+        keep_last=policy.keep_last if policy.HasField("keep_last") else default.keep_last,
+        keep_every=policy.keep_every,
+        best=policy.best,
+        metric=policy.metric,
+        mode=_MODES.get(policy.mode, model.Mode.MIN),
     )
 
 
@@ -98,6 +125,19 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         checkpoint_uri=spec.checkpoint_uri,
         labels=spec.labels,
         datasets=map(_dataset, spec.datasets) if datasets else (),
+        retention=_retention_to_proto(spec.retention) if spec.retention is not None else None,
+        resume_from=spec.resume_from,
+    )
+
+
+def _retention_to_proto(policy: model.RetentionPolicy) -> job_pb2.RetentionPolicy:
+    mode = job_pb2.MetricMode.Value(f"METRIC_MODE_{policy.mode.name}")
+    return job_pb2.RetentionPolicy(
+        keep_last=policy.keep_last,
+        keep_every=policy.keep_every,
+        best=policy.best,
+        metric=policy.metric,
+        mode=mode,
     )
 
 
@@ -135,6 +175,7 @@ def job_to_proto(
         started_at=_timestamp(job.started_ms),
         finished_at=_timestamp(job.finished_ms),
         workers=[_worker(worker, by_index[worker.gang], running) for worker in workers],
+        degraded=any(gang.commit.degraded for gang in by_index.values() if gang.commit),
     )
 
 
@@ -185,8 +226,8 @@ def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.
     )
 
 
-def checkpoint_to_proto(commit: model.Commit, uri: str) -> job_pb2.Checkpoint:
-    """Write a committed checkpoint; `uri` is the job's checkpoint directory, empty where only the nodes know it."""
+def checkpoint_to_proto(commit: model.Commit, job: model.Job, gang: model.Gang) -> job_pb2.Checkpoint:
+    """Write a committed checkpoint of a gang."""
     return job_pb2.Checkpoint(
         job_id=commit.job_id,
         step=commit.step,
@@ -195,7 +236,11 @@ def checkpoint_to_proto(commit: model.Commit, uri: str) -> job_pb2.Checkpoint:
         committed_at=_timestamp(commit.at_ms),
         size_bytes=sum(shard.size_bytes for shard in commit.shards),
         shard_count=len(commit.shards),
-        uri=uri,
+        uri=job.spec.checkpoint_uri,
+        degraded=commit.degraded,
+        pin=next((pin.name for pin in gang.pins if pin.step == commit.step), ""),
+        metrics=commit.metrics,
+        world_size=commit.world_size,
     )
 
 
@@ -229,6 +274,8 @@ def summary_to_proto(job: model.Job, summary: Summary) -> job_pb2.JobSummary:
         elapsed=_duration(summary.elapsed_ms),
         goodput=summary.goodput,
         badput_seconds={cause: ms / 1000 for cause, ms in summary.badput_ms.items()},
+        degraded_commits=summary.degraded_commits,
+        degraded=summary.degraded,
     )
 
 
@@ -290,8 +337,21 @@ def event_from_proto(
             return events.ShardPrepared(at, node, session, key, prepared.step, shard)
         case "ports_offered":
             return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
+        case "checkpoint_reported":
+            return _reported(message.checkpoint_reported, node=node, session=session, at=at)
         case other:
             raise ValueError(f"an agent does not say {other} here")
+
+
+def _reported(
+    said: agent_pb2.CheckpointReported, *, node: str, session: str, at: int
+) -> events.CheckpointReported:
+    report = said.report
+    kind = _REPORT_KINDS.get(report.kind)
+    if kind is None:
+        raise ValueError(f"a report of kind {report.kind} is none that this coordinator knows")
+    message = report.message[:LONGEST_MESSAGE]
+    return events.CheckpointReported(at, node, session, key_from_proto(said.key), kind, report.step, message)
 
 
 def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:
@@ -311,8 +371,17 @@ def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
 
 
 def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
-    """Read a shard."""
-    return model.Shard(shard.rank, shard.file, shard.size_bytes, shard.digest, shard.cursor)
+    """Read a shard. Metrics that are no numbers are left out: no JSON column holds them."""
+    numbers = {name: value for name, value in sorted(shard.metrics.items()) if math.isfinite(value)}
+    return model.Shard(
+        rank=shard.rank,
+        file=shard.file,
+        size_bytes=shard.size_bytes,
+        digest=shard.digest,
+        cursor=shard.cursor,
+        metrics=dict(itertools.islice(numbers.items(), MOST_METRICS)),
+        local_only=shard.local_only,
+    )
 
 
 def _bounded(number: int) -> int:
@@ -356,12 +425,17 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
                     attempt=command.attempt,
                     step=command.step,
                     ranks=command.ranks,
-                    publish=_record(command.publish) if command.publish else None,
+                    publish=record_to_proto(command.publish) if command.publish else None,
+                    drop=command.drop,
                 )
             )
         case effects.RefuseShard(key, step, reason):
             message.refuse_shard.CopyFrom(
                 agent_pb2.RefuseShard(key=key_to_proto(key), step=step, reason=reason)
+            )
+        case effects.NoteReport(key, kind, step):
+            message.note_report.CopyFrom(
+                agent_pb2.NoteReport(key=key_to_proto(key), kind=_REPORTS[kind], step=step)
             )
         case effects.ForgetJob(job_id):
             message.forget_job.job_id = job_id
@@ -400,11 +474,12 @@ def _start(command: effects.StartWorkers) -> agent_pb2.StartWorkers:
         ],
         master_addr=command.master_addr,
         master_port=command.master_port,
-        resume=[_record(commit) for commit in command.resume],
+        resume=[record_to_proto(commit) for commit in command.resume],
     )
 
 
-def _record(commit: model.Commit) -> worker_pb2.CommitRecord:
+def record_to_proto(commit: model.Commit) -> worker_pb2.CommitRecord:
+    """Write a commit as whoever publishes its manifest gets it."""
     return worker_pb2.CommitRecord(
         job_id=commit.job_id,
         step=commit.step,
@@ -419,6 +494,8 @@ def _record(commit: model.Commit) -> worker_pb2.CommitRecord:
                 size_bytes=shard.size_bytes,
                 digest=shard.digest,
                 cursor=shard.cursor,
+                metrics=shard.metrics,
+                local_only=shard.local_only,
             )
             for shard in commit.shards
         ],

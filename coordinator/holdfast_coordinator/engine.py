@@ -2,7 +2,8 @@
 
 It drains its inbox, steps every event in it, commits all their writes in one transaction (group commit), and
 only then sends commands, answers requests and serves reads: durable before visible, always. Reads go through
-the same inbox, so that nobody ever sees what a crash could take back.
+the same inbox, so that nobody ever sees what a crash could take back. An event that needs to know something of a
+history begins a round of its own, when all that came before it is in the store.
 
 When the store fails (a full disk), nothing of the batch has happened: its requests are refused, every session is
 closed, and the state is read anew from the store, exactly as after a crash. Agents come back with their
@@ -14,14 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import structlog
 
 from holdfast.v1 import agent_pb2
 from holdfast_coordinator import codec
-from holdfast_coordinator.core import liveness
+from holdfast_coordinator.core import checkpoints, liveness
 from holdfast_coordinator.core.effects import (
     Append,
     CloseSession,
@@ -33,7 +34,14 @@ from holdfast_coordinator.core.effects import (
     Welcome,
     Write,
 )
-from holdfast_coordinator.core.events import Event, JobSubmitted, LeaderElected, Ticked
+from holdfast_coordinator.core.events import (
+    CheckpointReported,
+    CheckpointRequest,
+    Event,
+    JobSubmitted,
+    LeaderElected,
+    Ticked,
+)
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
@@ -90,6 +98,9 @@ class _Read(Generic[T]):
     done: asyncio.Future[T]
 
 
+_Item = Event | _Request | _Read[Any]
+
+
 @dataclass(slots=True)
 class _Batch:
     """What the events of one round brought about."""
@@ -108,7 +119,9 @@ class Engine:
         self.clock = clock
         self._store = store
         self._thread = ThreadPoolExecutor(1, "store")
-        self._inbox: asyncio.Queue[Event | _Request | _Read[Any]] = asyncio.Queue(INBOX)
+        self._inbox: asyncio.Queue[_Item] = asyncio.Queue(INBOX)
+        self._asks: _Item | None = None
+        """Taken from the inbox: the next round begins with it."""
         self._state = State(settings)
         self._not_leading = "it is starting"
         self._leading = asyncio.Event()
@@ -230,11 +243,14 @@ class Engine:
         try:
             await self._take_over()
             while True:
-                batch = self._step_all(await self._next_items())
-                if batch.writes and not await self._commit(batch):
+                items = await self._next_items()
+                try:
+                    batch = await self._work(items)
+                except StoreError as error:
+                    self._start_over(items, error)
                     await self._take_over()
-                    continue
-                self._publish(batch)
+                else:
+                    self._publish(batch)
         finally:
             self._close_sessions("the coordinator is going away")
             self._thread.shutdown(wait=True)
@@ -263,19 +279,26 @@ class Engine:
         self._interrupted.clear()
         log.info("leading", epoch=state.epoch, jobs=len(state.jobs), nodes=len(state.nodes))
 
-    async def _next_items(self) -> list[Event | _Request | _Read[Any]]:
+    async def _next_items(self) -> list[_Item]:
         """Wait for the inbox, a tick, or the end of a backoff, whatever is first."""
-        items: list[Event | _Request | _Read[Any]] = []
+        items: list[_Item] = []
         now = self.clock.now()
         ends = deadline(self._state)
         wake = self._next_tick if ends is None else min(self._next_tick, ends)
-        if self._inbox.empty() and wake > now:
+        if self._asks is not None:
+            items.append(self._asks)
+            self._asks = None
+        elif self._inbox.empty() and wake > now:
             # Not wait_for: before Python 3.12 it may swallow a cancellation that comes together with an item.
             with suppress(TimeoutError):
                 async with asyncio.timeout((wake - now) / 1000):
                     items.append(await self._inbox.get())
         while len(items) < BATCH and not self._inbox.empty():
-            items.append(self._inbox.get_nowait())
+            item = self._inbox.get_nowait()
+            if items and _asks_history(item):
+                self._asks = item
+                break
+            items.append(item)
         now = self.clock.now()
         if now >= wake:
             self._forgive_pause(now)
@@ -291,7 +314,10 @@ class Engine:
             log.warning("this process stood still", ms=pause)
             self._heard = {node: at + pause for node, at in self._heard.items()}
 
-    def _step_all(self, items: list[Event | _Request | _Read[Any]]) -> _Batch:
+    async def _work(self, items: list[_Item]) -> _Batch:
+        """Step the items and make what they bring about durable. Raises StoreError: then nothing has happened."""
+        if items:
+            items[0] = await self._informed(items[0])
         batch = _Batch()
         for item in items:
             match item:
@@ -303,7 +329,21 @@ class Engine:
                     effects = self._apply(batch, self._state, event)
                     if effects.reason:
                         log.info("dropped", what=type(event).__name__, reason=effects.reason)
+        if batch.writes:
+            await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
         return batch
+
+    async def _informed(self, item: _Item) -> _Item:
+        """Give an event what it asks of the history, which holds all that came before it."""
+        event = _event_of(item)
+        if not isinstance(event, CheckpointReported | CheckpointRequest):
+            return item
+        asked = checkpoints.lookup(self._state, event)
+        if asked is None:
+            return item
+        kept = await self._in_thread(self._store.commit_upto, asked.job_id, asked.gang, asked.upto)
+        event = replace(event, kept=kept)
+        return _Request(event, item.done) if isinstance(item, _Request) else event
 
     @staticmethod
     def _apply(batch: _Batch, state: State, event: Event) -> Effects:
@@ -312,23 +352,16 @@ class Engine:
         batch.sends += [(send.session, send.command) for send in effects.commands]
         return effects
 
-    async def _commit(self, batch: _Batch) -> bool:
-        """Make a batch durable. On failure nothing of it has happened: say so to everyone who waits."""
-        try:
-            await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
-        except StoreError as error:
-            log.error("store failed; nothing of this batch has happened; starting over", error=str(error))
-            self._not_leading = str(error)
-            self._leading.clear()
-            self._interrupted.set()
-            failure = NotLeadingError(str(error))
-            for request, _ in batch.requests:
-                _fail(request.done, failure)
-            for question in batch.reads:
-                _fail(question.done, failure)
-            self._close_sessions("the coordinator starts over from its store")
-            return False
-        return True
+    def _start_over(self, items: list[_Item], error: StoreError) -> None:
+        """The store failed: nothing of this round has happened. Say so to everyone who waits."""
+        log.error("store failed; nothing of this batch has happened; starting over", error=str(error))
+        self._not_leading = str(error)
+        self._leading.clear()
+        self._interrupted.set()
+        for item in items:
+            if isinstance(item, _Request | _Read):
+                _fail(item.done, NotLeadingError(str(error)))
+        self._close_sessions("the coordinator starts over from its store")
 
     def _store_batch(self, writes: list[Write], epoch: int) -> None:
         self._store.commit(writes, epoch=epoch)
@@ -395,6 +428,17 @@ class Engine:
 
     async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+
+
+def _event_of(item: _Item) -> Event | None:
+    if isinstance(item, _Read):
+        return None
+    return item.event if isinstance(item, _Request) else item
+
+
+def _asks_history(item: _Item) -> bool:
+    event = _event_of(item)
+    return event is not None and checkpoints.asks_history(event)
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

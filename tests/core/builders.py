@@ -1,10 +1,14 @@
 """Small builders: a cluster whose every event is checked, and events with short names."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from holdfast_coordinator.core import checkpoints
 from holdfast_coordinator.core.effects import Append, Effects
 from holdfast_coordinator.core.events import (
     AgentJoined,
+    CheckpointDeleteRequested,
+    CheckpointPinRequested,
+    CheckpointReported,
     Event,
     Found,
     JobDeleteRequested,
@@ -28,15 +32,17 @@ from holdfast_coordinator.core.model import (
     Key,
     Node,
     Progress,
+    ReportKind,
     RestartPolicy,
     Scope,
     Shard,
     Worker,
+    WorkerState,
 )
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.step import step
 from holdfast_coordinator.store.memory import MemoryStore
-from tests.core.invariants import Monotone, validate
+from tests.core.invariants import Monotone, proven_corrupt, validate, validate_history
 
 T0 = 1_000_000
 """When everything begins, in milliseconds."""
@@ -57,8 +63,11 @@ def key(rank: int, attempt: int = 1, job: str = "j1") -> Key:
     return Key(job, rank, attempt)
 
 
-def shard(rank: int, attempt: int = 1, size: int = 100) -> Shard:
-    return Shard(rank, f"rank-{rank:05}.attempt-{attempt}.safetensors", size, f"{rank:016x}", "{}")
+def shard(
+    rank: int, attempt: int = 1, size: int = 100, *, local_only: bool = False, **metrics: float
+) -> Shard:
+    name = f"rank-{rank:05}.attempt-{attempt}.safetensors"
+    return Shard(rank, name, size, f"{rank:016x}", "{}", metrics, local_only)
 
 
 def ended(code: int = 1, signal: int = 0, at: int = T0, *, never_ran: bool = False) -> Exit:
@@ -79,11 +88,20 @@ class Cluster:
     sessions: int = 0
 
     def do(self, event: Event) -> Effects:
+        if checkpoints.asks_history(event):
+            asked = checkpoints.lookup(self.state, event)
+            kept = self.store.commit_upto(asked.job_id, asked.gang, asked.upto) if asked else None
+            event = replace(event, kept=kept)
+        aside = proven_corrupt(self.state, event)
+        before = self.store.commit_upto(*aside, event.step - 1) if aside else None
         effects = step(self.state, event)
         validate(self.state)
+        if aside:
+            self.seen.set_aside(aside, before, self.state)
         self.seen.check(self.state)
         self.store.commit(effects.writes, epoch=self.state.epoch)
         assert self.store.load(self.state.settings) == self.state, "the writes are not the difference"
+        validate_history(self.state, self.store)
         self.timeline += [
             w.item for w in effects.writes if isinstance(w, Append) and isinstance(w.item, Entry)
         ]
@@ -158,6 +176,40 @@ class Cluster:
         what = what or shard(which.rank, which.attempt)
         return self.do(ShardPrepared(self.now, node, self.node(node).session, which, at_step, what))
 
+    def report(
+        self, which: Key, kind: ReportKind, at_step: int, message: str = "", node: str = ""
+    ) -> Effects:
+        node = node or self.where(which)
+        session = self.node(node).session
+        return self.do(CheckpointReported(self.now, node, session, which, kind, at_step, message))
+
+    def corrupt(self, which: Key, at_step: int, message: str = "xxh3 differs", node: str = "") -> Effects:
+        return self.report(which, ReportKind.CORRUPT, at_step, message, node)
+
+    def drop_checkpoint(self, at_step: int, rank: int | None = None, job: str = "j1") -> Effects:
+        return self.do(CheckpointDeleteRequested(self.now, job, at_step, rank))
+
+    def pin(self, at_step: int, name: str, rank: int | None = None, job: str = "j1") -> Effects:
+        return self.do(CheckpointPinRequested(self.now, job, at_step, name, rank))
+
+    def commit(
+        self, at_step: int, job: str = "j1", *, local: tuple[int, ...] = (), **metrics: float
+    ) -> Effects:
+        """Have every live rank of a gang of all prepare a step."""
+        effects = Effects()
+        for worker in self.state.workers_of(self.job(job)):
+            which = shard(worker.rank, worker.attempt, local_only=worker.rank in local, **metrics)
+            effects = self.prepare(worker.key, at_step, what=which)
+        return effects
+
+    def restart(self, job: str = "j1") -> None:
+        """Let what was told to stop be gone, and what is started in its place be up."""
+        for worker in self.state.workers_of(self.job(job)):
+            if worker.state is WorkerState.STOPPING:
+                self.exited(worker.key, signal=15)
+        for worker in self.state.workers_of(self.job(job)):
+            self.started(worker.key)
+
     # Looks
 
     def job(self, job: str = "j1") -> Job:
@@ -171,6 +223,10 @@ class Cluster:
 
     def node(self, node: str = "a") -> Node:
         return self.state.nodes[node]
+
+    def history(self, job: str = "j1") -> list[int]:
+        """The steps that are kept, newest first."""
+        return [commit.step for commit in self.store.commits(job, limit=1_000)]
 
     def where(self, which: Key) -> str:
         return self.state.workers[which.job_id, which.rank].node

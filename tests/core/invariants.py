@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass, field
 
+from holdfast_coordinator.core.events import CheckpointReported, Event
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
+    Commit,
     Gang,
     Job,
     JobState,
     NodeState,
+    ReportKind,
     Worker,
     WorkerState,
 )
 from holdfast_coordinator.core.state import State
+from holdfast_coordinator.store.memory import MemoryStore
 
 
 def validate(state: State) -> None:
@@ -83,12 +87,57 @@ def _gang(state: State, job: Job, gang: Gang, members: list[Worker]) -> None:
         assert not waits or states == {WorkerState.WAITING}, f"{about} is placed in part: {sorted(states)}"
         failed = WorkerState.FAILED in states or WorkerState.LOST in states
         assert not failed or behind, f"{about} has a dead rank and is not superseded"
+    _checkpoints(about, job, gang)
     if gang.commit is not None:
         ranks = [worker.rank for worker in members]
         assert [shard.rank for shard in gang.commit.shards] == ranks, (
             f"{about}: a commit of some of its ranks"
         )
         assert gang.commit.attempt <= gang.attempt, f"{about}: a commit of an attempt that is yet to come"
+
+
+def _checkpoints(about: str, job: Job, gang: Gang) -> None:
+    newest = gang.commit.step if gang.commit is not None else -1
+    kept, pinned = [each.step for each in gang.kept], [pin.step for pin in gang.pins]
+    for what, steps in (("kept", kept), ("pinned", pinned)):
+        assert steps == sorted(set(steps)), f"{about}: the {what} steps {steps} are in no order"
+        assert all(step <= newest for step in steps), f"{about}: {what} is what was never committed: {steps}"
+    assert job.spec.retention is not None or not kept, f"{about} decides about checkpoints without a policy"
+    assert len(set(gang.dropping)) == len(gang.dropping), f"{about} drops a step twice: {gang.dropping}"
+    still_kept = {*kept, *pinned, newest} & set(gang.dropping)
+    assert not still_kept, f"{about} keeps step {still_kept} and has its files deleted"
+    names = [pin.name for pin in gang.pins]
+    assert len(set(names)) == len(names), f"{about} gave a name twice: {names}"
+
+
+def validate_history(state: State, store: MemoryStore) -> None:
+    """Raise AssertionError when the history that a store keeps is another than the one that the state knows of."""
+    history: dict[tuple[str, int], dict[int, Commit]] = {}
+    for (job_id, step, gang), commit in store._commits.items():
+        history.setdefault((job_id, gang), {})[step] = commit
+    for key, gang in state.gangs.items():
+        steps = history.pop(key, {})
+        newest = steps[max(steps)] if steps else None
+        assert gang.commit == newest, (
+            f"the newest commit of {key} is {newest} in the store, {gang.commit} here"
+        )
+        known = {*(each.step for each in gang.kept), *(pin.step for pin in gang.pins)}
+        assert known <= steps.keys(), f"the store has not the steps {known - steps.keys()} of {key}"
+        assert not steps.keys() & set(gang.dropping), f"{key}: the store keeps what is being deleted"
+    assert not history, f"commits of no job are left: {list(history)}"
+
+
+def proven_corrupt(state: State, event: Event) -> tuple[str, int] | None:
+    """The gang whose newest commit an event proves corrupt: a live rank of its own attempt says that it is."""
+    if not isinstance(event, CheckpointReported) or event.kind is not ReportKind.CORRUPT:
+        return None
+    node, worker = state.nodes.get(event.node), state.workers.get((event.key.job_id, event.key.rank))
+    if node is None or node.session != event.session or worker is None or worker.state not in LIVE:
+        return None
+    gang = state.gangs[worker.job_id, worker.gang]
+    own = worker.key == event.key and worker.node == event.node and gang.attempt == worker.attempt
+    newest = gang.commit.step if gang.commit is not None else None
+    return (gang.job_id, gang.index) if own and newest == event.step else None
 
 
 def _node(state: State, node) -> None:
@@ -128,6 +177,19 @@ class Monotone:
     commits: dict[tuple[str, int], int] = field(default_factory=dict)
     attempts: dict[tuple[str, int], int] = field(default_factory=dict)
     ended: dict[str, JobState] = field(default_factory=dict)
+
+    def set_aside(self, key: tuple[str, int], before: Commit | None, state: State) -> None:
+        """The newest commit of a gang proved corrupt. That alone brings an older one back: the newest before it (P1).
+
+        And with it a new attempt, so that no rank goes on from what the others no longer resume from.
+        """
+        gang = state.gangs[key]
+        assert gang.commit == before, f"{key} goes back to {gang.commit}; the newest sound commit is {before}"
+        goes_on = state.jobs[key[0]].ending is None
+        assert not goes_on or gang.attempt > self.attempts.get(key, 1), (
+            f"{key} goes back, and its attempt goes on"
+        )
+        self.commits[key] = before.step if before is not None else -1
 
     def check(self, state: State) -> None:
         for key, gang in state.gangs.items():

@@ -7,14 +7,31 @@ that nobody sent them, forget others, and report exits of attempts that are long
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from holdfast_coordinator.core.model import LIVE, TERMINAL, Resources, Scope, WorkerState
+from holdfast_coordinator.core.model import (
+    LIVE,
+    TERMINAL,
+    ReportKind,
+    Resources,
+    RetentionPolicy,
+    Scope,
+    WorkerState,
+)
 from tests.core.builders import Key, ended, found, leading, spec
 
 NODES = ("a", "b", "c")
 JOBS = {
     "gang": spec(3, backoff_ms=100, budget=4),
-    "rank": spec(3, Scope.RANK, backoff_ms=100, budget=4, resources=Resources(cpus=1.5, gpus=1)),
-    "big": spec(7, backoff_ms=0, budget=4),
+    "rank": spec(
+        3,
+        Scope.RANK,
+        backoff_ms=100,
+        budget=4,
+        resources=Resources(cpus=1.5, gpus=1),
+        retention=RetentionPolicy(keep_last=2),
+    ),
+    "big": spec(
+        7, backoff_ms=0, budget=4, retention=RetentionPolicy(keep_last=1, keep_every=4, best=1, metric="x")
+    ),
 }
 
 nodes = st.sampled_from(NODES)
@@ -22,6 +39,8 @@ jobs = st.sampled_from(sorted(JOBS))
 keys = st.builds(Key, jobs, st.integers(0, 2), st.integers(1, 4))
 current = st.tuples(jobs, st.integers(0, 6))
 """A rank, in whatever attempt it is now."""
+kinds = st.sampled_from(ReportKind)
+metric = st.sampled_from([0.5, 1.5, float("inf")])
 
 EVENTS = st.one_of(
     st.tuples(st.just("submit"), jobs),
@@ -34,6 +53,12 @@ EVENTS = st.one_of(
     st.tuples(st.just("started"), nodes, keys),
     st.tuples(st.just("exited"), nodes, keys, st.integers(0, 1)),
     st.tuples(st.just("prepare"), nodes, keys, st.integers(0, 4)),
+    st.tuples(st.just("report"), nodes, keys, kinds, st.integers(0, 9)),
+    st.tuples(st.just("all commit"), jobs, st.integers(0, 9), st.sets(st.integers(0, 6)), metric),
+    st.tuples(st.just("say"), current, kinds, st.integers(0, 9)),
+    st.tuples(st.just("corrupt"), current),
+    st.tuples(st.just("pin"), current, st.integers(0, 9), st.sampled_from(["", "a", "b"])),
+    st.tuples(st.just("drop"), current, st.integers(0, 9)),
     st.tuples(st.just("up"), current),
     st.tuples(st.just("down"), current, st.integers(0, 1), st.integers(0, 9)),
     st.tuples(st.just("commit"), current, st.integers(0, 9)),
@@ -68,17 +93,31 @@ def play(cluster, what, *given):
             cluster.join(node, tuple(inventory), boot_id=f"boot-{boots}")
         case "restart", ():
             cluster.restart_coordinator()
-        case (("up" | "down" | "commit"), ((job, rank), *_)):
+        case "all commit", (job, at_step, local, x) if all_connected(cluster, job):
+            cluster.commit(at_step, job, local=tuple(local), x=x)
+        case "pin", ((job, rank), at_step, name):
+            cluster.pin(at_step, name, rank if job == "rank" else None, job)
+        case "drop", ((job, rank), at_step):
+            cluster.drop_checkpoint(at_step, rank if job == "rank" else None, job)
+        case (("up" | "down" | "commit" | "say" | "corrupt"), ((job, rank), *_)):
             worker = cluster.state.workers.get((job, rank))
             if worker is not None and worker.state in LIVE and connected(cluster, worker.node):
                 play_worker(cluster, what, worker.key, *given[1:])
-        case (("started" | "exited" | "prepare" | "offer"), (node, *rest)) if connected(cluster, node):
+        case (("started" | "exited" | "prepare" | "offer" | "report"), (node, *rest)) if connected(
+            cluster, node
+        ):
             play_claim(cluster, what, node, *rest)
 
 
 def connected(cluster, node):
     """Whether there is a session that the node could say something on."""
     return node in cluster.state.nodes and bool(cluster.node(node).session)
+
+
+def all_connected(cluster, job):
+    """Whether every rank of a job runs where it can be heard."""
+    workers = cluster.state.workers_of(cluster.job(job)) if job in cluster.state.jobs else []
+    return bool(workers) and all(w.state in LIVE and connected(cluster, w.node) for w in workers)
 
 
 def claimed(inventory):
@@ -95,6 +134,12 @@ def play_worker(cluster, what, which, *given):
             cluster.exited(which, code, at_step=at_step)
         case "commit", (at_step,):
             cluster.prepare(which, at_step)
+        case "say", (kind, at_step):
+            cluster.report(which, kind, at_step)
+        case "corrupt", ():
+            gang = cluster.gang(cluster.worker(which.rank, which.job_id).gang, which.job_id)
+            if gang.commit is not None:
+                cluster.corrupt(which, gang.commit.step)
 
 
 def play_claim(cluster, what, node, *given):
@@ -106,6 +151,8 @@ def play_claim(cluster, what, node, *given):
             cluster.exited(which, code, node=node)
         case "prepare", (which, at_step):
             cluster.prepare(which, at_step, node)
+        case "report", (which, kind, at_step):
+            cluster.report(which, kind, at_step, node=node)
         case "offer", (ports,):
             cluster.offer(node, *ports)
 

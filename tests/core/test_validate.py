@@ -4,13 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast_coordinator.core.model import DataSet, DataShard, JobSpec, Resources, RestartPolicy
+from holdfast_coordinator.core.model import (
+    DataSet,
+    DataShard,
+    JobSpec,
+    Mode,
+    Resources,
+    RestartPolicy,
+    RetentionPolicy,
+)
 from holdfast_coordinator.core.validate import (
     MAX_DATASETS_BYTES,
     MAX_NAME,
     MAX_SHARDS,
     MAX_WORLD_SIZE,
     Violation,
+    pin_violations,
     violations,
 )
 from tests.core.builders import spec
@@ -83,12 +92,70 @@ def test_a_value_is_not_repeated():
     ]
 
 
-@pytest.mark.parametrize("field", ["working_dir", "checkpoint_uri"])
 @pytest.mark.parametrize("path", ["checkpoints", "./here", "~/here", "s3://bucket/here"])
-def test_paths_are_absolute(field, path):
-    ((where, description),) = complaints(**{field: path})
-    assert where == field
-    assert description.startswith(f'"{path}" is not an absolute path')
+def test_a_working_directory_is_absolute(path):
+    assert complaints(working_dir=path) == [("working_dir", f'"{path}" is not an absolute path')]
+
+
+PLACES = ["checkpoint_uri", "resume_from"]
+
+
+@pytest.mark.parametrize("field", PLACES)
+@pytest.mark.parametrize(
+    "uri", ["/here", "s3://bucket", "s3://bucket/here/", "gs://b/x", "file:///here", "hdfs://n:1/x"]
+)
+def test_checkpoints_lie_below_a_path_or_a_uri(field, uri):
+    assert complaints(**{field: uri}) == []
+
+
+@pytest.mark.parametrize("field", PLACES)
+@pytest.mark.parametrize("uri", ["checkpoints", "./here", "~/here", "s3:bucket", "://bucket"])
+def test_a_place_that_is_relative_is_refused(field, uri):
+    neither = "is neither an absolute path nor a URI; write e.g. /shared/checkpoints or s3://bucket/prefix"
+    assert complaints(**{field: uri}) == [(field, f'"{uri}" {neither}')]
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///here", "gs://", "file:///"])
+def test_a_uri_names_a_place(uri):
+    assert complaints(checkpoint_uri=uri) == [
+        ("checkpoint_uri", f'"{uri}" names no place; write e.g. s3://bucket/prefix')
+    ]
+
+
+def test_a_place_has_no_nul_in_it():
+    assert complaints(checkpoint_uri="/a\0b") == [("checkpoint_uri", "has a NUL character in it; remove it")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "field", "complaint"),
+    [
+        ({"keep_last": 0}, "keep_last", "0 is not between 1 and 1000"),
+        ({"keep_last": 1_001}, "keep_last", "1001 is not between 1 and 1000"),
+        ({"best": -1, "metric": "loss"}, "best", "-1 is not between 0 and 1000"),
+        ({"keep_every": -5}, "keep_every", "-5 steps is negative; give 0 or more"),
+        ({"best": 2}, "metric", "is empty; name the metric that the best have, e.g. loss"),
+        ({"metric": "loss"}, "best", "is 0; say how many of the best by loss to keep"),
+    ],
+)
+def test_what_retention_cannot_be(policy, field, complaint):
+    assert complaints(retention=RetentionPolicy(**policy)) == [(f"retention.{field}", complaint)]
+
+
+def test_what_retention_can_be():
+    policy = RetentionPolicy(keep_last=1, keep_every=100, best=3, metric="loss", mode=Mode.MAX)
+    assert complaints(retention=policy) == []
+
+
+@pytest.mark.parametrize("name", ["two words", "-x", "x" * 64, "a/b", "\x1b[31m"])
+def test_a_pin_has_a_name_that_can_be_shown(name):
+    (wrong,) = pin_violations(name)
+    assert wrong.field == "name"
+    assert "is no name of a pin; use up to 63 letters" in wrong.description
+
+
+@pytest.mark.parametrize("name", ["", "before-the-spike", "v1.0"])
+def test_a_pin_may_be_called(name):
+    assert list(pin_violations(name)) == []
 
 
 @pytest.mark.parametrize(

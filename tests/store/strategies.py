@@ -9,8 +9,16 @@ from enum import StrEnum
 
 from hypothesis import strategies as st
 
-from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, SetEpoch
-from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prepared, Worker
+from holdfast_coordinator.core.effects import (
+    Append,
+    Delete,
+    DropCommit,
+    DropHistory,
+    MarkDrained,
+    Put,
+    SetEpoch,
+)
+from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prepared, Shard, Worker
 from holdfast_coordinator.core.state import State
 
 ROWS = (Job, Gang, Worker, Node, Prepared)
@@ -47,7 +55,15 @@ def items(kind):
     return st.builds(kind, **{field.name: values(hints[field.name]) for field in dataclasses.fields(kind)})
 
 
-_ITEMS = {kind: items(kind) for kind in (*ROWS, Entry, Commit)}
+_ITEMS = {kind: items(kind) for kind in (*ROWS, Entry, Commit, Shard)}
+
+_SHARDS = st.builds(replace, _ITEMS[Shard], rank=st.sampled_from(RANKS), local_only=st.booleans())
+_COMMITS = st.builds(
+    replace,
+    _ITEMS[Commit],
+    gang=st.sampled_from(RANKS),
+    shards=st.lists(_SHARDS, min_size=1, max_size=2).map(tuple),
+)
 
 
 @st.composite
@@ -81,7 +97,8 @@ def batches(draw):
 
 @st.composite
 def _write(draw, state, steps):
-    choice = draw(st.sampled_from(("put", "put", "put", "delete", "entry", "commit", "drop")))
+    choices = ("put", "put", "put", "delete", "entry", "commit", "commit", "drop", "drop commit", "drained")
+    choice = draw(st.sampled_from(choices))
     there = list(state.rows())
     if choice == "delete" and there:
         return Delete(draw(st.sampled_from(there)))
@@ -91,7 +108,14 @@ def _write(draw, state, steps):
     if choice == "commit":
         job_id = draw(st.sampled_from(JOB_IDS))
         steps[job_id] += draw(st.integers(1, 3))
-        return Append(replace(draw(_ITEMS[Commit]), job_id=job_id, step=steps[job_id]))
+        return Append(replace(draw(_COMMITS), job_id=job_id, step=steps[job_id]))
+    if choice in ("drop commit", "drained"):
+        # One that is there, often; and also one that never was.
+        job_id = draw(st.sampled_from(JOB_IDS))
+        key = job_id, draw(st.sampled_from(RANKS)), draw(st.integers(0, steps[job_id]))
+        return (
+            DropCommit(*key) if choice == "drop commit" else MarkDrained(*key, draw(st.sampled_from(RANKS)))
+        )
     if choice == "drop":
         return DropHistory(draw(st.sampled_from(JOB_IDS)))
     return Put(draw(st.sampled_from(ROWS).flatmap(_row)))

@@ -1,13 +1,23 @@
 """What every store promises. Add a store to `open_store` to hold it to that."""
 
+import itertools
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
-from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, SetEpoch
+from holdfast_coordinator.core.effects import (
+    Append,
+    Delete,
+    DropCommit,
+    DropHistory,
+    MarkDrained,
+    Put,
+    SetEpoch,
+)
 from holdfast_coordinator.core.model import (
     Commit,
     Desired,
@@ -24,7 +34,7 @@ from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.store.api import DeposedError, StoreError
 from holdfast_coordinator.store.memory import MemoryStore
 from holdfast_coordinator.store.sqlite import SqliteStore
-from tests.store.strategies import JOB_IDS, batches
+from tests.store.strategies import JOB_IDS, RANKS, batches
 
 SETTINGS = Settings(lost_after_ms=7)
 GANG = Gang("a", 0)
@@ -63,9 +73,29 @@ def entry(seq, job_id=""):
     return Entry(seq, at_ms=1_000 + seq, kind="Thing", message="it happened", job_id=job_id)
 
 
-def commit(job_id, step, gang=0):
-    shard = Shard(rank=gang, file="f", size_bytes=1, digest="d", cursor="c")
-    return Commit(job_id, gang, step, attempt=1, at_ms=step, rank=None, world_size=1, shards=(shard,))
+def commit(job_id, step, gang=0, attempt=1, local=()):
+    shards = tuple(
+        Shard(rank, "f", 1, "d", "c", metrics={"loss": 0.5}, local_only=rank in local)
+        for rank in (gang, gang + 1)
+    )
+    return Commit(job_id, gang, step, attempt, at_ms=step, rank=None, world_size=1, shards=shards)
+
+
+def changed(item, write):
+    """What becomes of a commit of the history."""
+    match write:
+        case DropHistory(job_id) if item.job_id == job_id:
+            return []
+        case DropCommit(job_id, gang, step) if (item.job_id, item.gang, item.step) == (job_id, gang, step):
+            return []
+        case MarkDrained(job_id, gang, step, rank) if (item.job_id, item.gang, item.step) == (
+            job_id,
+            gang,
+            step,
+        ):
+            shards = [replace(s, local_only=s.local_only and s.rank != rank) for s in item.shards]
+            return [replace(item, shards=tuple(shards))]
+    return [item]
 
 
 class TestState:
@@ -84,12 +114,15 @@ class TestState:
                             entries.append(item)
                         case Append(Commit() as item):
                             commits.append(item)
-                        case DropHistory(job_id):
-                            commits = [item for item in commits if item.job_id != job_id]
+                        case _:
+                            commits = [item for old in commits for item in changed(old, write)]
             assert store.entries(limit=100) == entries
             for job_id in JOB_IDS:
                 newest_first = [item for item in reversed(commits) if item.job_id == job_id]
                 assert store.commits(job_id, limit=100) == newest_first
+                for gang, step in itertools.product(RANKS, range(12)):
+                    upto = [item for item in newest_first if item.gang == gang and item.step <= step]
+                    assert store.commit_upto(job_id, gang, step) == (upto[0] if upto else None)
 
     def test_a_new_store_is_empty(self, open_store):
         with open_store() as store:
@@ -174,7 +207,7 @@ class TestFence:
 
 
 class TestHistories:
-    def test_they_are_never_rewritten(self, store):
+    def test_nothing_is_appended_over_what_is_there(self, store):
         store.commit([Append(entry(1)), Append(commit("a", 5))], epoch=1)
         for item in (entry(1, "other"), commit("a", 5)):
             with pytest.raises(StoreError):
@@ -217,3 +250,34 @@ class TestHistories:
         assert store.commits("a", limit=10) == [commit("a", 1)]
         assert store.commits("b", limit=10) == [commit("b", 1)]
         assert store.entries(job_id="a", limit=10) == [entry(1, "a")]
+
+    def test_one_commit_is_dropped_and_may_be_made_again(self, store):
+        store.commit([Append(commit("a", step, gang)) for step in (1, 2) for gang in (0, 1)], epoch=1)
+        again = commit("a", 2, attempt=2)
+        store.commit([DropCommit("a", 0, 2), Append(again)], epoch=1)
+        store.commit([Append(commit("a", 3)), DropCommit("a", 0, 3), DropCommit("a", 0, 9)], epoch=1)
+        assert store.commits("a", limit=9) == [commit("a", 2, 1), again, commit("a", 1, 1), commit("a", 1)]
+
+    def test_a_transaction_that_fails_drops_and_drains_nothing(self, store):
+        degraded = commit("a", 1, local=(0,))
+        store.commit([Append(degraded), Append(commit("a", 2)), Append(entry(1))], epoch=1)
+        with pytest.raises(StoreError):
+            store.commit([MarkDrained("a", 0, 1, 0), DropCommit("a", 0, 2), Append(entry(1))], epoch=1)
+        assert store.commits("a", limit=9) == [commit("a", 2), degraded]
+
+    def test_the_file_of_a_rank_is_drained_whichever_transaction_made_the_commit(self, store):
+        store.commit([Append(commit("a", 1, local=(0, 1)))], epoch=1)
+        store.commit(
+            [MarkDrained("a", 0, 1, 0), MarkDrained("a", 1, 1, 0), MarkDrained("a", 0, 9, 0)], epoch=1
+        )
+        assert store.commits("a", limit=9) == [commit("a", 1, local=(1,))]
+        store.commit([Append(commit("a", 2, local=(0, 1))), MarkDrained("a", 0, 2, 1)], epoch=1)
+        assert store.commits("a", limit=1) == [commit("a", 2, local=(0,))]
+
+    def test_the_newest_commit_of_a_gang_upto_a_step(self, store):
+        made = [commit("a", 1), commit("a", 5), commit("a", 3, 1), commit("b", 4)]
+        store.commit([Append(item) for item in made], epoch=1)
+        assert store.commit_upto("a", 0, 5) == commit("a", 5)
+        assert store.commit_upto("a", 0, 4) == commit("a", 1)
+        assert store.commit_upto("a", 1, 2**63 - 1) == commit("a", 3, 1)
+        assert store.commit_upto("a", 0, 0) is None

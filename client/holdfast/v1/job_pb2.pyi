@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from holdfast.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -136,6 +137,28 @@ WORKER_STATE_LOST: WorkerState.ValueType  # 8
 """Its node was lost, or it was gone when its agent came back."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
+class _MetricMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MetricModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MetricMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    METRIC_MODE_UNSPECIFIED: _MetricMode.ValueType  # 0
+    METRIC_MODE_MIN: _MetricMode.ValueType  # 1
+    """The smallest: for a loss. The default."""
+    METRIC_MODE_MAX: _MetricMode.ValueType  # 2
+    """The largest: for an accuracy."""
+
+class MetricMode(_MetricMode, metaclass=_MetricModeEnumTypeWrapper):
+    """Which values of a metric are good ones."""
+
+METRIC_MODE_UNSPECIFIED: MetricMode.ValueType  # 0
+METRIC_MODE_MIN: MetricMode.ValueType  # 1
+"""The smallest: for a loss. The default."""
+METRIC_MODE_MAX: MetricMode.ValueType  # 2
+"""The largest: for an accuracy."""
+Global___MetricMode: _TypeAlias = MetricMode  # noqa: Y015
+
 class _LogStream:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -207,14 +230,22 @@ class JobSpec(_message.Message):
     STOP_GRACE_FIELD_NUMBER: _builtins.int
     CHECKPOINT_URI_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
+    RESUME_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Shown to people; need not be unique. Letters, digits, '-', '_' and '.'."""
     world_size: _builtins.int
     working_dir: _builtins.str
     """Empty: the agent's own."""
     checkpoint_uri: _builtins.str
-    """A directory that all nodes see. Empty: one below the agent's state directory."""
+    """A directory that all nodes see, or a URI, for instance s3://bucket/prefix.
+    Empty: a directory below the agent's state directory.
+    """
+    resume_from: _builtins.str
+    """What to begin with while there is no checkpoint of its own: the checkpoint
+    directory of a job, or one step of it, as a path or a URI.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """argv. Never passed through a shell."""
@@ -234,6 +265,10 @@ class JobSpec(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
+    def retention(self) -> Global___RetentionPolicy:
+        """Absent: every checkpoint is kept."""
+
+    @_builtins.property
     def datasets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataSet]:
         """What is consumed, counted when the job is created and fixed from then on. Absent from jobs in ListJobs and
         WatchJob.
@@ -252,11 +287,13 @@ class JobSpec(_message.Message):
         stop_grace: _duration_pb2.Duration | None = ...,
         checkpoint_uri: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        retention: Global___RetentionPolicy | None = ...,
         datasets: _abc.Iterable[Global___DataSet] | None = ...,
+        resume_from: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "restart", b"restart", "stop_grace", b"stop_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "name", b"name", "resources", b"resources", "restart", b"restart", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,6 +358,46 @@ class DataShard(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DataShard: _TypeAlias = DataShard  # noqa: Y015
+
+@_typing.final
+class RetentionPolicy(_message.Message):
+    """A checkpoint is kept when any of these says so. The newest, the one that a
+    live attempt resumed from, and pinned ones always are.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_LAST_FIELD_NUMBER: _builtins.int
+    KEEP_EVERY_FIELD_NUMBER: _builtins.int
+    BEST_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    keep_last: _builtins.int
+    """The newest so many. Default 2, so that there is one to fall back to."""
+    keep_every: _builtins.int
+    """Those of every so many steps. 0: none."""
+    best: _builtins.int
+    """So many that are the best by the metric that the program reported. 0: none."""
+    metric: _builtins.str
+    mode: Global___MetricMode.ValueType
+    def __init__(
+        self,
+        *,
+        keep_last: _builtins.int | None = ...,
+        keep_every: _builtins.int = ...,
+        best: _builtins.int = ...,
+        metric: _builtins.str = ...,
+        mode: Global___MetricMode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "keep_last", b"keep_last"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last", "best", b"best", "keep_every", b"keep_every", "keep_last", b"keep_last", "metric", b"metric", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_last: _TypeAlias = _typing.Literal["keep_last"]  # noqa: Y015
+    _WhichOneofArgType__keep_last: _TypeAlias = _typing.Literal["_keep_last", b"_keep_last"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_last) -> _WhichOneofReturnType__keep_last | None: ...
+
+Global___RetentionPolicy: _TypeAlias = RetentionPolicy  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
@@ -417,6 +494,7 @@ class Job(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     desired: Global___DesiredState.ValueType
     state: Global___JobState.ValueType
@@ -427,6 +505,10 @@ class Job(_message.Message):
     restarts: _builtins.int
     last_committed_step: _builtins.int
     """Absent until the first commit. In scope "rank": the lowest of all ranks."""
+    degraded: _builtins.bool
+    """Files of the newest checkpoint lie on nodes alone, because the storage
+    could not be reached: if such a node is lost before it can, so are they.
+    """
     @_builtins.property
     def spec(self) -> Global___JobSpec: ...
     @_builtins.property
@@ -452,10 +534,11 @@ class Job(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         workers: _abc.Iterable[Global___Worker] | None = ...,
+        degraded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_committed_step", b"_last_committed_step", "created_at", b"created_at", "finished_at", b"finished_at", "last_committed_step", b"last_committed_step", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_committed_step", b"_last_committed_step", "attempt", b"attempt", "created_at", b"created_at", "desired", b"desired", "finished_at", b"finished_at", "id", b"id", "last_committed_step", b"last_committed_step", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "started_at", b"started_at", "state", b"state", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_committed_step", b"_last_committed_step", "attempt", b"attempt", "created_at", b"created_at", "degraded", b"degraded", "desired", b"desired", "finished_at", b"finished_at", "id", b"id", "last_committed_step", b"last_committed_step", "reason", b"reason", "restarts", b"restarts", "spec", b"spec", "started_at", b"started_at", "state", b"state", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_committed_step: _TypeAlias = _typing.Literal["last_committed_step"]  # noqa: Y015
     _WhichOneofArgType__last_committed_step: _TypeAlias = _typing.Literal["_last_committed_step", b"_last_committed_step"]  # noqa: Y015
@@ -958,6 +1041,8 @@ class JobSummary(_message.Message):
     ELAPSED_FIELD_NUMBER: _builtins.int
     GOODPUT_FIELD_NUMBER: _builtins.int
     BADPUT_SECONDS_FIELD_NUMBER: _builtins.int
+    DEGRADED_COMMITS_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
     state: Global___JobState.ValueType
@@ -975,6 +1060,10 @@ class JobSummary(_message.Message):
     """Share of the ranks' time that went into steps that were kept, 0..1.
     Absent when the program reports no steps.
     """
+    degraded_commits: _builtins.int
+    """Checkpoints so far of which files lay on nodes alone when they were committed."""
+    degraded: _builtins.bool
+    """Whether those of the newest do now."""
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -999,10 +1088,12 @@ class JobSummary(_message.Message):
         elapsed: _duration_pb2.Duration | None = ...,
         goodput: _builtins.float | None = ...,
         badput_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        degraded_commits: _builtins.int = ...,
+        degraded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "elapsed", b"elapsed", "goodput", b"goodput", "last_committed_step", b"last_committed_step", "steps", b"steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "badput_seconds", b"badput_seconds", "elapsed", b"elapsed", "goodput", b"goodput", "job_id", b"job_id", "last_committed_step", b"last_committed_step", "name", b"name", "reason", b"reason", "restarts", b"restarts", "state", b"state", "steps", b"steps", "steps_per_second", b"steps_per_second", "steps_redone", b"steps_redone", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "badput_seconds", b"badput_seconds", "degraded", b"degraded", "degraded_commits", b"degraded_commits", "elapsed", b"elapsed", "goodput", b"goodput", "job_id", b"job_id", "last_committed_step", b"last_committed_step", "name", b"name", "reason", b"reason", "restarts", b"restarts", "state", b"state", "steps", b"steps", "steps_per_second", b"steps_per_second", "steps_redone", b"steps_redone", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__goodput: _TypeAlias = _typing.Literal["goodput"]  # noqa: Y015
     _WhichOneofArgType__goodput: _TypeAlias = _typing.Literal["_goodput", b"_goodput"]  # noqa: Y015
@@ -1166,6 +1257,26 @@ Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: 
 class Checkpoint(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_ID_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -1174,6 +1285,10 @@ class Checkpoint(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SHARD_COUNT_FIELD_NUMBER: _builtins.int
     URI_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
+    PIN_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     step: _builtins.int
     attempt: _builtins.int
@@ -1182,8 +1297,19 @@ class Checkpoint(_message.Message):
     size_bytes: _builtins.int
     shard_count: _builtins.int
     uri: _builtins.str
+    """Of the job's checkpoint directory; empty where only the nodes know it."""
+    degraded: _builtins.bool
+    """Files of it lie on nodes alone, until the storage can be reached."""
+    pin: _builtins.str
+    """The name that it is kept under; empty: it is not pinned."""
+    world_size: _builtins.int
+    """Of the job when it was committed."""
     @_builtins.property
     def committed_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the lowest of its ranks reported with the step."""
+
     def __init__(
         self,
         *,
@@ -1195,16 +1321,182 @@ class Checkpoint(_message.Message):
         size_bytes: _builtins.int = ...,
         shard_count: _builtins.int = ...,
         uri: _builtins.str = ...,
+        degraded: _builtins.bool = ...,
+        pin: _builtins.str = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        world_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "committed_at", b"committed_at", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "attempt", b"attempt", "committed_at", b"committed_at", "job_id", b"job_id", "rank", b"rank", "shard_count", b"shard_count", "size_bytes", b"size_bytes", "step", b"step", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "attempt", b"attempt", "committed_at", b"committed_at", "degraded", b"degraded", "job_id", b"job_id", "metrics", b"metrics", "pin", b"pin", "rank", b"rank", "shard_count", b"shard_count", "size_bytes", b"size_bytes", "step", b"step", "uri", b"uri", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
+
+@_typing.final
+class GetCheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    step: _builtins.int
+    """Absent: the newest."""
+    rank: _builtins.int
+    """In restart scope "rank", and there alone."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        step: _builtins.int | None = ...,
+        rank: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "_step", b"_step", "rank", b"rank", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "_step", b"_step", "job_id", b"job_id", "rank", b"rank", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___GetCheckpointRequest: _TypeAlias = GetCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class GetCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint: ...
+    @_builtins.property
+    def record(self) -> _worker_pb2.CommitRecord: ...
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+        record: _worker_pb2.CommitRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCheckpointResponse: _TypeAlias = GetCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class DeleteCheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    step: _builtins.int
+    rank: _builtins.int
+    """In restart scope "rank", and there alone."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        step: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "job_id", b"job_id", "rank", b"rank", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+
+Global___DeleteCheckpointRequest: _TypeAlias = DeleteCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def record(self) -> _worker_pb2.CommitRecord:
+        """Set when the job has ended, so that no worker is left to delete the files:
+        what names them.
+        """
+
+    def __init__(
+        self,
+        *,
+        record: _worker_pb2.CommitRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCheckpointResponse: _TypeAlias = DeleteCheckpointResponse  # noqa: Y015
+
+@_typing.final
+class PinCheckpointRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    step: _builtins.int
+    rank: _builtins.int
+    """In restart scope "rank", and there alone."""
+    name: _builtins.str
+    """At most 63 letters, digits, '-', '_' and '.'. Empty: let go of it."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        step: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "job_id", b"job_id", "name", b"name", "rank", b"rank", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+
+Global___PinCheckpointRequest: _TypeAlias = PinCheckpointRequest  # noqa: Y015
+
+@_typing.final
+class PinCheckpointResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint: ...
+    def __init__(
+        self,
+        *,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinCheckpointResponse: _TypeAlias = PinCheckpointResponse  # noqa: Y015
 
 @_typing.final
 class ListEventsRequest(_message.Message):

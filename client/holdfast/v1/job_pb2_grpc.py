@@ -79,6 +79,21 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.ListCheckpointsResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/holdfast.v1.JobService/GetCheckpoint',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.DeleteCheckpoint = channel.unary_unary(
+                '/holdfast.v1.JobService/DeleteCheckpoint',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.DeleteCheckpointRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.DeleteCheckpointResponse.FromString,
+                _registered_method=True)
+        self.PinCheckpoint = channel.unary_unary(
+                '/holdfast.v1.JobService/PinCheckpoint',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointResponse.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/holdfast.v1.JobService/ListEvents',
                 request_serializer=holdfast_dot_v1_dot_job__pb2.ListEventsRequest.SerializeToString,
@@ -144,7 +159,28 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCheckpoints(self, request, context):
-        """Committed checkpoints, newest first.
+        """Committed checkpoints that are kept, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCheckpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCheckpoint(self, request, context):
+        """Forgets a checkpoint that is neither the newest, nor being resumed from, nor
+        pinned. While the job runs, a worker deletes its files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinCheckpoint(self, request, context):
+        """Keeps a checkpoint under a name, whatever the retention policy says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -204,6 +240,21 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListCheckpoints,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'DeleteCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCheckpoint,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.DeleteCheckpointRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.DeleteCheckpointResponse.SerializeToString,
+            ),
+            'PinCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinCheckpoint,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointResponse.SerializeToString,
             ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
@@ -454,6 +505,87 @@ class JobService:
             '/holdfast.v1.JobService/ListCheckpoints',
             holdfast_dot_v1_dot_job__pb2.ListCheckpointsRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/GetCheckpoint',
+            holdfast_dot_v1_dot_job__pb2.GetCheckpointRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/DeleteCheckpoint',
+            holdfast_dot_v1_dot_job__pb2.DeleteCheckpointRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.DeleteCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/PinCheckpoint',
+            holdfast_dot_v1_dot_job__pb2.PinCheckpointRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.PinCheckpointResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,7 +46,14 @@ class JobServiceStub:
     StreamLogs: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]
     """The output of workers, in order per worker and stream."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]
-    """Committed checkpoints, newest first."""
+    """Committed checkpoints that are kept, newest first."""
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetCheckpointRequest, _job_pb2.GetCheckpointResponse]
+    DeleteCheckpoint: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteCheckpointRequest, _job_pb2.DeleteCheckpointResponse]
+    """Forgets a checkpoint that is neither the newest, nor being resumed from, nor
+    pinned. While the job runs, a worker deletes its files.
+    """
+    PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_job_pb2.PinCheckpointRequest, _job_pb2.PinCheckpointResponse]
+    """Keeps a checkpoint under a name, whatever the retention policy says."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListEventsRequest, _job_pb2.ListEventsResponse]
     """The timeline, oldest first."""
 
@@ -68,7 +75,14 @@ class JobServiceAsyncStub(JobServiceStub):
     StreamLogs: _aio.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """The output of workers, in order per worker and stream."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
-    """Committed checkpoints, newest first."""
+    """Committed checkpoints that are kept, newest first."""
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_job_pb2.GetCheckpointRequest, _job_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    DeleteCheckpoint: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteCheckpointRequest, _job_pb2.DeleteCheckpointResponse]  # type: ignore[assignment]
+    """Forgets a checkpoint that is neither the newest, nor being resumed from, nor
+    pinned. While the job runs, a worker deletes its files.
+    """
+    PinCheckpoint: _aio.UnaryUnaryMultiCallable[_job_pb2.PinCheckpointRequest, _job_pb2.PinCheckpointResponse]  # type: ignore[assignment]
+    """Keeps a checkpoint under a name, whatever the retention policy says."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_job_pb2.ListEventsRequest, _job_pb2.ListEventsResponse]  # type: ignore[assignment]
     """The timeline, oldest first."""
 
@@ -141,7 +155,32 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.ListCheckpointsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.ListCheckpointsResponse, _abc.Awaitable[_job_pb2.ListCheckpointsResponse]]:
-        """Committed checkpoints, newest first."""
+        """Committed checkpoints that are kept, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _job_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.GetCheckpointResponse, _abc.Awaitable[_job_pb2.GetCheckpointResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteCheckpoint(
+        self,
+        request: _job_pb2.DeleteCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.DeleteCheckpointResponse, _abc.Awaitable[_job_pb2.DeleteCheckpointResponse]]:
+        """Forgets a checkpoint that is neither the newest, nor being resumed from, nor
+        pinned. While the job runs, a worker deletes its files.
+        """
+
+    @_abc_1.abstractmethod
+    def PinCheckpoint(
+        self,
+        request: _job_pb2.PinCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.PinCheckpointResponse, _abc.Awaitable[_job_pb2.PinCheckpointResponse]]:
+        """Keeps a checkpoint under a name, whatever the retention policy says."""
 
     @_abc_1.abstractmethod
     def ListEvents(

@@ -29,6 +29,17 @@ def close_attempt(worker: Worker, committed: int | None) -> Worker:
     return replace(worker, account=account, started_ms=0)
 
 
+def retract(worker: Worker, steps: int | None) -> Worker:
+    """Count the last `steps` that were kept (None: all) as steps that are done again: their checkpoint was none."""
+    account = worker.account
+    kept = account.steps_done - account.steps_redone
+    lost = kept if steps is None else min(steps, kept)
+    if lost <= 0:
+        return worker
+    left = account.kept_ms * (kept - lost) // kept
+    return replace(worker, account=replace(account, steps_redone=account.steps_redone + lost, kept_ms=left))
+
+
 def _steps_kept(worker: Worker, committed: int | None) -> int:
     done, last = worker.progress.steps_done, worker.progress.step
     if worker.state is WorkerState.SUCCEEDED or last is None:
@@ -50,6 +61,8 @@ class Summary:
     elapsed_ms: int
     goodput: float | None
     badput_ms: dict[str, int]
+    degraded_commits: int
+    degraded: bool
 
 
 def summarize(
@@ -84,6 +97,8 @@ def summarize(
             "redone": max(0, totals.stepping_ms - totals.kept_ms),
             "waiting": max(0, rank_ms - totals.alive_ms),
         },
+        degraded_commits=sum(gang.degraded_commits for gang in gangs),
+        degraded=any(gang.commit.degraded for gang in gangs if gang.commit),
     )
 
 

@@ -39,14 +39,15 @@ def decide(
 ) -> Refuse | AckAgain | Wait | Complete:
     """Decide about a newly prepared shard, given those of its step that the gang's other ranks hold prepared.
 
-    Steps only grow and attempts only grow: what is at or below the newest commit, or of an attempt that is not
-    the gang's own, can never replace anything (P1, P2).
+    Attempts only grow, and so do steps but for a quarantine, which comes with a new attempt: what is at or below the
+    newest commit, or of an attempt that is not the gang's own, can never replace anything (P1, P2).
     """
     if new.attempt != gang.attempt:
         return Refuse(f"attempt {new.attempt} is superseded by attempt {gang.attempt}")
     newest = gang.commit
     if newest is not None and new.step <= newest.step:
-        if new.step == newest.step and new.attempt == newest.attempt and new.shard in newest.shards:
+        said_before = new.step == newest.step and new.attempt == newest.attempt
+        if said_before and any(new.shard.same_file(shard) for shard in newest.shards):
             return AckAgain(newest)
         return Refuse(f"step {new.step} is not after the committed step {newest.step}")
     there = len(held) + (new.rank not in held)

@@ -7,7 +7,18 @@ transaction is on disk (P3); a command that is lost is made good when its agent 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, JobSpec, Key, Node, Prepared, Worker
+from holdfast_coordinator.core.model import (
+    Commit,
+    Entry,
+    Gang,
+    Job,
+    JobSpec,
+    Key,
+    Node,
+    Prepared,
+    ReportKind,
+    Worker,
+)
 
 Row = Job | Gang | Worker | Node | Prepared
 
@@ -28,7 +39,7 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Add to a history that is never rewritten."""
+    """Add to a history."""
 
     item: Entry | Commit
 
@@ -47,7 +58,26 @@ class DropHistory:
     job_id: str
 
 
-Write = Put | Delete | Append | SetEpoch | DropHistory
+@dataclass(frozen=True, slots=True)
+class DropCommit:
+    """Remove one commit from its history: it is no longer kept, or was never what it seemed."""
+
+    job_id: str
+    gang: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkDrained:
+    """Note of a commit in the history that the file of a rank no longer lies on its node alone."""
+
+    job_id: str
+    gang: int
+    step: int
+    rank: int
+
+
+Write = Put | Delete | Append | SetEpoch | DropHistory | DropCommit | MarkDrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +135,8 @@ class AckCommit:
     step: int
     ranks: tuple[int, ...]
     publish: Commit | None
+    drop: tuple[int, ...] = ()
+    """With `publish`: steps whose files are to be deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +146,15 @@ class RefuseShard:
     key: Key
     step: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoteReport:
+    """The report is durable, or about something that is over."""
+
+    key: Key
+    kind: ReportKind
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +172,15 @@ class CloseSession:
 
 
 Command = (
-    Welcome | StartWorkers | StopWorkers | ReleaseWorkers | AckCommit | RefuseShard | ForgetJob | CloseSession
+    Welcome
+    | StartWorkers
+    | StopWorkers
+    | ReleaseWorkers
+    | AckCommit
+    | RefuseShard
+    | NoteReport
+    | ForgetJob
+    | CloseSession
 )
 
 

@@ -7,7 +7,7 @@ that no longer speaks for its node they are dropped.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.core.model import Capacity, Exit, JobSpec, Key, Progress, Shard
+from holdfast_coordinator.core.model import Capacity, Commit, Exit, JobSpec, Key, Progress, ReportKind, Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,47 @@ class PortsOffered:
     ports: tuple[int, ...]
 
 
-AgentEvent = StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered
-ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested
+@dataclass(frozen=True, slots=True)
+class CheckpointReported:
+    """Something became of a checkpoint outside its commit."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    kind: ReportKind
+    step: int
+    message: str = ""
+    kept: Commit | None = None
+    """What the history had when the engine looked; see `checkpoints.lookup`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDeleteRequested:
+    """A user wants a checkpoint gone. `rank` is set in scope "rank"."""
+
+    at: int
+    job_id: str
+    step: int
+    rank: int | None = None
+    kept: Commit | None = None
+    """As in CheckpointReported."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPinRequested:
+    """A user wants a checkpoint kept under a name; an empty name lets go of it. `rank` is set in scope "rank"."""
+
+    at: int
+    job_id: str
+    step: int
+    name: str
+    rank: int | None = None
+    kept: Commit | None = None
+    """As in CheckpointReported."""
+
+
+AgentEvent = StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered | CheckpointReported
+CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
+ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested | CheckpointRequest
 Event = LeaderElected | Ticked | AgentJoined | AgentEvent | ClientEvent

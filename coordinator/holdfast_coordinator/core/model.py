@@ -60,6 +60,22 @@ class NodeState(StrEnum):
     LOST = "lost"
 
 
+class Mode(StrEnum):
+    """Which values of a metric are good ones."""
+
+    MIN = "min"
+    MAX = "max"
+
+
+class ReportKind(StrEnum):
+    """What became of a checkpoint outside its commit; see worker.proto."""
+
+    SAVE_FAILED = "save_failed"
+    CORRUPT = "corrupt"
+    DRAINED = "drained"
+    DROPPED = "dropped"
+
+
 DEFAULT_STOP_GRACE_MS = 30_000
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
@@ -114,6 +130,18 @@ class DataSet:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """Which checkpoints are kept; see retention.py."""
+
+    keep_last: int = 2
+    keep_every: int = 0
+    """In steps; 0: none for being the N-th."""
+    best: int = 0
+    metric: str = ""
+    mode: Mode = Mode.MIN
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for; never changed after the job was created."""
 
@@ -128,6 +156,10 @@ class JobSpec:
     checkpoint_uri: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     datasets: tuple[DataSet, ...] = ()
+    retention: RetentionPolicy | None = None
+    """None: every checkpoint is kept."""
+    resume_from: str = ""
+    """A checkpoint of another job, to begin with while there is none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +191,18 @@ class Shard:
     size_bytes: int
     digest: str
     cursor: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    local_only: bool = False
+    """It lies on the rank's node alone; a storage that could not be reached gets it later."""
+
+    def same_file(self, other: "Shard") -> bool:
+        """Tell whether both mean one file, wherever it lies by now."""
+        return (self.rank, self.file, self.size_bytes, self.digest) == (
+            other.rank,
+            other.file,
+            other.size_bytes,
+            other.digest,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +218,33 @@ class Commit:
     """Set in scope "rank"."""
     world_size: int
     shards: tuple[Shard, ...]
+
+    @property
+    def degraded(self) -> bool:
+        """Some of it lies on nodes alone, and is lost with them."""
+        return any(shard.local_only for shard in self.shards)
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What the program reported with the step: the lowest rank's word."""
+        return self.shards[0].metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A commit that retention may have to drop one day."""
+
+    step: int
+    metric: float | None = None
+    """None: the program did not report it, or it was no number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A commit that a user wants kept, by a name."""
+
+    step: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +272,15 @@ class Gang:
     master_port: int = 0
     commit: Commit | None = None
     """The newest."""
+    kept: tuple[Kept, ...] = ()
+    """What retention decides about, oldest first; empty without a policy. The whole history is the store's."""
+    pins: tuple[Pin, ...] = ()
+    dropping: tuple[int, ...] = ()
+    """Steps that are no longer kept, and whose files a worker is still asked to delete; oldest first."""
+    failed_step: int = -1
+    """The furthest step of this attempt of which a rank could not write its file."""
+    degraded_commits: int = 0
+    """How many of its commits lay on nodes alone when they were made."""
 
 
 @dataclass(frozen=True, slots=True)

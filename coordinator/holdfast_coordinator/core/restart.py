@@ -48,6 +48,11 @@ def after_loss(gang: Gang, best_step: int) -> Retry:
     return Retry(0, streak, "not charged to the restart budget")
 
 
+def after_quarantine(gang: Gang) -> Retry:
+    """Decide after the checkpoint to resume from proved corrupt: at once and not charged; nor is it progress."""
+    return Retry(0, gang.streak, "not charged to the restart budget")
+
+
 def backoff_ms(policy: RestartPolicy, failures: int, seed: str) -> int:
     """Wait `backoff * 2^failures`, give or take the jitter, at most the cap.
 

@@ -8,7 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, Row, SetEpoch, Write
+from holdfast_coordinator.core.effects import (
+    Append,
+    Delete,
+    DropCommit,
+    DropHistory,
+    MarkDrained,
+    Put,
+    Row,
+    SetEpoch,
+    Write,
+)
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
@@ -81,6 +91,13 @@ class State:
         by_rank = job.spec.restart.scope is Scope.RANK
         return (gang.index,) if by_rank else range(job.spec.world_size)
 
+    def gang_of(self, job: Job, rank: int | None) -> Gang | None:
+        """The gang of a rank that commits by itself, or, with None, that of all ranks; None where there is no such."""
+        by_rank = job.spec.restart.scope is Scope.RANK
+        return (
+            self.gangs.get((job.id, 0 if rank is None else rank)) if by_rank is (rank is not None) else None
+        )
+
     def live_on(self, node: str) -> list[Worker]:
         """The workers that may have a process on a node, in the order of their keys."""
         return [self.workers[key] for key in sorted(self.on_node.get(node, ()))]
@@ -137,7 +154,7 @@ class State:
                     self.next_seq = max(self.next_seq, entry.seq + 1)
                 case SetEpoch(epoch):
                     self.epoch = epoch
-                case Append() | DropHistory():
+                case Append() | DropHistory() | DropCommit() | MarkDrained():
                     pass
 
     def rows(self) -> Iterator[Row]:

@@ -7,14 +7,12 @@ the difference.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import commit, liveness, restart
+from holdfast_coordinator.core import checkpoints, liveness, restart
 from holdfast_coordinator.core.effects import (
-    AckCommit,
     CloseSession,
     Effects,
     ForgetJob,
     Problem,
-    RefuseShard,
     ReleaseWorkers,
     StopWorkers,
     Welcome,
@@ -22,6 +20,9 @@ from holdfast_coordinator.core.effects import (
 from holdfast_coordinator.core.events import (
     AgentEvent,
     AgentJoined,
+    CheckpointDeleteRequested,
+    CheckpointPinRequested,
+    CheckpointReported,
     Event,
     Found,
     JobDeleteRequested,
@@ -35,10 +36,10 @@ from holdfast_coordinator.core.events import (
     WorkerExited,
     WorkerStarted,
 )
+from holdfast_coordinator.core.fence import supersede
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
-    Commit,
     Desired,
     Exit,
     Gang,
@@ -47,10 +48,8 @@ from holdfast_coordinator.core.model import (
     Key,
     Node,
     NodeState,
-    Prepared,
     Progress,
     Scope,
-    Shard,
     Worker,
     WorkerState,
 )
@@ -97,6 +96,10 @@ def _handle(turn: Turn, event: Event) -> None:
             _job_stop_requested(turn, event)
         case JobDeleteRequested():
             _job_delete_requested(turn, event)
+        case CheckpointDeleteRequested():
+            checkpoints.delete_requested(turn, event)
+        case CheckpointPinRequested():
+            checkpoints.pin_requested(turn, event)
         case AgentJoined():
             _agent_joined(turn, event)
         case _:
@@ -119,7 +122,9 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
         case WorkerExited():
             _worker_exited(turn, event.node, event.key, event.exit, event.progress)
         case ShardPrepared():
-            _shard_prepared(turn, event)
+            checkpoints.shard_prepared(turn, event)
+        case CheckpointReported():
+            checkpoints.checkpoint_reported(turn, event)
 
 
 # Jobs
@@ -155,7 +160,7 @@ def _job_submitted(turn: Turn, event: JobSubmitted) -> None:
 
 
 def _job_stop_requested(turn: Turn, event: JobStopRequested) -> None:
-    job = _find_job(turn, event.job_id)
+    job = turn.find_job(event.job_id)
     if job is None or job.state in TERMINAL:
         return
     reason = "stopped by its user" + (", by force" if event.force else "")
@@ -177,7 +182,7 @@ def _job_stop_requested(turn: Turn, event: JobStopRequested) -> None:
 
 
 def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> None:
-    job = _find_job(turn, event.job_id)
+    job = turn.find_job(event.job_id)
     if job is None:
         return
     if job.state not in TERMINAL:
@@ -196,13 +201,6 @@ def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> None:
     turn.tell("JobDeleted", f"{job.spec.name} was {job.state}", job_id=job.id)
     for name in sorted(turn.state.nodes):
         turn.send(name, ForgetJob(job.id))
-
-
-def _find_job(turn: Turn, job_id: str) -> Job | None:
-    job = turn.state.jobs.get(job_id)
-    if job is None:
-        turn.refuse(Problem.NOT_FOUND, f"there is no job {job_id}", "list the jobs to see their ids")
-    return job
 
 
 # Nodes
@@ -406,7 +404,7 @@ def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
         turn.put(replace(job, ending=JobState.FAILED, reason=decision.reason))
         turn.tell_worker("JobGivenUp", decision.reason, worker)
         return
-    _supersede(turn, gang, decision, cause)
+    supersede(turn, gang, decision, cause)
 
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
@@ -417,81 +415,4 @@ def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     gang = turn.state.gangs[worker.job_id, worker.gang]
     if job.ending is None and worker.attempt == gang.attempt:
         best = gang.commit.step if gang.commit else -1
-        _supersede(turn, gang, restart.after_loss(gang, best), f"rank {worker.rank}: {cause}")
-
-
-def _supersede(turn: Turn, gang: Gang, decision: restart.Retry, cause: str) -> None:
-    """Fence the gang's attempt: from here on nothing that it says is accepted (P2)."""
-    for member in turn.state.members(gang):
-        held = turn.state.prepared.get((gang.job_id, member.rank))
-        if held is not None:
-            turn.delete(held)
-    gang = replace(
-        gang,
-        attempt=gang.attempt + 1,
-        restarts=gang.restarts + 1,
-        streak=decision.streak,
-        not_before_ms=turn.at + decision.delay_ms if decision.delay_ms else 0,
-        cause=cause,
-    )
-    turn.put(gang)
-    resume = f"from step {gang.commit.step}" if gang.commit else "from the beginning"
-    turn.tell_gang("RestartDecided", f"{cause}; restarts {resume} ({decision.reason})", gang)
-
-
-# Checkpoints
-
-
-def _shard_prepared(turn: Turn, event: ShardPrepared) -> None:
-    key, state = event.key, turn.state
-    worker = state.workers.get((key.job_id, key.rank))
-    if worker is None or worker.node != event.node or worker.state not in LIVE:
-        reason = f"rank {key.rank} of job {key.job_id} does not run on node {event.node}"
-        turn.send(event.node, RefuseShard(key, event.step, reason))
-        turn.drop(reason)
-        return
-    gang = state.gangs[key.job_id, worker.gang]
-    ranks = state.ranks(gang)
-    held = state.at_step.get((key.job_id, gang.index, event.step), {})
-    new = Prepared(key.job_id, gang.index, key.rank, key.attempt, event.step, event.shard)
-    match commit.decide(gang, ranks, held, new):
-        case commit.Refuse(reason):
-            turn.send(event.node, RefuseShard(key, event.step, reason))
-            turn.drop(reason)
-        case commit.AckAgain(done):
-            ack = AckCommit(key.job_id, done.attempt, done.step, (key.rank,), publish=done)
-            turn.send(event.node, ack)
-        case commit.Wait():
-            turn.put(new)
-        case commit.Complete(shards):
-            for rank in ranks:
-                prepared = state.prepared.get((key.job_id, rank))
-                if prepared is not None and prepared.step <= event.step:
-                    turn.delete(prepared)
-            _commit(turn, gang, event.step, shards)
-
-
-def _commit(turn: Turn, gang: Gang, at_step: int, shards: tuple[Shard, ...]) -> None:
-    job = turn.state.jobs[gang.job_id]
-    done = Commit(
-        job_id=job.id,
-        gang=gang.index,
-        step=at_step,
-        attempt=gang.attempt,
-        at_ms=turn.at,
-        rank=turn.rank_of(gang),
-        world_size=job.spec.world_size,
-        shards=shards,
-    )
-    turn.put(replace(gang, commit=done))
-    turn.record(done)
-    size = sum(shard.size_bytes for shard in shards)
-    turn.tell_gang("CheckpointCommitted", f"step {at_step}, {len(shards)} shards, {size} bytes", gang)
-    waiting = [w for w in turn.state.members(gang) if w.state in LIVE]
-    by_node: dict[str, list[int]] = {}
-    for worker in waiting:
-        by_node.setdefault(worker.node, []).append(worker.rank)
-    publisher = waiting[0].node
-    for name, ranks in by_node.items():
-        publish = done if name == publisher else None
-        turn.send(name, AckCommit(job.id, done.attempt, done.step, tuple(ranks), publish))
+        supersede(turn, gang, restart.after_loss(gang, best), f"rank {worker.rank}: {cause}")

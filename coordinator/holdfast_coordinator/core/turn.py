@@ -5,8 +5,10 @@ from holdfast_coordinator.core.effects import (
     Append,
     Command,
     Delete,
+    DropCommit,
     DropHistory,
     Effects,
+    MarkDrained,
     Problem,
     Put,
     Refusal,
@@ -80,6 +82,14 @@ class Turn:
         """Remove the job's commits."""
         self._writes.append(DropHistory(job_id))
 
+    def drop_commit(self, gang: Gang, step: int) -> None:
+        """Remove one commit of a gang from the history."""
+        self._writes.append(DropCommit(gang.job_id, gang.index, step))
+
+    def mark_drained(self, gang: Gang, step: int, rank: int) -> None:
+        """Note in the history that a rank's file is in the storage."""
+        self._writes.append(MarkDrained(gang.job_id, gang.index, step, rank))
+
     def set_epoch(self, epoch: int) -> None:
         """Take over as the leader of this epoch."""
         self.state.epoch = epoch
@@ -132,6 +142,13 @@ class Turn:
     def refuse(self, problem: Problem, message: str, remedy: str) -> None:
         """Answer a request with a refusal."""
         self._refusal = Refusal(problem, message, remedy)
+
+    def find_job(self, job_id: str) -> Job | None:
+        """The job that a request is about; None when it was refused."""
+        job = self.state.jobs.get(job_id)
+        if job is None:
+            self.refuse(Problem.NOT_FOUND, f"there is no job {job_id}", "list the jobs to see their ids")
+        return job
 
     def effects(self) -> Effects:
         """All of it."""

@@ -4,15 +4,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import DataShard, JobSpec
+from holdfast_coordinator.core.model import DataShard, JobSpec, RetentionPolicy
 
 MAX_WORLD_SIZE = 100_000
 MAX_NAME = 63
 MAX_SHARDS = 100_000
 MAX_DATASETS_BYTES = 8 * 2**20
 """Names and digests of all shards together: a spec has to go into a message."""
+MAX_KEPT = 1_000
+"""Checkpoints that a policy may have to look at with every commit."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(.*)", re.DOTALL)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -29,13 +32,22 @@ def violations(spec: JobSpec) -> tuple[Violation, ...]:
     return tuple(_violations(spec))
 
 
+def pin_violations(name: str) -> Iterator[Violation]:
+    """What is wrong with the name that a checkpoint is to be kept under; an empty one lets go of it."""
+    if name and (not _NAME.fullmatch(name) or len(name) > MAX_NAME):
+        yield Violation("name", _no_name(name, "name of a pin"))
+
+
+def _no_name(name: str, what: str) -> str:
+    return (
+        f'"{name[:80]}" is no {what}; use up to {MAX_NAME} letters, digits, "-", "_" and ".", '
+        "beginning with a letter or digit"
+    )
+
+
 def _violations(spec: JobSpec) -> Iterator[Violation]:
     if not _NAME.fullmatch(spec.name) or len(spec.name) > MAX_NAME:
-        yield Violation(
-            "name",
-            f'"{spec.name[:80]}" is no job name; use up to {MAX_NAME} letters, digits, "-", "_" and ".", '
-            "beginning with a letter or digit",
-        )
+        yield Violation("name", _no_name(spec.name, "job name"))
     if not spec.command or not spec.command[0]:
         yield Violation("command", "is empty; give the command and its arguments")
     elif any("\0" in word for word in spec.command):
@@ -49,10 +61,41 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
             yield Violation(f"env.{name}", "has a NUL character in its value; remove it")
     if spec.working_dir and not spec.working_dir.startswith("/"):
         yield Violation("working_dir", f'"{spec.working_dir}" is not an absolute path')
-    if spec.checkpoint_uri and not spec.checkpoint_uri.startswith("/"):
-        yield Violation("checkpoint_uri", f'"{spec.checkpoint_uri}" is not an absolute path of a directory')
+    for field, uri in (("checkpoint_uri", spec.checkpoint_uri), ("resume_from", spec.resume_from)):
+        if uri and (wrong := _wrong_with(uri)):
+            yield Violation(field, wrong)
     yield from _numbers(spec)
     yield from _datasets(spec)
+    if spec.retention is not None:
+        yield from _retention(spec.retention)
+
+
+def _wrong_with(uri: str) -> str:
+    """What is wrong with a place of checkpoints; empty when nothing is."""
+    scheme = _SCHEME.fullmatch(uri)
+    if "\0" in uri:
+        return "has a NUL character in it; remove it"
+    if scheme is None:
+        neither = (
+            "is neither an absolute path nor a URI; write e.g. /shared/checkpoints or s3://bucket/prefix"
+        )
+        return "" if uri.startswith("/") else f'"{uri}" {neither}'
+    if not scheme[1].strip("/") or (uri.startswith("s3:") and scheme[1].startswith("/")):
+        return f'"{uri}" names no place; write e.g. s3://bucket/prefix'
+    return ""
+
+
+def _retention(policy: RetentionPolicy) -> Iterator[Violation]:
+    for field, value in (("keep_last", policy.keep_last), ("best", policy.best)):
+        least = 1 if field == "keep_last" else 0
+        if not least <= value <= MAX_KEPT:
+            yield Violation(f"retention.{field}", f"{value} is not between {least} and {MAX_KEPT}")
+    if policy.keep_every < 0:
+        yield Violation("retention.keep_every", f"{policy.keep_every} steps is negative; give 0 or more")
+    if policy.best and not policy.metric:
+        yield Violation("retention.metric", "is empty; name the metric that the best have, e.g. loss")
+    if policy.metric and not policy.best:
+        yield Violation("retention.best", f"is 0; say how many of the best by {policy.metric} to keep")
 
 
 def _numbers(spec: JobSpec) -> Iterator[Violation]:

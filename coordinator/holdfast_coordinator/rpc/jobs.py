@@ -9,11 +9,18 @@ from google.rpc import code_pb2
 from holdfast.v1 import job_pb2, job_pb2_grpc
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.account import summarize
+from holdfast_coordinator.core.checkpoints import find_gang, no_checkpoint
 from holdfast_coordinator.core.effects import Problem, Refusal
-from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
-from holdfast_coordinator.core.model import TERMINAL, Job, JobState
+from holdfast_coordinator.core.events import (
+    CheckpointDeleteRequested,
+    CheckpointPinRequested,
+    JobDeleteRequested,
+    JobStopRequested,
+    JobSubmitted,
+)
+from holdfast_coordinator.core.model import TERMINAL, Commit, Gang, Job, JobState
 from holdfast_coordinator.core.state import State
-from holdfast_coordinator.core.validate import Violation, violations
+from holdfast_coordinator.core.validate import Violation, pin_violations, violations
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.rpc import paging
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
@@ -139,9 +146,42 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         )
         more, commits = len(commits) > size, commits[:size]
         return job_pb2.ListCheckpointsResponse(
-            checkpoints=[codec.checkpoint_to_proto(commit, job.spec.checkpoint_uri) for commit in commits],
+            checkpoints=await self._checkpoints(context, job.id, commits),
             next_page_token=paging.encode([commits[-1].step, commits[-1].gang]) if more else "",
         )
+
+    async def GetCheckpoint(
+        self, request: job_pb2.GetCheckpointRequest, context: Context
+    ) -> job_pb2.GetCheckpointResponse:
+        step = request.step if request.HasField("step") else None
+        commit = await self._commit(context, request.job_id, step, _rank(request))
+        (checkpoint,) = await self._checkpoints(context, request.job_id, [commit])
+        return job_pb2.GetCheckpointResponse(checkpoint=checkpoint, record=codec.record_to_proto(commit))
+
+    async def DeleteCheckpoint(
+        self, request: job_pb2.DeleteCheckpointRequest, context: Context
+    ) -> job_pb2.DeleteCheckpointResponse:
+        rank, now = _rank(request), self._engine.clock.now()
+        commit = await self._commit(context, request.job_id, request.step, rank)
+        event = CheckpointDeleteRequested(now, request.job_id, request.step, rank)
+        await _served(context, lambda: self._engine.submit(event))
+        job = await self._job(context, request.job_id)
+        over = codec.JOB_STATES[job.state] in TERMINAL
+        return job_pb2.DeleteCheckpointResponse(record=codec.record_to_proto(commit) if over else None)
+
+    async def PinCheckpoint(
+        self, request: job_pb2.PinCheckpointRequest, context: Context
+    ) -> job_pb2.PinCheckpointResponse:
+        wrong = tuple(pin_violations(request.name))
+        if wrong:
+            message = f"the checkpoint can't be pinned: {wrong[0].field}: {wrong[0].description}"
+            await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+        rank, now = _rank(request), self._engine.clock.now()
+        event = CheckpointPinRequested(now, request.job_id, request.step, request.name, rank)
+        await _served(context, lambda: self._engine.submit(event))
+        commit = await self._commit(context, request.job_id, request.step, rank)
+        (checkpoint,) = await self._checkpoints(context, request.job_id, [commit])
+        return job_pb2.PinCheckpointResponse(checkpoint=checkpoint)
 
     async def ListEvents(
         self, request: job_pb2.ListEventsRequest, context: Context
@@ -157,6 +197,37 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             events=[codec.event_to_proto(entry) for entry in entries],
             next_page_token=paging.encode([entries[-1].seq]) if more else "",
         )
+
+    async def _commit(self, context: Context, job_id: str, step: int | None, rank: int | None) -> Commit:
+        """The commit of a step, or the newest; ends the call when there is none."""
+
+        def ask(state: State) -> tuple[Job, Gang]:
+            job = _find(state, job_id)
+            gang = find_gang(state, job, rank)
+            if isinstance(gang, Refusal):
+                raise RefusedError(gang)
+            return job, gang
+
+        async def look_up() -> Commit:
+            job, gang = await self._engine.read(ask)
+            if step is None or (gang.commit is not None and gang.commit.step == step):
+                found = gang.commit
+            else:
+                found = await self._engine.history(lambda store: store.commit_upto(job_id, gang.index, step))
+            if found is None or step not in (None, found.step):
+                raise RefusedError(no_checkpoint(job, step))
+            return found
+
+        return await _served(context, look_up)
+
+    async def _checkpoints(
+        self, context: Context, job_id: str, commits: list[Commit]
+    ) -> list[job_pb2.Checkpoint]:
+        def ask(state: State) -> list[job_pb2.Checkpoint]:
+            job = _find(state, job_id)
+            return [codec.checkpoint_to_proto(c, job, state.gangs[job.id, c.gang]) for c in commits]
+
+        return await _served(context, lambda: self._engine.read(ask))
 
     async def _history(self, context: Context, ask: Callable[[Store], list[paging.T]]) -> list[paging.T]:
         return await _served(context, lambda: self._engine.history(ask))
@@ -187,6 +258,12 @@ def _find(state: State, job_id: str) -> Job:
             Refusal(Problem.NOT_FOUND, f"there is no job {job_id}", "list the jobs to see their ids")
         )
     return job
+
+
+def _rank(
+    request: job_pb2.GetCheckpointRequest | job_pb2.DeleteCheckpointRequest | job_pb2.PinCheckpointRequest,
+) -> int | None:
+    return request.rank if request.HasField("rank") else None
 
 
 def _age(job: Job) -> tuple[int, str]:

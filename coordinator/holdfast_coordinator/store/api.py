@@ -1,6 +1,7 @@
 """What the engine asks of a store. Synchronous: it is called from a thread of its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from holdfast_coordinator.core.effects import SetEpoch, Write
@@ -31,7 +32,7 @@ class DeposedError(StoreError):
 class Store(Protocol):
     """Durable rows, an epoch, and two histories.
 
-    `load` and `commit` are called by one thread at a time; `entries` and `commits` by any, at any time.
+    `load` and `commit` are called by one thread at a time; what reads a history by any, at any time.
     """
 
     def load(self, settings: Settings) -> State:
@@ -51,6 +52,9 @@ class Store(Protocol):
     def commits(self, job_id: str, *, limit: int, before: tuple[int, int] | None = None) -> list[Commit]:
         """Commits of a job by (step, gang) descending, beginning below `before`."""
 
+    def commit_upto(self, job_id: str, gang: int, step: int) -> Commit | None:
+        """The newest commit of a gang at or below a step."""
+
     def close(self) -> None:
         """Let go of it."""
 
@@ -68,3 +72,9 @@ def fence(stored: int, writes: Sequence[Write], epoch: int) -> int:
     if epoch != after:
         raise DeposedError(f"epoch {epoch} is over, it is epoch {after} now: another coordinator leads")
     return after
+
+
+def drained(commit: Commit, rank: int) -> Commit:
+    """The commit with the file of a rank in the storage."""
+    shards = (replace(each, local_only=False) if each.rank == rank else each for each in commit.shards)
+    return replace(commit, shards=tuple(shards))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-from holdfast_coordinator.core.effects import Append, DropHistory, Write
+from holdfast_coordinator.core.effects import Append, DropCommit, DropHistory, MarkDrained, Write
 from holdfast_coordinator.core.model import Commit, Entry
 from holdfast_coordinator.core.state import Settings, State
-from holdfast_coordinator.store.api import StoreError, fence
+from holdfast_coordinator.store.api import StoreError, drained, fence
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -39,6 +39,11 @@ class MemoryStore:
                     _append(commits, (commit.job_id, commit.step, commit.gang), commit)
                 case DropHistory(job_id):
                     commits = {key: commit for key, commit in commits.items() if commit.job_id != job_id}
+                case DropCommit(job_id, gang, step):
+                    commits.pop((job_id, step, gang), None)
+                case MarkDrained(job_id, gang, step, rank):
+                    if (job_id, step, gang) in commits:
+                        commits[job_id, step, gang] = drained(commits[job_id, step, gang], rank)
                 case _:
                     pass
         self._state.apply(writes)
@@ -56,6 +61,13 @@ class MemoryStore:
         found = [commit for commit in self._commits.values() if commit.job_id == job_id]
         found.sort(key=lambda commit: (commit.step, commit.gang), reverse=True)
         return [c for c in found if before is None or (c.step, c.gang) < before][:limit]
+
+    def commit_upto(self, job_id: str, gang: int, step: int) -> Commit | None:
+        """The newest commit of a gang at or below a step."""
+        of_gang = [
+            c for c in self._commits.values() if (c.job_id, c.gang) == (job_id, gang) and c.step <= step
+        ]
+        return max(of_gang, key=lambda commit: commit.step, default=None)
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -5,17 +5,30 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, insert, select, tuple_
+from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, insert, select, tuple_, update
 
-from holdfast_coordinator.core.effects import Append, Delete, DropHistory, Put, Row, SetEpoch, Write
+from holdfast_coordinator.core.effects import (
+    Append,
+    Delete,
+    DropCommit,
+    DropHistory,
+    MarkDrained,
+    Put,
+    Row,
+    SetEpoch,
+    Write,
+)
 from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prepared, Worker
 from holdfast_coordinator.core.state import Settings, State
-from holdfast_coordinator.store.api import fence
+from holdfast_coordinator.store.api import drained, fence
 from holdfast_coordinator.store.rows import TABLES, Item, from_row, key_of, to_row
 from holdfast_coordinator.store.tables import commits, entries, leader
 
 Upsert = Callable[[Table], Executable]
 """Makes the statement that inserts rows of a table or replaces those with their keys: every database has its own."""
+
+CommitKey = tuple[str, int, int]
+"""Of a commit: its job, step and gang."""
 
 _KINDS: tuple[type[Row], ...] = (Job, Gang, Worker, Node, Prepared)
 _EPOCH = select(leader.c.epoch)
@@ -54,14 +67,36 @@ def read_commits(
     return [from_row(Commit, row) for row in connection.execute(query).mappings()]
 
 
+def read_commit_upto(connection: Connection, job_id: str, gang: int, step: int) -> Commit | None:
+    """See Store.commit_upto. Raises ValueError."""
+    query = select(commits).where(commits.c.job_id == job_id, commits.c.gang == gang, commits.c.step <= step)
+    row = connection.execute(query.order_by(commits.c.step.desc()).limit(1)).mappings().first()
+    return from_row(Commit, row) if row is not None else None
+
+
 def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch: int) -> None:
     """Apply the writes of a leader, in the transaction that the connection is in. Raises DeposedError."""
     stored = connection.scalar(_EPOCH) or 0
     begun = fence(stored, writes, epoch)
     if begun != stored:
         connection.execute(upsert(leader), [{"id": 1, "epoch": begun}])
-    for statement, rows in _statements(_fold(writes), upsert):
+    folded = _fold(writes)
+    for key, ranks in folded.drained.items():
+        _mark_drained(connection, key, ranks)
+    for statement, rows in _statements(folded, upsert):
         connection.execute(statement, rows)
+
+
+def _mark_drained(connection: Connection, key: CommitKey, ranks: Iterable[int]) -> None:
+    """Change a commit that an earlier transaction made; one that is gone stays gone."""
+    job_id, step, gang = key
+    there = and_(commits.c.job_id == job_id, commits.c.step == step, commits.c.gang == gang)
+    row = connection.execute(select(commits).where(there)).mappings().first()
+    if row is not None:
+        commit = from_row(Commit, row)
+        for rank in ranks:
+            commit = drained(commit, rank)
+        connection.execute(update(commits).where(there).values(shards=to_row(commit)["shards"]))
 
 
 @dataclass(slots=True)
@@ -70,8 +105,12 @@ class _Folded:
 
     rows: dict[tuple[type, Any], Put | Delete] = field(default_factory=dict)
     dropped: dict[str, None] = field(default_factory=dict)
+    dropped_commits: dict[CommitKey, None] = field(default_factory=dict)
+    drained: dict[CommitKey, list[int]] = field(default_factory=dict)
+    """Ranks of commits that earlier transactions made."""
     entries: list[Entry] = field(default_factory=list)
-    commits: list[Commit] = field(default_factory=list)
+    commits: dict[CommitKey, list[Commit]] = field(default_factory=dict)
+    """More than one under a key is refused by the database."""
 
 
 def _fold(writes: Iterable[Write]) -> _Folded:
@@ -83,10 +122,22 @@ def _fold(writes: Iterable[Write]) -> _Folded:
             case Append(Entry() as entry):
                 folded.entries.append(entry)
             case Append(Commit() as commit):
-                folded.commits.append(commit)
+                folded.commits.setdefault(key_of(commit), []).append(commit)
             case DropHistory(job_id):
                 folded.dropped[job_id] = None
-                folded.commits = [commit for commit in folded.commits if commit.job_id != job_id]
+                folded.drained = {key: ranks for key, ranks in folded.drained.items() if key[0] != job_id}
+                folded.commits = {key: made for key, made in folded.commits.items() if key[0] != job_id}
+            case DropCommit(job_id, gang, step):
+                key = (job_id, step, gang)
+                folded.commits.pop(key, None)
+                folded.drained.pop(key, None)
+                folded.dropped_commits[key] = None
+            case MarkDrained(job_id, gang, step, rank):
+                key = (job_id, step, gang)
+                if key in folded.commits:
+                    folded.commits[key] = [drained(made, rank) for made in folded.commits[key]]
+                else:
+                    folded.drained.setdefault(key, []).append(rank)
             case SetEpoch():
                 pass
     return folded
@@ -108,7 +159,11 @@ def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, l
         yield upsert(table), rows
     if folded.dropped:
         yield _DROP, [{"dropped": job_id} for job_id in folded.dropped]
-    for table, items in ((entries, folded.entries), (commits, folded.commits)):
+    if folded.dropped_commits:
+        names = [f"key_{column.name}" for column in commits.primary_key]
+        yield _delete(commits), [dict(zip(names, key, strict=True)) for key in folded.dropped_commits]
+    made = [commit for of_key in folded.commits.values() for commit in of_key]
+    for table, items in ((entries, folded.entries), (commits, made)):
         if items:
             yield _insert(table), [to_row(item) for item in items]
 

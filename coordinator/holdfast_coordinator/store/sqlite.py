@@ -63,6 +63,10 @@ class SqliteStore:
         """Commits of a job, newest first."""
         return self._read(lambda connection: sql.read_commits(connection, job_id, limit, before))
 
+    def commit_upto(self, job_id: str, gang: int, step: int) -> Commit | None:
+        """The newest commit of a gang at or below a step."""
+        return self._read(lambda connection: sql.read_commit_upto(connection, job_id, gang, step))
+
     def close(self) -> None:
         """Let go of the directory."""
         with self._reading, _explained(self._path):

@@ -44,6 +44,11 @@ gangs = Table(
     Column("master_addr", String, nullable=False),
     Column("master_port", Integer, nullable=False),
     Column("commit", JSON(none_as_null=True)),
+    Column("kept", JSON, nullable=False),
+    Column("pins", JSON, nullable=False),
+    Column("dropping", JSON, nullable=False),
+    Column("failed_step", BigInteger, nullable=False),
+    Column("degraded_commits", Integer, nullable=False),
 )
 
 workers = Table(

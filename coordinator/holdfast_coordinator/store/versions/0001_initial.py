@@ -65,6 +65,11 @@ def _jobs() -> None:
         sa.Column("master_addr", sa.String, nullable=False),
         sa.Column("master_port", sa.Integer, nullable=False),
         sa.Column("commit", sa.JSON(none_as_null=True)),
+        sa.Column("kept", sa.JSON, nullable=False),
+        sa.Column("pins", sa.JSON, nullable=False),
+        sa.Column("dropping", sa.JSON, nullable=False),
+        sa.Column("failed_step", sa.BigInteger, nullable=False),
+        sa.Column("degraded_commits", sa.Integer, nullable=False),
     )
     op.create_table(
         "workers",
