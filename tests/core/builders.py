@@ -86,6 +86,7 @@ class Cluster:
     seen: Monotone = field(default_factory=Monotone)
     timeline: list[Entry] = field(default_factory=list)
     sessions: int = 0
+    ports: int = 8000
 
     def do(self, event: Event) -> Effects:
         if checkpoints.asks_history(event):
@@ -204,6 +205,9 @@ class Cluster:
 
     def restart(self, job: str = "j1") -> None:
         """Let what was told to stop be gone, and what is started in its place be up."""
+        self.ports += 2
+        for node in self.state.nodes.values():
+            self.offer(node.name, self.ports, self.ports + 1)
         for worker in self.state.workers_of(self.job(job)):
             if worker.state is WorkerState.STOPPING:
                 self.exited(worker.key, signal=15)

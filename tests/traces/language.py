@@ -20,9 +20,12 @@ from holdfast_coordinator.core.effects import (
     CloseSession,
     Command,
     Delete,
+    DropCommit,
     DropHistory,
     Effects,
     ForgetJob,
+    MarkDrained,
+    NoteReport,
     Put,
     RefuseShard,
     ReleaseWorkers,
@@ -32,8 +35,22 @@ from holdfast_coordinator.core.effects import (
     StopWorkers,
     Write,
 )
-from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Key, Node, Prepared, Scope, Worker
-from tests.core.builders import T0, Cluster, ended, found, spec
+from holdfast_coordinator.core.model import (
+    Commit,
+    Entry,
+    Gang,
+    Job,
+    Kept,
+    Key,
+    Node,
+    Pin,
+    Prepared,
+    ReportKind,
+    RetentionPolicy,
+    Scope,
+    Worker,
+)
+from tests.core.builders import T0, Cluster, ended, found, shard, spec
 
 
 @dataclass
@@ -84,7 +101,10 @@ class Interpreter:
     def _submit(
         self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str
     ) -> Effects:
-        numbers = {name: int(value) for name, value in policy.items()}
+        numbers: dict[str, object] = {name: int(value) for name, value in policy.items()}
+        keep = {name: numbers.pop(name) for name in list(numbers) if name.startswith("keep_")}
+        if keep:
+            numbers["retention"] = RetentionPolicy(**keep)
         return self.cluster.submit(spec(int(world), Scope(scope), **numbers), job, request)
 
     def _stop(self, job: str, how: str = "") -> Effects:
@@ -106,8 +126,22 @@ class Interpreter:
             node=given.get("node", ""),
         )
 
-    def _prepare(self, which: str, step: str, node: str = "") -> Effects:
-        return self.cluster.prepare(_key(which), int(step), node)
+    def _prepare(self, which: str, where: str = "", *, step: str, node: str = "") -> Effects:
+        key = _key(which)
+        what = shard(key.rank, key.attempt, local_only=where == "local_only")
+        return self.cluster.prepare(key, int(step), node, what)
+
+    def _report(self, which: str, kind: str, step: str, message: str = "", node: str = "") -> Effects:
+        return self.cluster.report(_key(which), ReportKind(kind), int(step), message, node)
+
+    def _pin(self, job: str, step: str, name: str = "") -> Effects:
+        return self.cluster.pin(int(step), name, job=job)
+
+    def _drop(self, job: str, step: str) -> Effects:
+        return self.cluster.drop_checkpoint(int(step), job=job)
+
+    def _offer(self, node: str, *ports: str) -> Effects:
+        return self.cluster.offer(node, *map(int, ports))
 
     def _lose(self, node: str) -> Effects:
         return self.cluster.lose_stream(node)
@@ -149,7 +183,18 @@ def _name(row: Row) -> str:
 
 _SHOWN = {
     "Job": ("state", "reason", "desired", "ending"),
-    "Gang": ("attempt", "restarts", "not_before_ms", "best_step", "master_port", "commit"),
+    "Gang": (
+        "attempt",
+        "restarts",
+        "not_before_ms",
+        "best_step",
+        "master_port",
+        "commit",
+        "kept",
+        "pins",
+        "dropping",
+        "failed_step",
+    ),
     "Worker": ("state", "attempt", "node", "pid", "resume_step"),
     "Node": ("state", "reason", "session", "ports", "strays"),
     "Prepared": (),
@@ -171,6 +216,10 @@ def _write(write: Write, before: dict[str, Row]) -> str:
             return f"append commit of {made.job_id} step {made.step} attempt {made.attempt}"
         case SetEpoch(epoch):
             return f"put epoch {epoch}"
+        case DropCommit(job_id, _, step):
+            return f"drop commit of {job_id} step {step}"
+        case MarkDrained(job_id, _, step, rank):
+            return f"drained: rank {rank} of {job_id} step {step}"
         case DropHistory(job_id):
             return f"delete history of {job_id}"
     raise AssertionError(write)
@@ -180,7 +229,8 @@ def _changes(old: Row | None, row: Row) -> str:
     said = []
     for name in _SHOWN[type(row).__name__]:
         value = getattr(row, name)
-        if value != (getattr(old, name) if old is not None else None) and (old is not None or value):
+        begins = old is None and (not value or name == "failed_step")
+        if not begins and value != (getattr(old, name) if old is not None else None):
             said.append(f"{name.removesuffix('_ms')}={_value(name, value)}")
     return "".join(f" {part}" for part in said)
 
@@ -188,9 +238,16 @@ def _changes(old: Row | None, row: Row) -> str:
 def _value(name: str, value: object) -> str:
     match value:
         case Commit():
-            return f"step {value.step}"
+            local = [str(each.rank) for each in value.shards if each.local_only]
+            return f"step {value.step}" + (f" (rank {' '.join(local)} on its node alone)" if local else "")
+        case Kept():
+            return str(value.step)
+        case Pin():
+            return f"{value.step}={value.name}"
+        case Key():
+            return _short(value)
         case tuple():
-            return "[" + " ".join(_short(v) if isinstance(v, Key) else str(v) for v in value) + "]"
+            return "[" + " ".join(_value(name, each) for each in value) + "]"
         case int() if name == "not_before_ms" and value:
             return f"+{value - T0}"
         case str() if " " in value:
@@ -213,11 +270,14 @@ def _command(command: Command) -> str:
             return f"StopWorkers {' '.join(map(_short, keys))}{' by force' if force else ''}: {reason}"
         case ReleaseWorkers(keys):
             return f"ReleaseWorkers {' '.join(map(_short, keys))}"
-        case AckCommit(job_id, attempt, step, ranks, publish):
+        case AckCommit(job_id, attempt, step, ranks, publish, drop):
             named = " ".join(f"{job_id}/{rank}.{attempt}" for rank in ranks)
-            return f"AckCommit step {step} to {named}{' and publish' if publish else ''}"
+            steps = f" and drop {' '.join(map(str, drop))}" if drop else ""
+            return f"AckCommit step {step} to {named}{' and publish' if publish else ''}{steps}"
         case RefuseShard(key, step, reason):
             return f"RefuseShard {_short(key)} step {step}: {reason}"
+        case NoteReport(key, kind, step):
+            return f"NoteReport {_short(key)} {kind} step {step}"
         case ForgetJob(job_id):
             return f"ForgetJob {job_id}"
         case CloseSession(reason):

@@ -174,10 +174,11 @@ class State:
                 del self.at_step[place]
 
     def _index(self, old: Worker | None, new: Worker | None) -> None:
-        if old is not None:
-            self._count(old, -1)
+        # In this order: a tally that somebody looks at must not come to nothing in between, and be another after.
         if new is not None:
             self._count(new, +1)
+        if old is not None:
+            self._count(old, -1)
         if old is not None and old.state in LIVE:
             key = (old.job_id, old.rank)
             there = self.on_node[old.node]
