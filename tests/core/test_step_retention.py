@@ -95,6 +95,14 @@ class TestPolicy:
         cluster.report(key(0), DROPPED, 20)  # late
         assert cluster.history() == [20, 10]
 
+    def test_what_may_be_staged_anew_is_not_deleted_either(self):
+        cluster = keeping(steps=(10, 20, 30), keep_last=3)
+        cluster.drop_checkpoint(20)
+        cluster.corrupt(key(0), 30)
+        cluster.restart()
+        assert drops(cluster.commit(15)) == [()]
+        assert drops(cluster.commit(25)) == [(20,)]
+
     def test_files_that_nobody_can_delete_are_given_up_in_the_end(self, monkeypatch):
         monkeypatch.setattr(checkpoints, "MOST_DROPPING", 3)
         monkeypatch.setattr(checkpoints, "DROPS_A_MESSAGE", 2)

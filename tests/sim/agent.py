@@ -4,6 +4,7 @@ It can be killed between any two of its actions, stopped (SIGSTOP) and continued
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from holdfast_agent import core
@@ -11,6 +12,7 @@ from holdfast_agent.core import Ended, Key, Phase
 from holdfast_coordinator.core.effects import (
     AckCommit,
     ForgetJob,
+    NoteReport,
     RefuseShard,
     ReleaseWorkers,
     StartWorkers,
@@ -259,10 +261,15 @@ class Agent:
                 self._say("exited", worker)
             case core.TellPrepared(key, shard):
                 self._say("prepared", (key, shard))
-            case core.AnswerCommitted(key, step, publish):
-                self._answer(key, step, publish, refused=False)
+            case core.TellReported(key, report):
+                self._say("reported", (key, report))
+            case core.AnswerCommitted(key, step, publish, drop):
+                self._answer(key, step, publish, drop, refused=False)
             case core.AnswerRefused(key, step, _):
-                self._answer(key, step, None, refused=True)
+                self._answer(key, step, None, (), refused=True)
+            case core.AnswerNoted(key, kind, step):
+                if key in self.processes:
+                    self._world.at(self._world.between(0, 2), self.processes[key].noted, kind, step)
             case core.MarkReleased(key):
                 if key in self.disk.attempts:
                     self.disk.attempts[key].released = True
@@ -319,10 +326,11 @@ class Agent:
         self._checks.died(key)
         return Ended(Exit(-1, 9, "killed: its shim was killed", self._world.now), Progress())
 
-    def _answer(self, key: Key, step: int, publish: Any, *, refused: bool) -> None:
+    def _answer(self, key: Key, step: int, publish: Any, drop: tuple[int, ...], *, refused: bool) -> None:
         process = self.processes.get(key)
         if process is not None:
-            self._world.at(self._world.between(0, 2), process.answered, step, publish, refused)
+            told = partial(process.answered, step, publish, drop, refused=refused)
+            self._world.at(self._world.between(0, 2), told)
 
     def _found(self, worker: core.Worker) -> Found:
         key = CoordinatorKey(*worker.key)
@@ -354,8 +362,10 @@ def agent_event(epoch: int, command: Any) -> core.Event:
             return core.StopCommanded(epoch, tuple(_key(key) for key in keys), force)
         case ReleaseWorkers(keys):
             return core.ReleaseCommanded(epoch, tuple(_key(key) for key in keys))
-        case AckCommit(job_id, attempt, step, ranks, publish):
-            return core.CommitAcked(epoch, job_id, attempt, step, ranks, publish)
+        case AckCommit(job_id, attempt, step, ranks, publish, drop):
+            return core.CommitAcked(epoch, job_id, attempt, step, ranks, publish, drop)
+        case NoteReport(key, kind, step):
+            return core.ReportNoted(epoch, _key(key), kind, step)
         case RefuseShard(key, step, reason):
             return core.ShardRefused(epoch, _key(key), step, reason)
         case ForgetJob(job_id):

@@ -14,7 +14,10 @@ from holdfast_coordinator.core.effects import (
     AckCommit,
     Append,
     Command,
+    DropCommit,
     Effects,
+    MarkDrained,
+    NoteReport,
     Put,
     Refusal,
     ReleaseWorkers,
@@ -22,7 +25,13 @@ from holdfast_coordinator.core.effects import (
     StopWorkers,
     Write,
 )
-from holdfast_coordinator.core.events import Event, JobStopRequested, JobSubmitted, LeaderElected
+from holdfast_coordinator.core.events import (
+    CheckpointReported,
+    Event,
+    JobStopRequested,
+    JobSubmitted,
+    LeaderElected,
+)
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
@@ -34,13 +43,15 @@ from holdfast_coordinator.core.model import (
     JobState,
     Node,
     NodeState,
+    ReportKind,
     Worker,
     WorkerState,
 )
 from holdfast_coordinator.core.state import State
+from holdfast_coordinator.store.api import drained
 from holdfast_coordinator.store.memory import MemoryStore
-from tests.core.invariants import Monotone, validate
-from tests.sim.disk import Checkpoints, Place
+from tests.core.invariants import Monotone, proven_corrupt, validate, validate_history
+from tests.sim.disk import Checkpoints, Place, same_commit
 from tests.sim.world import Violation, World
 
 
@@ -53,7 +64,11 @@ class Checks:
     agents: dict[str, Any] = field(default_factory=dict)
     checkpoints: Checkpoints = field(init=False)
     commits: dict[Place, dict[int, Commit]] = field(default_factory=dict)
-    """Every durable commit, by step."""
+    """Every commit of the durable history, by step."""
+    ever: dict[Place, list[Commit]] = field(default_factory=dict)
+    """The same with those that left it."""
+    left: dict[tuple[Place, int, int], int] = field(default_factory=dict)
+    """During which attempt a commit left the history, by place, step and its own attempt."""
     pace: dict[Key, int] = field(default_factory=dict)
     """The step of every live worker."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -64,11 +79,16 @@ class Checks:
     _dead: set[Key] = field(default_factory=set)
     _exits: dict[Key, Exit] = field(default_factory=dict)
     _boots: set[str] = field(default_factory=set)
+    _attempts: dict[Place, int] = field(default_factory=dict)
+    """Of every gang, as the transactions that are read one by one have it."""
     _seen: Monotone = field(default_factory=Monotone)
     _seen_durable: Monotone = field(default_factory=Monotone)
 
     def __post_init__(self) -> None:
-        self.checkpoints = Checkpoints(lambda place, commit: commit in self.commits.get(place, {}).values())
+        self.checkpoints = Checkpoints(
+            lambda place, commit: any(same_commit(commit, made) for made in self.ever.get(place, ())),
+            lambda place, step: self.commits.get(place, {}).get(step),
+        )
 
     # The truth
 
@@ -103,18 +123,26 @@ class Checks:
         twin = [k for k in self.agents[node].processes if (k.job_id, k.rank) == rank and k != key]
         if twin:
             raise Violation(f"P2: {key} starts beside {twin}")
-        before = [c for c in self.commits.get(order.place, {}).values() if c.attempt < key.attempt]
-        newest = max(before, key=lambda c: c.step, default=None)
-        if commit != newest:
+        newest = self._newest_before(order.place, key.attempt)
+        if not same_commit(commit, newest):
             raise Violation(f"P1: {key} resumes from {commit}, the newest commit before it is {newest}")
+
+    def _newest_before(self, place: Place, attempt: int) -> Commit | None:
+        """The newest commit that an attempt found in the history when it began."""
+        there = [
+            commit
+            for commit in self.ever.get(place, ())
+            if commit.attempt < attempt <= self.left.get((place, commit.step, commit.attempt), attempt)
+        ]
+        return max(there, key=lambda commit: commit.step, default=None)
 
     def slowest(self, key: Key) -> int:
         """The step of the slowest rank of this attempt; -1 while one of them is not there."""
         world = int(self._shadow.jobs[key.job_id].spec.world_size)
         return min(self.pace.get(Key(key.job_id, rank, key.attempt), -1) for rank in range(world))
 
-    def is_durable(self, place: Place, step: int) -> bool:
-        return step in self.commits.get(place, {})
+    def was_durable(self, place: Place, step: int, attempt: int) -> bool:
+        return any((c.step, c.attempt) == (step, attempt) for c in self.ever.get(place, ()))
 
     # The coordinator's state
 
@@ -127,20 +155,36 @@ class Checks:
                 self._shadow.put(row)
             self._shadow.next_seq = state.next_seq
             self._seen = Monotone()  # what was not durable has not happened
+            aside = None
         else:
-            self._causes(effects.writes)
+            aside = proven_corrupt(self._shadow, event)
+            self._causes(effects.writes, aside)
             self._shadow.apply(effects.writes)
         if self._shadow != state:
             raise Violation(f"load(store) is not the state after {type(event).__name__}")
         try:
             validate(state)
+            if aside is not None:
+                self._set_aside(aside, event, state)
             self._seen.check(state)
         except AssertionError as error:
             raise Violation(f"after {type(event).__name__}: {error}") from error
 
-    def _causes(self, writes: Iterable[Write]) -> None:
-        """Every worker that is given up has died or was out of reach; every restart follows from one (P4)."""
-        given_up: set[tuple[str, int]] = set()
+    def _set_aside(self, place: Place, event: Event, state: State) -> None:
+        """A worker found a commit corrupt: it is, and what is gone back to is the newest one that is durable."""
+        assert isinstance(event, CheckpointReported)
+        self._count("set aside")
+        if not self.checkpoints.is_rotten(place, self.commits[place][event.step]):
+            raise Violation(f"P1: step {event.step} of {place} is set aside and is sound")
+        before = [commit for step, commit in self.commits[place].items() if step < event.step]
+        self._seen.set_aside(place, max(before, key=lambda commit: commit.step, default=None), state)
+
+    def _causes(self, writes: Iterable[Write], aside: Place | None) -> None:
+        """Every worker that is given up has died or was out of reach; every restart follows from one (P4).
+
+        Or from a checkpoint that proved corrupt.
+        """
+        given_up: set[tuple[str, int]] = {aside} if aside is not None else set()
         rows = [write.row for write in writes if isinstance(write, Put)]
         lost_nodes = [row for row in rows if isinstance(row, Node) and row.state is NodeState.LOST]
         for node in lost_nodes:
@@ -184,8 +228,10 @@ class Checks:
             self._count("restarts")
             if (gang.job_id, gang.index) not in given_up:
                 raise Violation(f"P4: {gang.job_id}/{gang.index} restarts though nothing died: {gang.cause}")
-        if gang.commit is not None and gang.commit != before.commit:
+        known = before.commit.step if before.commit is not None else -1
+        if gang.commit is not None and gang.commit.step > known:
             self._count("commits")
+            self._count("degraded", gang.commit.degraded)
             self._committed(gang, gang.commit)
 
     def _committed(self, gang: Gang, commit: Commit) -> None:
@@ -203,18 +249,49 @@ class Checks:
     def durable(self, writes: Iterable[Write], store: MemoryStore) -> None:
         """A transaction is on disk."""
         for write in writes:
-            if isinstance(write, Append) and isinstance(write.item, Commit):
-                commit = write.item
-                steps = self.commits.setdefault((commit.job_id, commit.gang), {})
-                if steps and commit.step <= max(steps):
-                    raise Violation(f"P1: step {commit.step} is committed after step {max(steps)}")
-                steps[commit.step] = commit
+            match write:
+                case Append(Commit() as commit):
+                    place = (commit.job_id, commit.gang)
+                    steps = self.commits.setdefault(place, {})
+                    if steps and commit.step <= max(steps):
+                        raise Violation(f"P1: step {commit.step} is committed after step {max(steps)}")
+                    steps[commit.step] = commit
+                    self.ever.setdefault(place, []).append(commit)
+                case DropCommit(job_id, index, step):
+                    self._dropped((job_id, index), step)
+                case MarkDrained(job_id, index, step, rank):
+                    steps = self.commits.get((job_id, index), {})
+                    if step in steps:
+                        steps[step] = drained(steps[step], rank)
+                case Put(Gang() as gang):
+                    self._attempts[gang.job_id, gang.index] = gang.attempt
         self._seen_durable.check(store._state)
+
+    def _dropped(self, place: Place, step: int) -> None:
+        """A commit left the history: it is corrupt, or the policy does not keep it."""
+        steps = self.commits[place]
+        commit = steps.pop(step)
+        self.left[place, step, commit.attempt] = self._attempts[place]
+        newest = max(steps, default=-1)
+        if self.checkpoints.is_rotten(place, commit) and step > newest:
+            self._seen_durable.commits[place] = newest
+            return
+        self._count("dropped")
+        policy = self._shadow.jobs[place[0]].spec.retention
+        newer = [each for each in steps if each > step]
+        if policy is None or len(newer) < policy.keep_last:
+            raise Violation(f"P1: step {step} of {place} is dropped, and only {newer} are newer")
+        if policy.keep_every and step % policy.keep_every == 0:
+            raise Violation(f"P1: step {step} of {place} is dropped, and is one of every {policy.keep_every}")
 
     def batch_done(self, state: State, store: MemoryStore) -> None:
         """Between two batches store and memory agree."""
         if store.load(state.settings) != state:
             raise Violation("load(store) is not the state between two batches")
+        try:
+            validate_history(state, store)
+        except AssertionError as error:
+            raise Violation(f"P1: {error}") from error
 
     def ticked(self, deadline: int | None) -> None:
         """A tick has done what was due: the next wake-up lies ahead, or the engine would spin."""
@@ -230,12 +307,23 @@ class Checks:
                     row = durable.workers.get((key.job_id, key.rank))
                     if row is not None and row.attempt == key.attempt and row.state in LIVE:
                         raise Violation(f"P3: {key} is released before its exit is durable")
-            case AckCommit(job_id, attempt, step, ranks, _):
+            case NoteReport(key, ReportKind.CORRUPT, step):
+                row, job = durable.workers.get((key.job_id, key.rank)), durable.jobs.get(key.job_id)
+                if row is None or job is None or job.ending is not None:
+                    return
+                gang = durable.gangs[key.job_id, row.gang]
+                if gang.commit is not None and (gang.attempt, gang.commit.step) == (key.attempt, step):
+                    raise Violation(f"P3: {key} is told that step {step} is set aside, and it is not")
+            case AckCommit(job_id, attempt, step, ranks, _, drop):
                 for rank in ranks:
                     gang = durable.workers[job_id, rank].gang
-                    commit = self.commits.get((job_id, gang), {}).get(step)
-                    if commit is None or commit.attempt != attempt:
+                    if not self.was_durable((job_id, gang), step, attempt):
                         raise Violation(f"P3: step {step} of {job_id}/{gang} is acked before it is durable")
+                    kept = [old for old in drop if old in self.commits[job_id, gang]]
+                    if kept:
+                        raise Violation(
+                            f"P1: the files of {kept} of {job_id}/{gang}, which are kept, are to go"
+                        )
             case StartWorkers():
                 for a in command.assignments:
                     row = durable.workers.get((command.job_id, a.rank))
@@ -263,5 +351,5 @@ class Checks:
             if job.desired is not Desired.STOPPED and job.state not in TERMINAL:
                 raise Violation(f"P3: the stop of {event.job_id} is acknowledged and not durable")
 
-    def _count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def _count(self, what: str, by: int = 1) -> None:
+        self.counts[what] = self.counts.get(what, 0) + by

@@ -5,10 +5,10 @@ commands and answers. It can be killed at any point between those.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from holdfast_coordinator.core import liveness
+from holdfast_coordinator.core import checkpoints, liveness
 from holdfast_coordinator.core.effects import (
     CloseSession,
     Command,
@@ -20,6 +20,7 @@ from holdfast_coordinator.core.effects import (
 )
 from holdfast_coordinator.core.events import (
     AgentJoined,
+    CheckpointReported,
     Event,
     LeaderElected,
     PortsOffered,
@@ -50,6 +51,7 @@ class Bugs:
     release_before_commit: bool = False
     no_fresh_lease: bool = False
     pause_is_silence: bool = False
+    stale_history: bool = False
 
 
 @dataclass
@@ -266,7 +268,7 @@ class Coordinator:
         self._poked = False
         if not self.leading or self._in_flight is not None:
             return
-        items, self._inbox = self._inbox, []
+        items = self._take()
         now = self._world.now
         ends = deadline(self.state)
         if now >= (self._next_tick if ends is None else min(ends, self._next_tick)):
@@ -275,7 +277,7 @@ class Coordinator:
             items.append(Ticked(now, self._heard))
         batch = _Batch()
         for item in items:
-            event = item.event if isinstance(item, Request) else item
+            event = _event_of(item)
             effects = self._apply(batch, self.state, event)
             if isinstance(event, Ticked):
                 self._checks.ticked(deadline(self.state))
@@ -290,6 +292,20 @@ class Coordinator:
             self._at(self._world.between(1, 5), self._committed)
         else:
             self._publish(batch)
+
+    def _take(self) -> list[Event | Request]:
+        """What is next: an event that asks the history begins a round, when all before it is in the store."""
+        asks = [n for n, item in enumerate(self._inbox) if n and checkpoints.asks_history(_event_of(item))]
+        end = len(self._inbox) if self._bugs.stale_history or not asks else asks[0]
+        items, self._inbox = self._inbox[:end], self._inbox[end:]
+        return [self._informed(item) for item in items]
+
+    def _informed(self, item: Event | Request) -> Event | Request:
+        event = _event_of(item)
+        asked = checkpoints.lookup(self.state, event)
+        if asked is None or not isinstance(event, CheckpointReported):
+            return item
+        return replace(event, kept=self._store.commit_upto(asked.job_id, asked.gang, asked.upto))
 
     def _forgive_own_pause(self, now: int) -> None:
         """While this process was stopped it could hear nobody: that was no silence of theirs."""
@@ -375,6 +391,10 @@ class Coordinator:
             request.answer(effects.refusal)
 
 
+def _event_of(item: Event | Request) -> Event:
+    return item.event if isinstance(item, Request) else item
+
+
 def agent_event(at: int, node: str, session: str, kind: str, what: Any) -> Event:
     """What codec.py makes of an agent's message."""
     match kind:
@@ -385,6 +405,9 @@ def agent_event(at: int, node: str, session: str, kind: str, what: Any) -> Event
         case "prepared":
             key, shard = what
             return ShardPrepared(at, node, session, Key(*key), shard.step, shard.content)
+        case "reported":
+            key, report = what
+            return CheckpointReported(at, node, session, Key(*key), report.kind, report.step, report.content)
         case "ports":
             return PortsOffered(at, node, session, what)
     raise AssertionError(kind)

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from holdfast_coordinator.core.effects import (
     AckCommit,
+    NoteReport,
     ReleaseWorkers,
     StartWorkers,
     StopWorkers,
     Welcome,
 )
 from tests.sim.agent import Agent
+from tests.sim.checks import Checks
 from tests.sim.coordinator import Coordinator
 from tests.sim.link import DOWN, UP, Network
 from tests.sim.world import World
@@ -26,6 +28,7 @@ class Faults:
         network: Network,
         coordinator: Coordinator,
         agents: dict[str, Agent],
+        checks: Checks,
         *,
         only: str = "",
     ) -> None:
@@ -33,6 +36,7 @@ class Faults:
         self._network = network
         self._coordinator = coordinator
         self._agents = list(agents.values())
+        self._checks = checks
         self._on = True
         coordinator.command_lost = self._command_lost
         self._mean_ms = world.between(400, 4_000)
@@ -51,6 +55,8 @@ class Faults:
             self.break_stream,
             self.partition,
             self.slow_network,
+            self.rot_a_file,
+            self.lose_storage,
         ]
         # Several at a time, so that faults of different kinds meet; not all, so that each has room to show.
         wanted = [kind for kind in kinds if world.chance(0.4)] or [world.rng.choice(kinds)]
@@ -68,6 +74,7 @@ class Faults:
         self._network.slowest_ms = 5
         self._coordinator.fill_disk(0)
         self._coordinator.die_after = ()
+        self._checks.checkpoints.away = False
         self._coordinator.thaw()
         self._coordinator.start()
 
@@ -131,7 +138,9 @@ class Faults:
         self._while_on(self._world.between(1, longest), self._coordinator.start)
 
     def kill_coordinator_as_it_speaks(self) -> None:
-        said = self._world.rng.choice([StartWorkers, StopWorkers, ReleaseWorkers, AckCommit, Welcome])
+        said = self._world.rng.choice(
+            [StartWorkers, StopWorkers, ReleaseWorkers, AckCommit, NoteReport, Welcome]
+        )
         self._coordinator.die_after = (said,)
 
         def restart() -> None:
@@ -172,3 +181,25 @@ class Faults:
 
     def slow_network(self) -> None:
         self._network.slowest_ms = self._world.rng.choice([0, 5, 50, 800])
+
+    def rot_a_file(self) -> None:
+        """A file of a newest checkpoint is no longer what was written; its rank will find out, or never look."""
+        newest = [
+            (place, steps[max(steps)]) for place, steps in sorted(self._checks.commits.items()) if steps
+        ]
+        if newest:
+            place, commit = self._world.rng.choice(newest)
+            shard = self._world.rng.choice(commit.shards)
+            self._world.note("faults", f"{shard.file} of step {commit.step} of {place} rots")
+            self._checks.checkpoints.rotten.add((place, commit.step, shard.file))
+            if self._world.chance(0.5):
+                self.crash_worker()
+
+    def lose_storage(self) -> None:
+        self._world.note("faults", "the storage is away")
+        self._checks.checkpoints.away = True
+
+        def back() -> None:
+            self._checks.checkpoints.away = False
+
+        self._while_on(self._world.between(100, LONGER_THAN_THE_LEASE_MS), back)

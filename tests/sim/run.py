@@ -8,8 +8,10 @@ from holdfast_coordinator.core.model import (
     TERMINAL,
     JobSpec,
     JobState,
+    Mode,
     NodeState,
     RestartPolicy,
+    RetentionPolicy,
     Scope,
 )
 from holdfast_coordinator.store.memory import MemoryStore
@@ -108,7 +110,7 @@ class Simulation:
         self.jobs: dict[str, JobSpec] = {"j1": self._spec(ranks)}
         if world.chance(0.3):
             self.jobs["j2"] = self._spec(world.between(1, ranks))
-        self.faults = Faults(world, self.network, self.coordinator, self.agents, only=self.only)
+        self.faults = Faults(world, self.network, self.coordinator, self.agents, self.checks, only=self.only)
 
     def _spec(self, ranks: int) -> JobSpec:
         world = self.world
@@ -123,8 +125,14 @@ class Simulation:
             "EVERY": str(world.between(1, 9)),
             "PACE": str(world.rng.choice([50, 200, 600])),
         }
+        retention = None
+        if world.chance(0.5):
+            retention = RetentionPolicy(
+                world.between(1, 3), world.rng.choice([0, 5]), world.between(0, 1), "loss", Mode.MIN
+            )
+        grace = world.rng.choice([5, 300])
         return JobSpec(
-            "train", ("train",), ranks, env, restart=policy, stop_grace_ms=world.rng.choice([5, 300])
+            "train", ("train",), ranks, env, restart=policy, stop_grace_ms=grace, retention=retention
         )
 
     def _faulty(self) -> None:
@@ -173,6 +181,16 @@ class Simulation:
                     raise Violation(
                         f"rank {shard.rank} of {job_id} ended with other numbers than undisturbed"
                     )
+            for shard in commit.shards:
+                at = (steps, commit.attempt)
+                held = [a for a in self.agents.values() if at in a.disk.spool.get((job_id, shard.rank), ())]
+                if shard.local_only and not held:
+                    raise Violation(f"P1: rank {shard.rank} of {place} is drained, and no commit knows of it")
+            kept = [
+                c for c in self.checks.commits[place].values() if not self.checks.checkpoints.whole(place, c)
+            ]
+            if kept:
+                raise Violation(f"P1: files of {kept} of {place}, which is kept, are gone")
             if (place, steps) not in self.checks.checkpoints.manifests:
                 raise Violation(
                     f"P1: the manifest of the committed step {steps} of {place} was never published"
@@ -227,8 +245,9 @@ class Simulation:
                 return f"agent {agent.name} is not connected"
             if agent.processes:
                 return f"node {agent.name} has processes left: {list(agent.processes)}"
-            if agent.core.workers or agent.core.prepared:
-                return f"agent {agent.name} has things unacknowledged: {agent.core.workers} {agent.core.prepared}"
+            held = {**agent.core.workers, **agent.core.prepared, **agent.core.reports}
+            if held:
+                return f"agent {agent.name} has things unacknowledged: {held}"
             node = state.nodes.get(agent.name)
             if node is None or node.state is not NodeState.READY or node.strays:
                 return f"node {agent.name} is not back: {node}"

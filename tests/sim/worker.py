@@ -4,13 +4,14 @@ Its state is a number that follows from the rank and the steps alone, so that a 
 an undisturbed one, or something was resumed wrongly.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast_agent import core
 from holdfast_agent.core import Key
 from holdfast_coordinator.core.effects import Assignment
-from holdfast_coordinator.core.model import Commit, Exit, JobSpec, Progress, Scope, Shard
+from holdfast_coordinator.core.model import Commit, Exit, JobSpec, Progress, ReportKind, Scope, Shard
 from tests.sim.checks import Checks
 from tests.sim.disk import Checkpoints, Place
 from tests.sim.world import Violation, World
@@ -67,6 +68,10 @@ class Process:
         self._value = order.key.rank
         self._link = host.life
         self._unanswered: dict[int, Shard] = {}
+        self._reports: dict[tuple[ReportKind, int], core.Report] = {}
+        self._spool = host.disk.spool.setdefault((order.key.job_id, order.key.rank), [])
+        self._published_ms = 0
+        """When it is through with what it was told to publish and to drop so far: it does one at a time."""
         self._staging = False
         self._waiting_since = 0
         self._stopping = False
@@ -77,12 +82,18 @@ class Process:
     # Its life
 
     def begin(self) -> None:
-        """Restore, publishing the manifest of the commit if its publisher died before that."""
+        """Restore, publishing the manifest of the commit if its publisher died before that.
+
+        What does not verify is reported; whoever did so trains no more, and is stopped.
+        """
         commit, place = self.order.resume, self.order.place
         if commit is not None:
             if (place, commit.step) not in self._checkpoints.manifests:
                 self._publish(commit)
             file = commit.shards[0 if commit.rank is not None else self.key.rank].file
+            if (place, commit.step, file) in self._checkpoints.rotten:
+                self._report(ReportKind.CORRUPT, commit.step)
+                return
             self._value = self._checkpoints.files[place, commit.step, file]
             self.step = self._first = commit.step
         self._checks.pace[self.key] = self.step
@@ -146,7 +157,8 @@ class Process:
         if self.gone:
             return
         if self.step == self._total:
-            if not (self._staging or self._total in self._unanswered):
+            self._drain()
+            if not (self._staging or self._total in self._unanswered or self._reports or self._spool):
                 self.end(0)
             else:
                 self._next_step()
@@ -156,6 +168,7 @@ class Process:
         if waits or (self._lockstep and self._checks.slowest(self.key) < self.step):
             self._next_step()
             return
+        self._drain()
         self.step += 1
         self._first_ms = self._first_ms or self._world.now
         self._checks.pace[self.key] = self.step
@@ -168,8 +181,15 @@ class Process:
     def _staged(self, step: int, value: int) -> None:
         if self.gone:
             return
+        if self._world.chance(0.02):  # no room; it is tried again
+            self._report(ReportKind.SAVE_FAILED, step)
+            self._world.at(self._world.between(1, 30), self._staged, step, value)
+            return
         name = f"rank-{self.key.rank:05}.attempt-{self.key.attempt}.safetensors"
-        shard = Shard(self.key.rank, name, 100, f"{value:016x}", str(step))
+        away, metrics = self._checkpoints.away, {"loss": float(value % 97)}
+        shard = Shard(self.key.rank, name, 100, f"{value:016x}", str(step), metrics, away)
+        if away:
+            self._spool.append((step, self.key.attempt))
         self._checkpoints.stage(self.order.place, step, shard, value)
         self._unanswered[step] = shard
         self._staging = False
@@ -186,37 +206,79 @@ class Process:
             self._link = life
             for step in sorted(self._unanswered):
                 self._say(step)
+            for report in self._reports.values():
+                self._say_report(report)
 
-    def answered(self, step: int, publish: Commit | None, refused: bool) -> None:
+    def answered(self, step: int, publish: Commit | None, drop: Iterable[int], *, refused: bool) -> None:
         """The agent's answer to a Prepare."""
         if self.gone:
             return
         if refused:
             self._unanswered.pop(step, None)
+            if (step, self.key.attempt) in self._spool:
+                self._spool.remove((step, self.key.attempt))
             return
-        if publish is not None:
-            slow = self._world.chance(0.05)  # a file system may stall for longer than a lease
-            wait = self._world.between(0, 15_000 if slow else 20)
-            self._world.at(wait, self._publish_behind, step, publish)
-        else:
+        if publish is None:
             self._done(step)
+            return
+        slow = self._world.chance(0.05)  # a file system may stall for longer than a lease
+        self._behind(15_000 if slow else 20, self._checkpoints.write_manifest, self.order.place, publish)
+        self._behind(20, self._checkpoints.write_latest, self.order.place, publish)
+        self._behind(0, self._done, step)
+        for old in drop:
+            self._behind(20, self._drop, old)
 
-    def _publish_behind(self, step: int, commit: Commit) -> None:
-        if not self.gone:
-            self._checkpoints.write_manifest(self.order.place, commit)
-            self._world.at(self._world.between(0, 20), self._latest_behind, step, commit)
+    def _behind(self, most_ms: int, what: Any, *args: Any) -> None:
+        """Do something behind the training, after what was to be done before."""
+        self._published_ms = max(self._published_ms, self._world.now) + self._world.between(0, most_ms)
+        self._world.at(self._published_ms - self._world.now, self._unless_gone, what, *args)
 
-    def _latest_behind(self, step: int, commit: Commit) -> None:
+    def _unless_gone(self, what: Any, *args: Any) -> None:
         if not self.gone:
-            self._checkpoints.write_latest(self.order.place, commit)
-            self._done(step)
+            what(*args)
+
+    def _drop(self, step: int) -> None:
+        self._checkpoints.drop(self.order.place, step, self.key.attempt)
+        self._report(ReportKind.DROPPED, step)
+
+    def _drain(self) -> None:
+        """Give the storage what it could not be given before, by this attempt or one before it on this node.
+
+        A file leaves the spool when that is noted, or a death in between would leave its checkpoint degraded for ever.
+        """
+        if self._checkpoints.away:
+            return
+        for step, attempt in list(self._spool):
+            kept = self._checkpoints.kept(self.order.place, step)
+            if attempt != self.key.attempt and (kept is None or kept.attempt != attempt):
+                self._spool.remove((step, attempt))  # of what was never committed, or is not kept
+            elif (ReportKind.DRAINED, step) not in self._reports:
+                self._report(ReportKind.DRAINED, step)
+
+    def _report(self, kind: ReportKind, step: int) -> None:
+        report = self._reports[kind, step] = core.Report(kind, step, "as the simulation has it")
+        self._say_report(report)
+
+    def _say_report(self, report: core.Report) -> None:
+        if not self.gone and self._host.up and self._link == self._host.life:
+            self._host.call(1, self._host.dispatch, core.CheckpointReported(self.key, report))
+
+    def noted(self, kind: ReportKind, step: int) -> None:
+        """The agent's answer to a Report."""
+        if self.gone or self._reports.pop((kind, step), None) is None:
+            return
+        if kind is ReportKind.DRAINED:
+            self._spool[:] = [each for each in self._spool if each[0] != step]
+        if kind is ReportKind.CORRUPT:
+            assert self.order.resume is not None
+            self._checkpoints.set_aside(self.order.place, self.order.resume)
 
     def _publish(self, commit: Commit) -> None:
         self._checkpoints.write_manifest(self.order.place, commit)
         self._checkpoints.write_latest(self.order.place, commit)
 
     def _done(self, step: int) -> None:
-        if not self._checks.is_durable(self.order.place, step):
+        if not self._checks.was_durable(self.order.place, step, self.key.attempt):
             raise Violation(f"P3: {self.key} was told that step {step} is committed, and it is not")
         self._unanswered = {at: shard for at, shard in self._unanswered.items() if at > step}
 

@@ -178,7 +178,9 @@ def _with_dropping(turn: Turn, gang: Gang, steps: Iterable[int]) -> Gang:
 
 
 def _asked_to_drop(gang: Gang) -> tuple[int, ...]:
-    return gang.dropping[:DROPS_A_MESSAGE]
+    """Steps to ask a worker to delete the files of: only those below the commit, for others may be staged anew."""
+    newest = gang.commit.step if gang.commit is not None else -1
+    return tuple(step for step in gang.dropping if step < newest)[:DROPS_A_MESSAGE]
 
 
 def _resumed(state: State, gang: Gang) -> set[int]:
