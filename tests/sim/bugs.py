@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast_agent import core as agent_core
-from holdfast_coordinator.core import commit, reconcile
+from holdfast_coordinator.core import checkpoints, commit, reconcile
 from holdfast_coordinator.core import step as step_module
 from holdfast_coordinator.core.effects import Delete, Put
 from holdfast_coordinator.core.model import Gang, NodeState
@@ -146,13 +146,13 @@ def any_session(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
 
 def loss_without_restart(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """What was lost with a node is not superseded."""
-    honest = step_module._supersede
+    honest = step_module.supersede
 
     def supersede(turn, gang, decision, cause):
         if "was lost" not in cause:
             honest(turn, gang, decision, cause)
 
-    patch.setattr(step_module, "_supersede", supersede)
+    patch.setattr(step_module, "supersede", supersede)
 
 
 def suspects_are_lost(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
@@ -213,7 +213,69 @@ def resume_from_what_was_prepared(patch: pytest.MonkeyPatch, _bugs: Bugs) -> Non
     patch.setattr(reconcile, "start_command", start_command)
 
 
+def note_before_commit(_patch: pytest.MonkeyPatch, bugs: Bugs) -> None:
+    """A worker hears that a corrupt checkpoint is set aside while that is only in memory."""
+    bugs.note_before_commit = True
+
+
+def reports_not_resent(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A report is said once; when that is lost, its worker waits for ever."""
+    honest = agent_core._welcomed
+
+    def welcomed(state, epoch):
+        return [a for a in honest(state, epoch) if not isinstance(a, agent_core.TellReported)]
+
+    patch.setattr(agent_core, "_welcomed", welcomed)
+
+
+def any_attempt_reports(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A superseded attempt sets aside what was committed anew."""
+
+    def gang_of(state, event):
+        worker = state.workers.get((event.key.job_id, event.key.rank))
+        return state.gangs[worker.job_id, worker.gang] if worker is not None else None
+
+    patch.setattr(checkpoints, "_gang_of_live", gang_of)
+
+
+def quarantine_without_restart(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """The other ranks train on from a checkpoint that nobody resumes from any more."""
+    patch.setattr(checkpoints, "supersede", lambda *_: None)
+
+
+def quarantine_goes_too_far_back(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """The commit before the corrupt one is passed over."""
+    honest = checkpoints.lookup
+
+    def lookup(state, event):
+        asked = honest(state, event)
+        return asked and replace(asked, upto=asked.upto - 5)
+
+    patch.setattr(checkpoints, "lookup", lookup)
+
+
+def drop_what_is_resumed_from(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """Retention does not ask who still reads."""
+    patch.setattr(checkpoints, "_resumed", lambda state, gang: set())
+
+
+def drop_too_many(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """Retention keeps one less than it should."""
+    honest = checkpoints.retention.plan
+
+    def plan(policy, kept, **held):
+        return honest(replace(policy, keep_last=policy.keep_last - 1), kept, **held)
+
+    patch.setattr(checkpoints.retention, "plan", plan)
+
+
+def delete_what_is_kept(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A worker is asked to delete what retention decides about."""
+    patch.setattr(checkpoints, "_asked_to_drop", lambda gang: tuple(each.step for each in gang.kept))
+
+
 LOST_ACKS = "kill_agent,break_stream,kill_coordinator_as_it_speaks"
+ROT = "rot_a_file,kill_agent,break_stream,kill_coordinator_as_it_speaks"
 OLD_LEADERS = "kill_coordinator_as_it_speaks,crash_worker,freeze_agent"
 
 PLANTS: dict[str, Plant] = {
@@ -238,4 +300,16 @@ PLANTS: dict[str, Plant] = {
     "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
     "backoff never over": Plant(backoff_never_over, "it would spin"),
     "resume from what was never committed": Plant(resume_from_what_was_prepared, "P1: .* resumes from"),
+    "note before commit": Plant(note_before_commit, "P3: .* is told that step", ROT),
+    "reports not resent": Plant(reports_not_resent, "liveness: "),
+    "any attempt reports": Plant(
+        any_attempt_reports, "went back to|set aside and is sound|is dropped, and .* resumed", ROT
+    ),
+    "quarantine without restart": Plant(quarantine_without_restart, "and its attempt goes on", ROT),
+    "quarantine goes too far back": Plant(
+        quarantine_goes_too_far_back, "the newest sound commit is|is what was never committed", ROT
+    ),
+    "drop what is resumed from": Plant(drop_what_is_resumed_from, "P1: step .* is dropped, and .* resumed"),
+    "drop too many": Plant(drop_too_many, "P1: step .* is dropped, and only"),
+    "delete what is kept": Plant(delete_what_is_kept, "P1: the files of .* which are kept, are to go"),
 }

@@ -185,6 +185,9 @@ class Checks:
         Or from a checkpoint that proved corrupt.
         """
         given_up: set[tuple[str, int]] = {aside} if aside is not None else set()
+        for write in writes:
+            if isinstance(write, DropCommit) and aside is None:
+                self._let_go(write)
         rows = [write.row for write in writes if isinstance(write, Put)]
         lost_nodes = [row for row in rows if isinstance(row, Node) and row.state is NodeState.LOST]
         for node in lost_nodes:
@@ -200,6 +203,14 @@ class Checks:
                     self._gang_written(row, given_up)
                 case Job(state=JobState.FAILED):
                     raise Violation(f"P9: {row.id} failed: {row.reason}")
+
+    def _let_go(self, dropped: DropCommit) -> None:
+        gang = self._shadow.gangs[dropped.job_id, dropped.gang]
+        reading = [
+            w.key for w in self._shadow.members(gang) if w.state in LIVE and w.resume_step == dropped.step
+        ]
+        if reading:
+            raise Violation(f"P1: step {dropped.step} is dropped, and {reading} resumed from it")
 
     def _node_lost(self, node: Node) -> None:
         self._count("nodes lost")

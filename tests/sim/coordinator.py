@@ -13,6 +13,7 @@ from holdfast_coordinator.core.effects import (
     CloseSession,
     Command,
     Effects,
+    NoteReport,
     Refusal,
     ReleaseWorkers,
     Welcome,
@@ -51,7 +52,7 @@ class Bugs:
     release_before_commit: bool = False
     no_fresh_lease: bool = False
     pause_is_silence: bool = False
-    stale_history: bool = False
+    note_before_commit: bool = False
 
 
 @dataclass
@@ -287,6 +288,8 @@ class Coordinator:
             self._answer(batch)
         if self._bugs.release_before_commit:
             self._send(batch, ReleaseWorkers)
+        if self._bugs.note_before_commit:
+            self._send(batch, NoteReport)
         if batch.writes:
             self._in_flight = batch
             self._at(self._world.between(1, 5), self._committed)
@@ -296,7 +299,7 @@ class Coordinator:
     def _take(self) -> list[Event | Request]:
         """What is next: an event that asks the history begins a round, when all before it is in the store."""
         asks = [n for n, item in enumerate(self._inbox) if n and checkpoints.asks_history(_event_of(item))]
-        end = len(self._inbox) if self._bugs.stale_history or not asks else asks[0]
+        end = asks[0] if asks else len(self._inbox)
         items, self._inbox = self._inbox[:end], self._inbox[end:]
         return [self._informed(item) for item in items]
 
