@@ -14,6 +14,7 @@ from tests.sim.agent import Agent
 from tests.sim.checks import Checks
 from tests.sim.coordinator import Coordinator
 from tests.sim.link import DOWN, UP, Network
+from tests.sim.worker import Process
 from tests.sim.world import World
 
 LONGER_THAN_THE_LEASE_MS = 9_000
@@ -95,7 +96,11 @@ class Faults:
     # Kinds
 
     def crash_worker(self) -> None:
-        live = [process for agent in self._agents for process in agent.processes.values()]
+        self._crash(lambda _: True)
+
+    def _crash(self, wanted: Callable[[Process], bool]) -> None:
+        processes = (process for agent in self._agents for process in agent.processes.values())
+        live = [process for process in processes if wanted(process)]
         if live:
             process = self._world.rng.choice(live)
             code = self._world.rng.choice([1, 1, 0])
@@ -192,8 +197,8 @@ class Faults:
             shard = self._world.rng.choice(commit.shards)
             self._world.note("faults", f"{shard.file} of step {commit.step} of {place} rots")
             self._checks.checkpoints.rotten.add((place, commit.step, shard.file))
-            if self._world.chance(0.5):
-                self.crash_worker()
+            if self._world.chance(0.7):
+                self._crash(lambda process: (process.key.job_id, process.key.rank) == (place[0], shard.rank))
 
     def lose_storage(self) -> None:
         self._world.note("faults", "the storage is away")
