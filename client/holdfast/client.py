@@ -18,7 +18,7 @@ from typing import Self, TypeVar
 import grpc
 
 from holdfast import wire
-from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
+from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, worker_pb2
 
 T = TypeVar("T")
 
@@ -139,6 +139,37 @@ class Client:
 
         async for checkpoint in self._pages(page):
             yield checkpoint
+
+    async def get_checkpoint(
+        self, job_id: str, step: int | None = None, rank: int | None = None
+    ) -> job_pb2.GetCheckpointResponse:
+        """Look at a committed checkpoint, by default the newest, with the record that names its files.
+
+        `rank` is given where every rank commits by itself, and nowhere else.
+        """
+        async with self._errors():
+            request = job_pb2.GetCheckpointRequest(job_id=job_id, step=step, rank=rank)
+            return await self._jobs.GetCheckpoint(request)
+
+    async def delete_checkpoint(
+        self, job_id: str, step: int, rank: int | None = None
+    ) -> worker_pb2.CommitRecord | None:
+        """Forget a checkpoint. While the job runs a worker deletes its files; once it has ended they are the caller's.
+
+        Gives what names the files then, and None otherwise.
+        """
+        async with self._errors():
+            request = job_pb2.DeleteCheckpointRequest(job_id=job_id, step=step, rank=rank)
+            answer = await self._jobs.DeleteCheckpoint(request)
+        return answer.record if answer.HasField("record") else None
+
+    async def pin_checkpoint(
+        self, job_id: str, step: int, name: str, rank: int | None = None
+    ) -> job_pb2.Checkpoint:
+        """Keep a checkpoint under a name, whatever the retention policy says; an empty name lets go of it."""
+        async with self._errors():
+            request = job_pb2.PinCheckpointRequest(job_id=job_id, step=step, rank=rank, name=name)
+            return (await self._jobs.PinCheckpoint(request)).checkpoint
 
     async def list_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
         """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from google.protobuf.duration_pb2 import Duration
@@ -75,6 +75,26 @@ class RestartPart(_Part):
     window: Seconds | None = None
 
 
+class RetentionPart(_Part):
+    """Which checkpoints are kept."""
+
+    keep_last: Whole | None = None
+    keep_every: Whole | None = None
+    best: Whole | None = None
+    metric: StrictStr | None = None
+    mode: Literal["min", "max"] | None = None
+
+    def to_proto(self) -> job_pb2.RetentionPolicy:
+        """Write it as a RetentionPolicy."""
+        return job_pb2.RetentionPolicy(
+            keep_last=self.keep_last,
+            keep_every=self.keep_every or 0,
+            best=self.best or 0,
+            metric=self.metric or "",
+            mode=job_pb2.MetricMode.Value(f"METRIC_MODE_{(self.mode or 'unspecified').upper()}"),
+        )
+
+
 class SpecPart(_Part):
     """A job file."""
 
@@ -88,6 +108,8 @@ class SpecPart(_Part):
     stop_grace: Seconds | None = None
     checkpoint_uri: StrictStr | None = None
     labels: dict[StrictStr, StrictStr] | None = None
+    retention: RetentionPart | None = None
+    resume_from: StrictStr | None = None
     datasets: dict[StrictStr, StrictStr] | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
@@ -101,6 +123,8 @@ class SpecPart(_Part):
             stop_grace=_proto(self.stop_grace),
             checkpoint_uri=self.checkpoint_uri or "",
             labels=self.labels or {},
+            retention=self.retention.to_proto() if self.retention is not None else None,
+            resume_from=self.resume_from or "",
             datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
         )
         if self.resources is not None:
@@ -223,7 +247,7 @@ def _said(problem: Mapping[str, Any], path: Path_) -> str:
         case "value_error":
             return str(problem["ctx"]["error"])
         case "literal_error":
-            return f"{shown(value)} is neither gang nor rank"
+            return f"{shown(value)} is neither {' nor '.join(_choices(path))}"
         case "string_type":
             return f"{shown(value)} is not a string; put it in quotes"
         case "model_type" | "dict_type":
@@ -232,10 +256,23 @@ def _said(problem: Mapping[str, Any], path: Path_) -> str:
             return f"{problem['msg']}: {shown(value)}"
 
 
+_PARTS: dict[str, type[BaseModel]] = {
+    "resources": ResourcesPart,
+    "restart": RestartPart,
+    "retention": RetentionPart,
+}
+
+
 def _keys_beside(path: Path_) -> list[str]:
-    parts: dict[str, type[BaseModel]] = {"resources": ResourcesPart, "restart": RestartPart}
-    model = parts.get(str(path[0]), SpecPart) if len(path) > 1 else SpecPart
+    model = _PARTS.get(str(path[0]), SpecPart) if len(path) > 1 else SpecPart
     return list(model.model_fields)
+
+
+def _choices(path: Path_) -> list[str]:
+    """The words that a field takes."""
+    field = _PARTS[str(path[0])].model_fields[str(path[1])]
+    words, _ = get_args(field.annotation)
+    return list(get_args(words))
 
 
 def _dotted(path: Path_) -> str:

@@ -44,6 +44,8 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.nodes = []
         self.events = []
         self.checkpoints = []
+        self.records = {}  # step -> CommitRecord
+        self.ended = False  # whether deleting a checkpoint leaves its files to the client
         self.summary = job_pb2.JobSummary()
         self.watched = []  # what WatchJob says, one Job after the other
         self.log = []  # what StreamLogs says, chunk after chunk
@@ -130,6 +132,21 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         items, token = page(self.checkpoints, request.page_token)
         return job_pb2.ListCheckpointsResponse(checkpoints=items, next_page_token=token)
 
+    def GetCheckpoint(self, request, context):
+        self._begin("GetCheckpoint", request, context)
+        checkpoint, record = self._find_checkpoint(request, context)
+        return job_pb2.GetCheckpointResponse(checkpoint=checkpoint, record=record)
+
+    def DeleteCheckpoint(self, request, context):
+        self._begin("DeleteCheckpoint", request, context)
+        _, record = self._find_checkpoint(request, context)
+        return job_pb2.DeleteCheckpointResponse(record=record if self.ended else None)
+
+    def PinCheckpoint(self, request, context):
+        self._begin("PinCheckpoint", request, context)
+        checkpoint, _ = self._find_checkpoint(request, context)
+        return job_pb2.PinCheckpointResponse(checkpoint=checkpoint)
+
     def ListEvents(self, request, context):
         self._begin("ListEvents", request, context)
         items, token = page(self.events, request.page_token)
@@ -148,6 +165,16 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         context.abort_with_status(
             status(code_pb2.NOT_FOUND, f"there is no node {request.name}", remedy="list the nodes")
         )
+        raise AssertionError
+
+    def _find_checkpoint(self, request, context):
+        self._find(request.job_id, context)
+        newest = isinstance(request, job_pb2.GetCheckpointRequest) and not request.HasField("step")
+        for checkpoint in self.checkpoints:
+            if newest or checkpoint.step == request.step:
+                return checkpoint, self.records.get(checkpoint.step)
+        message = f"job {request.job_id} has no checkpoint of step {request.step}"
+        context.abort_with_status(status(code_pb2.NOT_FOUND, message, remedy="list its checkpoints"))
         raise AssertionError
 
     def _begin(self, method, request, context):

@@ -38,7 +38,12 @@ def test_the_commands():
         "node",
         "node list",
         "checkpoint",
+        "checkpoint delete",
+        "checkpoint get",
         "checkpoint list",
+        "checkpoint pin",
+        "checkpoint unpin",
+        "checkpoint verify",
         "events",
     }
 

@@ -48,7 +48,7 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
     flags = (  # noqa: SIM905  as one types it
         "--name digits -n 4 --env A=b --env C=d=e --working-dir sub --restart-scope rank --backoff 250ms "
         "--backoff-cap 1m --restart-budget 0 --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
-        "--checkpoint-dir ckpt --label team=vision"
+        "--checkpoint-dir ckpt --label team=vision --resume-from ./old --keep-last 3 --keep-every 100"
     ).split()
     assert holdfast("job", "submit", *flags, "--", "python", "train.py", "--lr", "0.10").exit_code == 0
     want = job_pb2.JobSpec(
@@ -60,6 +60,8 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
         resources=job_pb2.Resources(cpus=1.5, memory_bytes=2 * 2**30, gpus=1),
         checkpoint_uri=str(tmp_path / "ckpt"),
         labels={"team": "vision"},
+        resume_from=str(tmp_path / "old"),
+        retention=job_pb2.RetentionPolicy(keep_last=3, keep_every=100),
     )
     want.stop_grace.FromSeconds(90)
     want.restart.scope = job_pb2.RESTART_SCOPE_RANK
@@ -375,3 +377,15 @@ def test_no_such_job(coordinator, holdfast, command):
     result = holdfast("job", command, "nope")
     assert result.exit_code == EXIT.NOT_FOUND
     assert result.stderr == "Error: there is no job nope; list the jobs to see their ids\n"
+
+
+def test_a_degraded_job_says_so_wherever_it_is_looked_at(coordinator, holdfast):
+    coordinator.add_job(make_job(degraded=True))
+    shown = holdfast("job", "get", JOB).stdout
+    assert "degraded: files of the newest checkpoint lie on their nodes alone" in shown
+    coordinator.summary = job_pb2.JobSummary(degraded_commits=3, degraded=True)
+    rows = holdfast("job", "summary", JOB).stdout.splitlines()
+    assert "degraded checkpoints   3, the newest still is" in [row.rstrip() for row in rows]
+    over = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0", degraded=True)
+    coordinator.watched = [over]
+    assert holdfast("job", "watch", JOB).stdout == "succeeded, degraded: every rank exited with code 0\n"

@@ -35,8 +35,18 @@ CHECKPOINTS = [
         size_bytes=3 * 2**20,
         shard_count=4,
         uri="/ckpt",
+        pin="good",
+        metrics={"loss": 0.25, "lr": 0.001},
     ),
-    job_pb2.Checkpoint(job_id=JOB, step=200, attempt=1, rank=0, committed_at=ago(3.5 * 3_600), shard_count=1),
+    job_pb2.Checkpoint(
+        job_id=JOB,
+        step=200,
+        attempt=1,
+        rank=0,
+        committed_at=ago(3.5 * 3_600),
+        shard_count=1,
+        degraded=True,
+    ),
 ]
 AT = Timestamp(seconds=1_700_000_000, nanos=123_000_000)
 EVENTS = [
@@ -77,17 +87,17 @@ def test_nodes_in_full(holdfast):
 
 def test_checkpoints(holdfast):
     assert holdfast("checkpoint", "list", JOB).stdout == lines("""
-        STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE
-        300   all   2        4       3.0 MiB  2h
-        200   0     1        1       0 B      3h
+        STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE  PIN   STATE
+        300   all   2        4       3.0 MiB  2h   good  ok
+        200   0     1        1       0 B      3h   -     degraded
     """)
 
 
 def test_checkpoints_in_full(holdfast):
     assert holdfast("checkpoint", "list", JOB, "-o", "wide").stdout == lines("""
-        STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE  WHERE
-        300   all   2        4       3.0 MiB  2h   /ckpt
-        200   0     1        1       0 B      3h
+        STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE  PIN   STATE     METRICS             WHERE
+        300   all   2        4       3.0 MiB  2h   good  ok        loss=0.25 lr=0.001  /ckpt
+        200   0     1        1       0 B      3h   -     degraded  -
     """)
 
 

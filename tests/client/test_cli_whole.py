@@ -56,8 +56,14 @@ class TestSubmit:
             (["--env", "=b", "x"], 'Error: --env "=b" is not of the form NAME=VALUE'),
             (["--name", "a/b", "x"], 'Error: --name: "a/b" is no job name; '),
             (
-                ["--checkpoint-dir", "s3://b/c", "x"],
-                'Error: --checkpoint-dir: "s3://b/c" is not an absolute path',
+                ["--checkpoint-dir", "s3://", "x"],
+                'Error: --checkpoint-dir: "s3://" names no place; write e.g. s3://bucket/prefix',
+            ),
+            (["--keep-last", "0", "x"], "Error: --keep-last: 0 is not between 1 and 1000"),
+            (["--resume-from", "gs://", "x"], 'Error: --resume-from: "gs://" names no place'),
+            (
+                ["--keep-every", "-5", "x"],
+                "Error: --keep-every: -5 steps is negative; give 0 or more",
             ),
             (["--timeout", "1s", "x"], "Error: --timeout says how long to --wait; give both"),
             (["--wait", "--timeout", "x", "x"], "Error: Invalid value for '--timeout': \"x\" is no duration"),

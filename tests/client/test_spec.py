@@ -31,6 +31,13 @@ restart:
 stop_grace: 500ms
 checkpoint_uri: /shared
 labels: {team: vision}
+retention:
+  keep_last: 3
+  keep_every: 1000
+  best: 2
+  metric: accuracy
+  mode: max
+resume_from: s3://bucket/old/k7m2p9xq4w
 datasets:
   train: s3://bucket/train/
 """
@@ -66,6 +73,9 @@ WRONG = [
     ("resources: {memory: 2GB}", 'resources.memory: "2GB" is no size; write e.g. 512MiB or 2GiB'),
     ("resources: {cpus: x}", 'resources.cpus: "x" is not a number; write e.g. 1.5'),
     ("restart: {scope: all}", 'restart.scope: "all" is neither gang nor rank'),
+    ("retention: {mode: best}", 'retention.mode: "best" is neither min nor max'),
+    ("retention: {keep_lats: 3}", 'retention.keep_lats: unknown key; did you mean "keep_last"?'),
+    ("retention: {keep_last: some}", 'retention.keep_last: "some" is not a whole number; write e.g. 4'),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),
@@ -102,6 +112,10 @@ def test_every_key_arrives(read):
         resources=job_pb2.Resources(cpus=1.5, memory_bytes=2 * 2**30, gpus=1),
         checkpoint_uri="/shared",
         labels={"team": "vision"},
+        resume_from="s3://bucket/old/k7m2p9xq4w",
+        retention=job_pb2.RetentionPolicy(
+            keep_last=3, keep_every=1000, best=2, metric="accuracy", mode=job_pb2.METRIC_MODE_MAX
+        ),
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
     )
     expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))

@@ -7,8 +7,15 @@ import pytest
 
 from holdfast_coordinator import engine as engine_module
 from holdfast_coordinator.core.effects import StartWorkers, Welcome
-from holdfast_coordinator.core.events import AgentJoined, JobStopRequested, JobSubmitted
-from holdfast_coordinator.core.model import Capacity, JobSpec, NodeState
+from holdfast_coordinator.core.events import (
+    AgentJoined,
+    CheckpointDeleteRequested,
+    CheckpointReported,
+    JobStopRequested,
+    JobSubmitted,
+    ShardPrepared,
+)
+from holdfast_coordinator.core.model import Capacity, JobSpec, Key, NodeState, ReportKind, Shard
 from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.engine import Clock, Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.session import Session
@@ -194,3 +201,42 @@ async def test_the_pace_of_heartbeats_follows_the_fleet(engine, clock):
     pace = await anext(said)
     assert not isinstance(pace, Welcome)
     assert pace.heartbeat_interval.ToMilliseconds() == 1_800
+
+
+async def test_what_asks_the_history_finds_what_came_in_right_before_it(engine, store):
+    """A commit and the report that it is corrupt in one go: the report waits until the commit is in the store."""
+    session, said = await join(engine)
+    await engine.submit(submitted(engine))
+    assert isinstance(await anext(said), StartWorkers)
+    key, at = Key("j1", 0, 1), engine.clock.now()
+
+    def prepared(step):
+        shard = Shard(0, "rank-00000.attempt-1.safetensors", 10, "d", "")
+        return ShardPrepared(at, "a", session.id, key, step, shard)
+
+    behind = await store.close_behind(engine.post(prepared(10)))
+    await engine.post(prepared(20))
+    await engine.post(CheckpointReported(at, "a", session.id, key, ReportKind.CORRUPT, 20, "torn"))
+    deleting = CheckpointDeleteRequested(at, "j1", 10)
+    request = asyncio.create_task(engine.submit(deleting))
+    await behind
+    store.open.set()
+    with pytest.raises(RefusedError, match="the checkpoint of step 10 of job j1 is its newest"):
+        await request
+    commit = await engine.read(lambda state: state.gangs["j1", 0].commit)
+    assert (commit.step, [made.step for made in store.commits("j1", limit=9)]) == (10, [10])
+
+
+async def test_when_the_history_cannot_be_read_it_starts_over(engine, store, monkeypatch):
+    await engine.submit(submitted(engine))
+
+    def damaged(*_):
+        raise StoreFullError("can't be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit_upto", damaged)
+        with pytest.raises(NotLeadingError, match="can't be read"):
+            await engine.submit(CheckpointDeleteRequested(engine.clock.now(), "j1", 10))
+    await engine.wait_leading()
+    with pytest.raises(RefusedError, match="has no checkpoint of step 10"):
+        await engine.submit(CheckpointDeleteRequested(engine.clock.now(), "j1", 10))

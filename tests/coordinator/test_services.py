@@ -10,7 +10,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from holdfast import wire
-from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
+from holdfast.v1 import (
+    agent_pb2,
+    agent_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    node_pb2,
+    node_pb2_grpc,
+    worker_pb2,
+)
 from holdfast_coordinator import engine
 from holdfast_coordinator.store.api import StoreFullError
 
@@ -221,3 +229,121 @@ async def test_lists_leave_out_what_can_be_long(client):
     async for now in client.watch_job(job.id):
         assert not now.spec.datasets
         break
+
+
+class TestCheckpoints:
+    """Of a job of one rank, whose agent says what a worker would."""
+
+    @pytest.fixture
+    async def stream(self, channel, client):
+        stream = Stream(channel)
+        await stream.hello()
+        stream.epoch = (await stream.heard()).epoch
+        spec = job_pb2.JobSpec(name="a", command=["x"], world_size=1, checkpoint_uri="s3://bucket/ckpt")
+        stream.job = (await client.create_job(spec)).id
+        stream.key = agent_pb2.WorkerKey(job_id=stream.job, rank=0, attempt=1)
+        assert (await stream.heard()).start_workers.job_id == stream.job
+        started = agent_pb2.WorkerStarted(key=stream.key, pid=78, pid_start_time=1)
+        await stream.say(epoch=stream.epoch, worker_started=started)
+        return stream
+
+    async def commit(self, stream, step, *, local_only=False, **metrics):
+        prepared = agent_pb2.ShardPrepared(key=stream.key, step=step)
+        prepared.shard.file, prepared.shard.size_bytes = "rank-00000.attempt-1.safetensors", 10
+        prepared.shard.local_only = local_only
+        for name, value in metrics.items():
+            prepared.shard.metrics[name] = value
+        await stream.say(epoch=stream.epoch, shard_prepared=prepared)
+        return (await stream.heard()).ack_commit
+
+    async def report(self, stream, kind, step, message=""):
+        report = worker_pb2.Report(kind=kind, step=step, message=message)
+        reported = agent_pb2.CheckpointReported(key=stream.key, report=report)
+        await stream.say(epoch=stream.epoch, checkpoint_reported=reported)
+        return (await stream.heard()).note_report
+
+    async def test_one_is_looked_at_with_what_names_its_files(self, stream, client):
+        await self.commit(stream, 10, loss=0.5, bad=float("nan"))
+        await self.commit(stream, 20, loss=0.25)
+        newest, first = [await client.get_checkpoint(stream.job, step) for step in (None, 10)]
+        assert (newest.checkpoint.step, first.checkpoint.step) == (20, 10)
+        assert dict(first.checkpoint.metrics) == {"loss": 0.5}
+        assert first.checkpoint.uri == "s3://bucket/ckpt"
+        assert (first.checkpoint.world_size, first.checkpoint.shard_count) == (1, 1)
+        assert [shard.file for shard in first.record.shards] == ["rank-00000.attempt-1.safetensors"]
+        listed = [checkpoint async for checkpoint in client.list_checkpoints(stream.job)]
+        assert listed == [newest.checkpoint, first.checkpoint]
+
+    async def test_what_is_not_there_is_not_found(self, stream, client):
+        with pytest.raises(wire.NotFound, match=f"job {stream.job} has no checkpoint;"):
+            await client.get_checkpoint(stream.job)
+        await self.commit(stream, 10)
+        for call in (
+            client.get_checkpoint(stream.job, 11),
+            client.delete_checkpoint(stream.job, 11),
+            client.pin_checkpoint(stream.job, 11, "good"),
+        ):
+            with pytest.raises(wire.NotFound, match=f"job {stream.job} has no checkpoint of step 11"):
+                await call
+        with pytest.raises(wire.FailedPrecondition, match="commit their checkpoints together; name no rank"):
+            await client.get_checkpoint(stream.job, 10, rank=0)
+
+    async def test_while_the_job_runs_a_worker_is_asked_to_delete_one(self, stream, client):
+        for step in (10, 20):
+            await self.commit(stream, step)
+        assert await client.delete_checkpoint(stream.job, 10) is None
+        assert [c.step async for c in client.list_checkpoints(stream.job)] == [20]
+        assert list((await self.commit(stream, 30)).drop) == [10]
+        noted = await self.report(stream, worker_pb2.Report.KIND_DROPPED, 10)
+        assert (noted.kind, noted.step, noted.key) == (worker_pb2.Report.KIND_DROPPED, 10, stream.key)
+        assert list((await self.commit(stream, 40)).drop) == []
+
+    async def test_once_it_has_ended_the_record_is_handed_out(self, stream, client, job_in):
+        for step in (10, 20):
+            await self.commit(stream, step)
+        exited = agent_pb2.WorkerExited(key=stream.key)
+        exited.exit.status.code = 0
+        await stream.say(epoch=stream.epoch, worker_exited=exited)
+        await job_in(stream.job, job_pb2.JOB_STATE_SUCCEEDED)
+        record = await client.delete_checkpoint(stream.job, 10)
+        assert (record.step, record.shards[0].file) == (10, "rank-00000.attempt-1.safetensors")
+        with pytest.raises(wire.FailedPrecondition, match="is its newest"):
+            await client.delete_checkpoint(stream.job, 20)
+
+    async def test_a_pin_is_shown_and_holds(self, stream, client):
+        for step in (10, 20):
+            await self.commit(stream, step)
+        assert (await client.pin_checkpoint(stream.job, 10, "good")).pin == "good"
+        assert [c.pin async for c in client.list_checkpoints(stream.job)] == ["", "good"]
+        with pytest.raises(wire.FailedPrecondition, match='is pinned as "good"; unpin it first'):
+            await client.delete_checkpoint(stream.job, 10)
+        assert (await client.pin_checkpoint(stream.job, 10, "")).pin == ""
+        with pytest.raises(wire.InvalidSpec, match="is no name of a pin"):
+            await client.pin_checkpoint(stream.job, 10, "two words")
+
+    async def test_a_degraded_job_is_shown_so_until_it_is_drained(self, stream, client):
+        await self.commit(stream, 10, local_only=True)
+        assert (await client.get_job(stream.job)).degraded
+        assert (await client.get_checkpoint(stream.job)).checkpoint.degraded
+        await self.report(stream, worker_pb2.Report.KIND_DRAINED, 10)
+        assert not (await client.get_job(stream.job)).degraded
+        summary = await client.job_summary(stream.job)
+        assert (summary.degraded_commits, summary.degraded) == (1, False)
+        assert [c.degraded async for c in client.list_checkpoints(stream.job)] == [False]
+
+    async def test_a_corrupt_one_is_gone_when_that_is_noted(self, stream, client):
+        for step in (10, 20):
+            await self.commit(stream, step)
+        await self.report(stream, worker_pb2.Report.KIND_CORRUPT, 20, "no" * 1_000)
+        assert [c.step async for c in client.list_checkpoints(stream.job)] == [10]
+        assert (await stream.heard()).stop_workers.keys[0] == stream.key
+        told = [e.message async for e in client.list_events(stream.job) if e.kind == "CheckpointQuarantined"]
+        message = f"step 20 failed verification: {'no' * 500}; resumed from instead is step 10"
+        assert told == [message]
+
+    async def test_a_report_of_a_kind_that_nobody_knows_ends_the_session(self, stream):
+        report = agent_pb2.CheckpointReported(key=stream.key, report=worker_pb2.Report(step=1))
+        await stream.say(epoch=stream.epoch, checkpoint_reported=report)
+        code, why = await stream.ended()
+        assert code is grpc.StatusCode.ABORTED
+        assert why == "a report of kind 0 is none that this coordinator knows"

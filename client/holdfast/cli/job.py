@@ -24,6 +24,7 @@ from holdfast.cli.common import (
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
 from holdfast.client import TERMINAL, Client
 from holdfast.units import parse_duration
@@ -40,6 +41,11 @@ def committed(job: job_pb2.Job) -> str:
     """The last committed step, or a dash."""
     return str(job.last_committed_step) if job.HasField("last_committed_step") else "-"
 
+
+DEGRADED = (
+    "degraded: files of the newest checkpoint lie on their nodes alone, because the storage could not be reached; "
+    "they go there when it can"
+)
 
 CODES = {
     job_pb2.JOB_STATE_SUCCEEDED: EXIT.OK,
@@ -146,6 +152,7 @@ async def submit(
             fail(str(error), EXIT.USAGE)
         spec, where = found.part.to_proto(), found.where
     apply_flags(spec, flags, argv)
+    await resolve_resume_from(spec, server)
     async with Client(server) as client:
         try:
             job = await client.create_job(spec)
@@ -310,6 +317,8 @@ def show_job(job: job_pb2.Job, form: str) -> None:
     click.echo(
         f"restarts {job.restarts}, last committed step {committed(job)}, created {age(job.created_at)} ago"
     )
+    if job.degraded:
+        click.echo(DEGRADED)
     click.echo()
     show(list(job.workers), form, key="workers", columns=WORKER_COLUMNS, name=lambda w: str(w.rank))
 
@@ -323,7 +332,7 @@ async def wait_for(
     try:
         async with asyncio.timeout(limit):
             async for job in client.watch_job(job_id):
-                line = f"{state_word(job)}: {job.reason}"
+                line = f"{state_word(job)}{', degraded' if job.degraded else ''}: {job.reason}"
                 if tell and line != told:
                     click.echo(printable(line))
                     told = line
@@ -351,5 +360,8 @@ def summary_rows(found: job_pb2.JobSummary) -> list[list[str]]:
         ["elapsed", f"{found.elapsed.ToMilliseconds() / 1000:.1f} s"],
         ["goodput", f"{found.goodput:.1%}" if found.HasField("goodput") else "-"],
     ]
+    if found.degraded_commits:
+        newest = ", the newest still is" if found.degraded else ""
+        rows.append(["degraded checkpoints", f"{found.degraded_commits}{newest}"])
     lost = [f"{cause} {short_seconds(s)}" for cause, s in sorted(found.badput_seconds.items()) if s >= 0.5]
     return [*rows, ["lost, in rank-seconds", ", ".join(lost) or "-"]]

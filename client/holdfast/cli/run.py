@@ -1,6 +1,7 @@
 """`holdfast run`: a coordinator, an agent and a client in one process. The composition root of all three."""
 
 import asyncio
+import os
 import shutil
 import signal
 import sys
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 import click
 
+from holdfast import wire
 from holdfast.cli import chaos, run_state
 from holdfast.cli.common import asynchronous, fail, set_up_logs
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job import CODES
 from holdfast.cli.job_options import apply_flags, explain, spec_options
+from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.run_view import View, show_summary
 from holdfast.client import TERMINAL, Client
 from holdfast.v1 import job_pb2
@@ -66,6 +69,7 @@ async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, *
     if resume is None:
         spec = job_pb2.JobSpec(world_size=1)
         apply_flags(spec, flags, argv)
+        await resolve_resume_from(spec, os.environ.get("HOLDFAST_SERVER", wire.DEFAULT_TARGET))
         place = run_state.create(spec.name)
     else:
         _refuse_beside_resume(argv, flags)
