@@ -263,7 +263,11 @@ def measure() -> list[Table]:
     tables = []
     titles: dict[str, tuple[str, str, Callable[[str], str]]] = {
         "save": ("Durable save", "raw bytes", lambda _: "Bar: holdfast at most 1.15 of the raw bytes."),
-        "load": ("Restore", "raw bytes", lambda _: "holdfast's is verified. Bar: at most 1.25 of the raw bytes."),
+        "load": (
+            "Restore",
+            "raw bytes",
+            lambda _: "holdfast's is verified. Bar: at most 1.25 of the raw bytes.",
+        ),
         "stop": (
             "What training is stopped for by an asynchronous save",
             "memcpy into touched memory",

@@ -40,7 +40,9 @@ class Node(Agent):
             shard.file = f"rank-{key.rank:05}.attempt-1.safetensors"
             shard.size_bytes = 1 << 30
             shard.digest = f"{step:08x}{key.rank:08x}"
-            shard.cursor = '[{"epoch":0,"batch":1000,"samples":1000000,"batch_size":64,"seed":0,"done":false}]'
+            shard.cursor = (
+                '[{"epoch":0,"batch":1000,"samples":1000000,"batch_size":64,"seed":0,"done":false}]'
+            )
             await self._stream.write(message)
 
     async def acked(self, step: int) -> None:
@@ -85,7 +87,9 @@ async def run_fleet(ranks: int, size: int, target: str, folder: Path) -> tuple[l
 def measure_fleet(ranks: int, size: int) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.heartbeats", "holdfast", folder]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as server:
             assert server.stdout is not None
             target = server.stdout.readline().strip()
             try:
@@ -93,7 +97,13 @@ def measure_fleet(ranks: int, size: int) -> tuple[str, ...]:
             finally:
                 server.kill()
     ratio = median(commits) / median(syncs)
-    return f"{ranks:,}", str(size), f"{median(syncs) * 1e3:.2f}", f"{median(commits) * 1e3:.2f}", f"{ratio:.2f}"
+    return (
+        f"{ranks:,}",
+        str(size),
+        f"{median(syncs) * 1e3:.2f}",
+        f"{median(commits) * 1e3:.2f}",
+        f"{ratio:.2f}",
+    )
 
 
 def measure() -> list[Table]:

@@ -3,9 +3,12 @@
 import pytest
 
 from holdfast_agent.core import (
+    MOST_REPORTS,
     AgentState,
     AnswerCommitted,
+    AnswerNoted,
     AnswerRefused,
+    CheckpointReported,
     CommitAcked,
     Disconnect,
     Ended,
@@ -15,6 +18,8 @@ from holdfast_agent.core import (
     Phase,
     ReleaseCommanded,
     RemoveJob,
+    Report,
+    ReportNoted,
     Shard,
     ShardPrepared,
     ShardRefused,
@@ -27,6 +32,7 @@ from holdfast_agent.core import (
     StreamLost,
     TellEnded,
     TellPrepared,
+    TellReported,
     TellStarted,
     Welcomed,
     Worker,
@@ -42,6 +48,8 @@ SECOND = Key("job1", 0, 2)
 THIRD = Key("job1", 0, 3)
 OTHER_RANK = Key("job1", 1, 1)
 ENDED = Ended("exit code 0")
+CORRUPT, DRAINED = 2, 3
+REPORT = Report(CORRUPT, 10, "content")
 
 
 def start(*keys, epoch=1):
@@ -207,6 +215,7 @@ class TestReconnecting:
             StopCommanded(1, (FIRST,), force=True),
             JobForgotten(1, "job1"),
             CommitAcked(1, "job1", 1, 10, (0,)),
+            ReportNoted(1, FIRST, CORRUPT, 10),
         ):
             assert handle(state, late) == []
         assert inventory(state) == [running(FIRST)]
@@ -254,6 +263,85 @@ class TestCheckpoints:
         handle(state, start(SECOND))
         refused = AnswerRefused(FIRST, 20, "attempt 1 is superseded by attempt 2")
         assert handle(state, ShardPrepared(FIRST, Shard(20, "shard"))) == [refused]
+
+    def test_the_rank_that_publishes_is_told_what_to_delete(self, state):
+        run(state, FIRST, OTHER_RANK)
+        acked = CommitAcked(1, "job1", 1, 10, (0, 1), publish="record", drop=(3, 4))
+        assert handle(state, acked) == [
+            AnswerCommitted(FIRST, 10, "record", (3, 4)),
+            AnswerCommitted(OTHER_RANK, 10, None, ()),
+        ]
+
+
+class TestReports:
+    def test_one_goes_up_and_its_note_comes_down(self, state):
+        run(state, FIRST)
+        assert handle(state, CheckpointReported(FIRST, REPORT)) == [TellReported(FIRST, REPORT)]
+        noted = ReportNoted(1, FIRST, CORRUPT, 10)
+        assert handle(state, noted) == [AnswerNoted(FIRST, CORRUPT, 10)]
+        assert state.reports == {}
+
+    def test_it_is_sent_again_until_it_is_noted(self, state):
+        run(state, FIRST)
+        handle(state, StreamLost())
+        assert handle(state, CheckpointReported(FIRST, REPORT)) == []
+        for _ in range(2):
+            assert connect(state) == [TellReported(FIRST, REPORT)]
+        handle(state, ReportNoted(1, FIRST, CORRUPT, 10))
+        assert connect(state) == []
+
+    def test_each_kind_and_step_is_noted_for_itself(self, state):
+        run(state, FIRST)
+        others = [Report(CORRUPT, 20), Report(DRAINED, 10)]
+        for report in (REPORT, *others):
+            handle(state, CheckpointReported(FIRST, report))
+        handle(state, ReportNoted(1, FIRST, CORRUPT, 10))
+        assert connect(state) == [TellReported(FIRST, report) for report in others]
+
+    def test_what_a_worker_says_twice_is_kept_once(self, state):
+        run(state, FIRST)
+        for _ in range(2):
+            handle(state, CheckpointReported(FIRST, REPORT))
+        assert connect(state) == [TellReported(FIRST, REPORT)]
+
+    def test_shards_go_first(self, state):
+        """A file that was drained is reported after it was prepared, in every session."""
+        run(state, FIRST)
+        shard = Shard(10, "shard")
+        handle(state, CheckpointReported(FIRST, REPORT))
+        handle(state, ShardPrepared(FIRST, shard))
+        assert connect(state) == [TellPrepared(FIRST, shard), TellReported(FIRST, REPORT)]
+
+    def test_it_outlives_its_worker(self, state):
+        run(state, FIRST)
+        handle(state, CheckpointReported(FIRST, REPORT))
+        handle(state, WorkerEnded(FIRST, ENDED))
+        handle(state, ReleaseCommanded(1, (FIRST,)))
+        assert connect(state) == [TellReported(FIRST, REPORT)]
+
+    def test_a_report_of_a_worker_that_is_over_is_not_waited_for(self, state):
+        run(state, FIRST)
+        handle(state, WorkerEnded(FIRST, ENDED))
+        assert handle(state, CheckpointReported(FIRST, REPORT)) == [AnswerNoted(FIRST, CORRUPT, 10)]
+
+    def test_that_of_a_superseded_attempt_is_for_the_coordinator_to_judge(self, state):
+        run(state, FIRST)
+        handle(state, start(SECOND))
+        assert handle(state, CheckpointReported(FIRST, REPORT)) == [TellReported(FIRST, REPORT)]
+
+    def test_of_too_many_the_oldest_are_forgotten(self, state):
+        run(state, FIRST)
+        for step in range(MOST_REPORTS + 3):
+            handle(state, CheckpointReported(FIRST, Report(DRAINED, step)))
+        assert [report.step for report in state.reports[FIRST].values()] == list(range(3, MOST_REPORTS + 3))
+
+    def test_those_of_a_deleted_job_go_with_it(self, state):
+        run(state, FIRST)
+        handle(state, CheckpointReported(FIRST, REPORT))
+        handle(state, WorkerEnded(FIRST, ENDED))
+        handle(state, ReleaseCommanded(1, (FIRST,)))
+        handle(state, JobForgotten(1, "job1"))
+        assert state.reports == {}
 
 
 class TestForgetting:

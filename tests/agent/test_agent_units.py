@@ -38,6 +38,8 @@ def environment(place=PLACE, inherited=(), asked=()):
         checkpoint_uri="/checkpoints",
         socket="/socket",
         heartbeat_file="/heartbeat",
+        spool_dir="/spool",
+        resume_from="s3://bucket/old",
     )
 
 
@@ -51,6 +53,15 @@ class TestEnvironment:
     def test_no_step_to_resume_from_is_empty(self):
         assert environment()["HOLDFAST_RESUME_STEP"] == ""
         assert environment(replace(PLACE, resume_step=0))["HOLDFAST_RESUME_STEP"] == "0"
+
+    def test_it_says_where_checkpoints_lie_and_wait_and_come_from(self):
+        names = ("HOLDFAST_CHECKPOINT_URI", "HOLDFAST_SPOOL_DIR", "HOLDFAST_RESUME_FROM")
+        assert [environment()[name] for name in names] == ["/checkpoints", "/spool", "s3://bucket/old"]
+
+    def test_where_s3_is_and_who_may_use_it_is_inherited(self):
+        s3 = {"USE_S3": "1", "S3_BUCKET": "b", "S3_ENDPOINT": "http://h:1", "AWS_ACCESS_KEY_ID": "k"}
+        found = environment(inherited=s3, asked={"S3_BUCKET": "mine"})
+        assert {name: found[name] for name in s3} == s3 | {"S3_BUCKET": "mine"}
 
     def test_threads_are_bounded_where_ranks_share_a_node_unless_somebody_has_said(self):
         assert environment()["OMP_NUM_THREADS"] == "1"
@@ -175,6 +186,25 @@ class TestStateDir:
         os.close(lock)
         assert [a.key for a in state_dir.attempts()] == [Key("job1", 0, 1)]
         assert attempt.read_resume() == b""
+
+    def test_a_deleted_job_leaves_nothing(self, state_dir):
+        attempt, lock = state_dir.create(Key("job1", 0, 1), {"argv": ["true"]}, b"")
+        os.close(lock)
+        empty = state_dir.spool / "job1" / "rank-00000"
+        empty.mkdir(parents=True)
+        state_dir.remove_job("job1")
+        assert not attempt.path.parent.exists()
+        assert list(state_dir.spool.iterdir()) == []
+
+    def test_but_for_checkpoint_files_that_are_nowhere_else(self, state_dir):
+        file = state_dir.spool / "job1" / "step-0000000010" / "rank-00000.attempt-1.safetensors"
+        file.parent.mkdir(parents=True)
+        file.write_text("the only copy")
+        other = state_dir.spool / "job2"
+        other.mkdir()
+        state_dir.remove_job("job1")
+        assert file.read_text() == "the only copy"
+        assert other.exists()
 
 
 class TestSocketPath:

@@ -138,9 +138,8 @@ class TestEnvironment:
 
     async def test_a_worker_is_told_who_it_is(self, session, tmp_path):
         record = worker_pb2.CommitRecord(job_id="job1", step=40, attempt=1, world_size=3)
-        command = start(
-            "env", ranks=(1, 2), attempt=2, world_size=3, resume=[record], master_port=1, env={"MINE": "yes"}
-        )
+        more = {"master_port": 1, "env": {"MINE": "yes"}, "resume_from": "/old/job0"}
+        command = start("env", ranks=(1, 2), attempt=2, world_size=3, resume=[record], **more)
         session.say(start_workers=command)
         for _ in range(2):
             await session.heard("worker_exited")
@@ -152,6 +151,8 @@ class TestEnvironment:
             "HOLDFAST_RESTART_SCOPE": "gang",
             "HOLDFAST_CHECKPOINT_URI": f"{tmp_path}/state/checkpoints",
             "HOLDFAST_HEARTBEAT_FILE": f"{tmp_path}/state/jobs/job1/2-2/heartbeat",
+            "HOLDFAST_RESUME_FROM": "/old/job0",
+            "HOLDFAST_SPOOL_DIR": f"{tmp_path}/state/spool",
             "HOLDFAST_SOCKET": found["HOLDFAST_SOCKET"],
             "TORCHELASTIC_RUN_ID": "job1",
             "TORCHELASTIC_RESTART_COUNT": "1",
@@ -409,6 +410,37 @@ class TestCommits:
         assert (await workers[0].reply()).refused.reason == "this attempt is over"
         await session.settled()
         assert session.count("shard_prepared") == 0
+
+    async def test_what_to_delete_goes_to_the_one_that_publishes(self, session, workers):
+        record = worker_pb2.CommitRecord(job_id="job1", step=10, attempt=1, world_size=2)
+        ack = agent_pb2.AckCommit(
+            job_id="job1", attempt=1, step=10, ranks=[0, 1], publish=record, drop=[3, 4]
+        )
+        session.say(ack_commit=ack)
+        assert list((await workers[0].reply()).committed.drop) == [3, 4]
+        assert list((await workers[1].reply()).committed.drop) == []
+
+    async def test_a_report_is_sent_in_every_session_until_it_is_noted(self, coordinator, session, workers):
+        report = worker_pb2.Report(kind=worker_pb2.Report.KIND_CORRUPT, step=5, message="x" * 5_000)
+        workers[1].say(report=report)
+        said = await session.heard("checkpoint_reported")
+        report.message = "x" * 1_000
+        assert (said.key, said.report) == (key(1), report)
+        session.end()
+        session = await coordinator.session()
+        assert (await session.heard("checkpoint_reported")).report == report
+        noted = agent_pb2.NoteReport(key=key(1), kind=report.kind, step=5)
+        session.say(note_report=noted)
+        assert (await workers[1].reply()).noted == worker_pb2.Noted(kind=report.kind, step=5)
+        session.end()
+        session = await coordinator.session()
+        await session.settled()
+        assert session.count("checkpoint_reported") == 0
+
+    async def test_a_report_that_nobody_understands_goes_nowhere(self, session, workers):
+        workers[0].say(report=worker_pb2.Report(step=5))
+        workers[0].say(report=worker_pb2.Report(kind=worker_pb2.Report.KIND_DRAINED, step=6))
+        assert (await session.heard("checkpoint_reported")).report.step == 6
 
     async def test_who_is_no_worker_here_is_hung_up_on(self, agent, session, workers):
         stranger = Worker(agent._link.path)
