@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_coordinator.core.account import close_attempt, last_committed, summarize
+from holdfast_coordinator.core.account import close_attempt, last_committed, retract, summarize
 from holdfast_coordinator.core.model import Account, Commit, Gang, Progress, Scope, Worker, WorkerState
 from tests.core.builders import T0, ended, key, running
 
@@ -94,3 +94,22 @@ def test_no_time_is_counted_twice(last, done, committed_at, alive_ms, stepping_m
     account = dead(last, done, committed_at, alive_ms=alive_ms, stepping_ms=stepping_ms).account
     assert 0 <= account.kept_ms <= account.stepping_ms <= account.alive_ms
     assert 0 <= account.steps_redone <= account.steps_done
+
+
+@given(
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.none() | st.integers(0, 100),
+    st.integers(0, 10**5),
+    st.lists(st.none() | st.integers(0, 200), max_size=3),
+)
+def test_what_is_taken_back_is_done_again_and_never_twice(last, done, committed_at, stepping_ms, lost):
+    worker = before = dead(last, done, committed_at, alive_ms=10**5, stepping_ms=stepping_ms)
+    for steps in lost:
+        worker = retract(worker, steps)
+    account = worker.account
+    taken = account.steps_redone - before.account.steps_redone
+    wanted = done if None in lost else sum(steps for steps in lost if steps is not None)
+    assert taken == min(wanted, done - before.account.steps_redone)
+    assert 0 <= account.kept_ms <= before.account.kept_ms
+    assert (account.steps_redone < account.steps_done) or not account.kept_ms

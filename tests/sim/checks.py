@@ -1,8 +1,8 @@
 """What is checked while a simulation runs. It sees everything, and is a party to nothing.
 
-P1 commits, manifests and LATEST; P2 one accepted attempt; P3 durable before visible; P4 no healthy worker killed; P6
-one process for a key; P9 no job failed by the control plane. And after every event: the invariants of the
-state, and that the writes are exactly the difference.
+P1 commits, manifests, LATEST, and what is set aside or dropped; P2 one accepted attempt; P3 durable before visible;
+P4 no healthy worker killed; P6 one process for a key; P9 no job failed by the control plane. And after every event:
+the invariants of the state, and that the writes are exactly the difference.
 """
 
 from collections.abc import Iterable
