@@ -303,7 +303,9 @@ PLANTS: dict[str, Plant] = {
     "note before commit": Plant(note_before_commit, "P3: .* is told that step", ROT),
     "reports not resent": Plant(reports_not_resent, "liveness: "),
     "any attempt reports": Plant(
-        any_attempt_reports, "went back to|set aside and is sound|is dropped, and .* resumed", ROT
+        any_attempt_reports,
+        "went back to|set aside and is sound|restarts though nothing died|dropped, and .* resumed",
+        ROT,
     ),
     "quarantine without restart": Plant(quarantine_without_restart, "and its attempt goes on", ROT),
     "quarantine goes too far back": Plant(
