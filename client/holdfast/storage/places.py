@@ -5,7 +5,6 @@ at a restart who keeps files in a directory.
 """
 
 # pathlib is one more import to pay for at every restart
-# ruff: noqa: PTH100
 
 import os
 import posixpath
