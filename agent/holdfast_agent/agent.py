@@ -222,7 +222,8 @@ class Agent:
                 k: v for k, v in os.environ.items() if k in _OF_NODE or not k.startswith(_NOT_INHERITED)
             },
             asked=spec.env,
-            checkpoint_uri=spec.checkpoint_uri or str(self._state_dir.path / "checkpoints"),
+            checkpoint_uri=spec.checkpoint_uri,
+            node_checkpoints=str(self._state_dir.path / "checkpoints"),
             socket=str(self._link.path),
             heartbeat_file=str(self._state_dir.attempt(key).heartbeat),
             spool_dir=str(self._state_dir.spool),

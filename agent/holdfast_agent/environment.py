@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+_OFF = frozenset({"", "0", "false", "no", "off"})
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -31,24 +33,30 @@ def worker_environment(
     inherited: Mapping[str, str],
     asked: Mapping[str, str],
     checkpoint_uri: str,
+    node_checkpoints: str,
     socket: str,
     heartbeat_file: str,
     spool_dir: str,
     resume_from: str,
     datasets_file: str = "",
 ) -> dict[str, str]:
-    """Build it. `asked` is the spec's and wins over what the agent has; what says who the worker is wins over both."""
+    """Build it. `asked` is the spec's and wins over what the agent has; what says who the worker is wins over both.
+
+    Where the spec names no place for checkpoints it is `node_checkpoints`, on this node; with USE_S3 it is one that is
+    the same on every node.
+    """
     env = {"PYTHONUNBUFFERED": "1"}  # so that the last lines before a death are not lost
     if place.world_size > 1:
         env["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks on one node must not fight for its cores
     env |= inherited
     env |= asked
+    uses_s3 = env.get("USE_S3", "").strip().lower() not in _OFF
     env |= {
         "HOLDFAST_JOB_ID": place.job_id,
         "HOLDFAST_ATTEMPT": str(place.attempt),
         "HOLDFAST_RESUME_STEP": "" if place.resume_step is None else str(place.resume_step),
         "HOLDFAST_RESTART_SCOPE": place.scope,
-        "HOLDFAST_CHECKPOINT_URI": checkpoint_uri,
+        "HOLDFAST_CHECKPOINT_URI": checkpoint_uri or ("checkpoints" if uses_s3 else node_checkpoints),
         "HOLDFAST_HEARTBEAT_FILE": heartbeat_file,
         "HOLDFAST_RESUME_FROM": resume_from,
         "HOLDFAST_SPOOL_DIR": spool_dir,

@@ -30,12 +30,13 @@ PLACE = Place(
 )
 
 
-def environment(place=PLACE, inherited=(), asked=()):
+def environment(place=PLACE, inherited=(), asked=(), checkpoint_uri="/checkpoints"):
     return worker_environment(
         place,
         inherited=dict(inherited),
         asked=dict(asked),
-        checkpoint_uri="/checkpoints",
+        checkpoint_uri=checkpoint_uri,
+        node_checkpoints="/node",
         socket="/socket",
         heartbeat_file="/heartbeat",
         spool_dir="/spool",
@@ -57,6 +58,12 @@ class TestEnvironment:
     def test_it_says_where_checkpoints_lie_and_wait_and_come_from(self):
         names = ("HOLDFAST_CHECKPOINT_URI", "HOLDFAST_SPOOL_DIR", "HOLDFAST_RESUME_FROM")
         assert [environment()[name] for name in names] == ["/checkpoints", "/spool", "s3://bucket/old"]
+
+    @pytest.mark.parametrize(
+        ("asked", "where"), [({}, "/node"), ({"USE_S3": "0"}, "/node"), ({"USE_S3": "1"}, "checkpoints")]
+    )
+    def test_checkpoints_without_a_place_lie_on_the_node_or_where_every_node_sees_them(self, asked, where):
+        assert environment(asked=asked, checkpoint_uri="")["HOLDFAST_CHECKPOINT_URI"] == where
 
     def test_where_s3_is_and_who_may_use_it_is_inherited(self):
         s3 = {"USE_S3": "1", "S3_BUCKET": "b", "S3_ENDPOINT": "http://h:1", "AWS_ACCESS_KEY_ID": "k"}

@@ -12,6 +12,8 @@ import click
 from holdfast.cli.common import fail, pairs
 from holdfast.cli.exits import EXIT
 from holdfast.data.errors import DataError
+from holdfast.storage.api import StorageError
+from holdfast.storage.places import switched
 from holdfast.units import parse_duration, parse_size, parse_whole
 from holdfast.v1 import job_pb2
 from holdfast.wire import InvalidSpec
@@ -109,9 +111,18 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
         if flags[_FLAGS[field]] is not None:
             _set(spec, field, flags[_FLAGS[field]])
     spec.working_dir = _absolute(spec.working_dir or ".")
-    spec.checkpoint_uri = _absolute(spec.checkpoint_uri)
+    spec.checkpoint_uri = _checkpoint_uri(spec)
     spec.name = spec.name or default_name(spec.command)
     _count_datasets(spec, pairs(flags["data"], "--data"))
+
+
+def _checkpoint_uri(spec: job_pb2.JobSpec) -> str:
+    """Where checkpoints go, as seen from anywhere; empty for the agents to say."""
+    try:
+        place = switched(spec.checkpoint_uri or "checkpoints", {**os.environ, **spec.env})
+    except StorageError as error:
+        raise click.UsageError(str(error)) from error
+    return place if "://" in place else _absolute(spec.checkpoint_uri)
 
 
 def default_name(command: Sequence[str]) -> str:

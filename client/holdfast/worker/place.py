@@ -62,7 +62,7 @@ def of_another_job(identity: Identity) -> tuple[Checkpoints, int | None]:
     parent, _, last = uri.rpartition("/")
     if (step := step_of(last)) is not None:
         uri = parent
-    uri, _, job_id = switched(uri, os.environ).rpartition("/")
+    uri, _, job_id = uri.rpartition("/")
     below = f"{job_id}/{_rank_directory(identity.rank)}" if identity.independent and step is None else job_id
     return Checkpoints(Owner(job_id, identity.rank, 0), open_storage(uri, below, None, os.environ)), step
 
