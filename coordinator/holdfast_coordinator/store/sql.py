@@ -22,7 +22,7 @@ from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prep
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.store.api import drained, fence
 from holdfast_coordinator.store.rows import TABLES, Item, from_row, key_of, to_row
-from holdfast_coordinator.store.tables import commits, entries, leader
+from holdfast_coordinator.store.tables import commits, entries, leader, prepared
 
 Upsert = Callable[[Table], Executable]
 """Makes the statement that inserts rows of a table or replaces those with their keys: every database has its own."""
@@ -84,7 +84,8 @@ def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch
     for key, ranks in folded.drained.items():
         _mark_drained(connection, key, ranks)
     for statement, rows in _statements(folded, upsert):
-        connection.execute(statement, rows)
+        # An expanding parameter takes its list only where there is one set of parameters.
+        connection.execute(statement, rows if len(rows) > 1 else rows[0])
 
 
 def _mark_drained(connection: Connection, key: CommitKey, ranks: Iterable[int]) -> None:
@@ -147,14 +148,20 @@ def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, l
     """One statement for a table and kind of change, with the parameters of all its rows."""
     puts: dict[Table, list[dict[str, Any]]] = {}
     deletes: dict[Table, list[dict[str, Any]]] = {}
+    settled: dict[str, list[int]] = {}
     for item in folded.rows.values():
-        table = TABLES[type(item.row)]
+        row, table = item.row, TABLES[type(item.row)]
         if isinstance(item, Put):
-            puts.setdefault(table, []).append(to_row(item.row))
+            puts.setdefault(table, []).append(to_row(row))
+        elif isinstance(row, Prepared):
+            settled.setdefault(row.job_id, []).append(row.rank)
         else:
-            deletes.setdefault(table, []).append(_key_parameters(table, item.row))
+            deletes.setdefault(table, []).append(_key_parameters(table, row))
     for table, rows in deletes.items():
         yield _delete(table), rows
+    for job_id, ranks in settled.items():
+        for at in range(0, len(ranks), _RANKS_AT_ONCE):
+            yield _SETTLE, [{"job": job_id, "ranks": ranks[at : at + _RANKS_AT_ONCE]}]
     for table, rows in puts.items():
         yield upsert(table), rows
     if folded.dropped:
@@ -170,6 +177,11 @@ def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, l
 
 # Statements are made once: making one costs more than a row.
 
+_RANKS_AT_ONCE = 10_000  # databases have a limit of values in a statement
+_SETTLE = delete(prepared).where(
+    prepared.c.job_id == bindparam("job"), prepared.c.rank.in_(bindparam("ranks", expanding=True))
+)
+"""Every rank of a gang at once: one statement for each would be most of what a commit of 1,000 ranks costs."""
 _DROP = delete(commits).where(commits.c.job_id == bindparam("dropped"))
 
 
