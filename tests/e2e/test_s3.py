@@ -1,0 +1,150 @@
+"""Checkpoints on S3 end to end: a real S3 server over HTTP, and one that is away for a while."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.e2e.fleet import HOLDFAST, PATIENCE_S, leftovers
+from tests.e2e.train import expected
+from tests.storage.fault_proxy import FaultProxy
+
+pytestmark = pytest.mark.e2e
+
+TRAIN = os.path.join(os.path.dirname(__file__), "train.py")
+
+
+@pytest.fixture
+def proxy(s3_server):
+    proxy = FaultProxy(s3_server.address)
+    yield proxy
+    with contextlib.suppress(OSError):
+        proxy.stop()
+
+
+@pytest.fixture
+def objects(s3_server, s3_bucket):
+    """What is really there: asked without the proxy."""
+    client = s3_server.client()
+
+    def read():
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3_bucket)
+        return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", ())}
+
+    yield read
+    client.close()
+
+
+class Command:
+    """A `holdfast` that runs while the test does something else."""
+
+    def __init__(self, folder, arguments, env):
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            [HOLDFAST, *arguments], cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def wait_for(self, *paths):
+        """Wait until these files are there."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(path.exists() for path in paths):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline, f"{paths} never came"
+            time.sleep(0.01)
+
+    def ended(self):
+        out, err = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path, s3_server, s3_bucket, proxy):
+    """Starts commands with S3 switched on, and with nothing else said about it."""
+    quick = {"AWS_MAX_ATTEMPTS": "1", "S3_CONNECT_TIMEOUT": "1s"}
+    env = {**os.environ, **s3_server.env, **quick, "USE_S3": "1", "S3_BUCKET": s3_bucket}
+    env["S3_ENDPOINT"] = proxy.endpoint
+    commands = []
+
+    def make(*arguments):
+        commands.append(Command(tmp_path, arguments, env))
+        return commands[-1]
+
+    yield make
+    for command in commands:
+        command.process.kill()
+        command.process.communicate(timeout=PATIENCE_S)
+    psutil.wait_procs(leftovers(tmp_path), timeout=PATIENCE_S)
+    assert not leftovers(tmp_path)
+
+
+@pytest.fixture
+def holdfast(start):
+    """Runs a command to its end: exit code, stdout, stderr."""
+    return lambda *arguments: start(*arguments).ended()
+
+
+def test_one_variable_moves_checkpoints_to_s3(holdfast, objects, tmp_path, s3_bucket):
+    """The program is the one that the other tests train; a worker is killed on the way."""
+    (tmp_path / "out").mkdir()
+    code, _, err = holdfast(
+        "run", "-n", "2", "--chaos", "kill-worker@step=35", "--", sys.executable, TRAIN, "60", "out"
+    )
+    assert code == 0, err
+    for rank in range(2):
+        assert np.load(tmp_path / f"out/{rank}.npy").tobytes() == expected(rank, 60).tobytes()
+    manifests = sorted(key for key in objects() if key.endswith("manifest.json"))
+    assert [key.split("/")[-2] for key in manifests] == [f"step-{step:010}" for step in range(10, 70, 10)]
+    assert all(key.startswith("checkpoints/") for key in manifests)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    code, out, err = holdfast("checkpoint", "verify", f"s3://{s3_bucket}/checkpoints", "--all", "-o", "json")
+    assert code == 0, err
+    assert len(json.loads(out)["verdicts"]) == 6
+
+
+AWAY = """
+import sys, time, pathlib
+import numpy as np
+import holdfast
+run = holdfast.init()
+state = run.restore(default={"x": np.zeros(1000)})
+for step in range((run.resume_step or 0) + 1, 61):
+    state["x"] += step
+    run.step(loss=1 / step)
+    run.checkpoint(state, every=10, wait=True)
+    if step in (20, 40):
+        pathlib.Path(f"at-{step}-{run.rank}").touch()
+        while not pathlib.Path(f"go-{step}").exists():
+            time.sleep(0.01)
+"""
+"""Waits at steps 20 and 40 for whoever takes S3 away and brings it back."""
+
+
+def test_a_storage_that_is_away_stops_nothing_and_gets_everything(
+    holdfast, start, objects, tmp_path, proxy
+):
+    (tmp_path / "train.py").write_text(AWAY)
+    run = start("run", "-n", "2", "--", sys.executable, "train.py")
+    run.wait_for(*(tmp_path / f"at-20-{rank}" for rank in range(2)))
+    there = objects()
+    proxy.stop()
+    (tmp_path / "go-20").touch()
+    run.wait_for(*(tmp_path / f"at-40-{rank}" for rank in range(2)))
+    assert objects() == there
+    held = sorted(path.name for path in (tmp_path / ".holdfast").rglob("spool/*/step-*/*"))
+    assert held == 2 * ["manifest.json"] + 2 * ["rank-00000.attempt-1.safetensors"] + 2 * [
+        "rank-00001.attempt-1.safetensors"
+    ]
+    proxy.start_again()
+    (tmp_path / "go-40").touch()
+    code, _, err = run.ended()
+    assert code == 0, err
+    assert "degraded" in err
+    manifests = sorted(key.split("/")[-2] for key in objects() if key.endswith("manifest.json"))
+    assert manifests == [f"step-{step:010}" for step in range(10, 70, 10)]
+    assert not list((tmp_path / ".holdfast").rglob("spool/*/step-*"))
