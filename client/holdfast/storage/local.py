@@ -142,10 +142,7 @@ class LocalStorage:
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """See `api.Storage`."""
-        self._make_durable(self._root)
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with self.locked():
             try:
                 before: bytes | None = self.read(name)
             except FileNotFoundError:
@@ -153,8 +150,11 @@ class LocalStorage:
             after = change(before)
             if after is not None:
                 self.put(name, Bytes(after))
-        finally:
-            os.close(fd)  # which unlocks it
+            elif before is not None:
+                # Whoever wrote it may have died before its name was durable.
+                directory = os.path.dirname(self._path(name))
+                self._make_durable(directory)
+                self._files.sync_dir(directory)
 
     def read(self, name: str) -> bytes:
         """See `api.Storage`."""
@@ -194,6 +194,21 @@ class LocalStorage:
             if os.path.isdir(directory):
                 self._files.sync_dir(directory)
                 self._prune(directory)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other updates out, of this process and of others; waits for one that is under way."""
+        try:
+            self._make_durable(self._root)
+            fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self._forget()
+            raise
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)  # which unlocks it
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
