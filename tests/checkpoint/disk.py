@@ -45,6 +45,10 @@ class Recorder(Files):
         super().sync(fd)
         self.log.append(("sync", self._numbers[fd]))
 
+    def lose(self, fd):
+        """A sync has failed: the writes before it will never be durable, whatever the next sync says."""
+        self.log.append(("lose", self._numbers[fd]))
+
     def rename(self, old, new):
         super().rename(old, new)
         self.log.append(("rename", old, new))
@@ -107,6 +111,9 @@ class Disk:
         file = self._open[number]
         file.durable, file.writes = file.content(file.writes), []
 
+    def lose(self, number):
+        self._open[number].writes = []
+
     def rename(self, old, new):
         node = self.there[old]
         self._change({old: None, new: node})
@@ -127,12 +134,12 @@ class Disk:
             by_directory.setdefault(os.path.dirname(path), {})[path] = node
         self._changes += by_directory.items()
 
-    def crashes(self, seed):
+    def crashes(self, seed, sample=SAMPLE):
         """Every state, or a sample of them, as {path: bytes or DIRECTORY}: that of a dead process is the first."""
         files = {id(node): node for node in (*self.there.values(), *self._all_durable())}
         written = [file for file in files.values() if file is not DIRECTORY and file.writes]
         loose = [*self._changes, *((file, write) for file in written for write in file.writes)]
-        for kept in _subsets(len(loose), seed):
+        for kept in _subsets(len(loose), seed, sample):
             yield self._after([each for each, keep in zip(loose, kept, strict=True) if keep])
         if self._last is not None and self._last.writes:
             offset, data = self._last.writes[-1]
@@ -180,7 +187,7 @@ def _parents(path):
         yield path
 
 
-def _subsets(count, seed):
+def _subsets(count, seed, sample):
     """What is kept of `count` things: all, none, and every other combination or a sample of them."""
     if count <= EXHAUSTIVE:
         yield from itertools.product((True, False), repeat=count)
@@ -191,11 +198,11 @@ def _subsets(count, seed):
     for only in range(count):
         yield tuple(index == only for index in range(count))
         yield tuple(index != only for index in range(count))
-    for _ in range(SAMPLE):
+    for _ in range(sample):
         yield tuple(chance.random() < 0.5 for _ in range(count))
 
 
-def after_crashes(log, top, start=0):
+def after_crashes(log, top, start=0, sample=SAMPLE):
     """Every state that a crash may leave after `start` operations or more: (operations done, tree)."""
     log = [(name, *(_relative(each, top) for each in rest)) for name, *rest in log]
     disk = Disk("")
@@ -203,7 +210,7 @@ def after_crashes(log, top, start=0):
         if done:
             disk.apply(*log[done - 1])
         if done >= start:
-            for tree in disk.crashes(done):
+            for tree in disk.crashes(done, sample):
                 yield done, tree
 
 

@@ -76,7 +76,10 @@ class Storage(Protocol):
     uri: str
 
     def put(self, name: str, body: Body) -> None:
-        """Make the file, or replace it. When it returns the file is durable; when it raises nothing has changed."""
+        """Make the file, or replace it. When it returns the file is durable.
+
+        When it raises the file is what it was or what it was to be, whole in either case: an answer may be lost.
+        """
 
     def update(self, name: str, change: Callable[[bytes | None], bytes | None]) -> None:
         """Replace what the file holds by what `change` makes of it, with no other update in between.

@@ -8,9 +8,8 @@ All changes go through `Files`, a seam as narrow as the system calls, so that a 
 them fail, and look at the disk after each one.
 """
 
-# pathlib is one more import to pay for at every restart
-
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -39,6 +38,8 @@ class Files:
         """Write all of the data at the offset."""
         while data:
             done = os.pwrite(fd, data, offset)
+            if not done:
+                raise OSError(errno.EIO, "nothing was written")
             data, offset = data[done:], offset + done
 
     def sync(self, fd: int) -> None:
@@ -119,6 +120,8 @@ class LocalStorage:
         mine = f"rank-{writer.rank:05}.attempt-{writer.attempt}" if writer else f"process-{os.getpid()}"
         self._scratch = os.path.join(self._root, f"tmp.{mine}")
         self._has_scratch = False
+        self._cleared = False
+        self._making = threading.Lock()
         self._durable: set[str] = set()
 
     def put(self, name: str, body: Body) -> None:
@@ -181,9 +184,12 @@ class LocalStorage:
         """See `api.Storage`."""
         old, path = self._path(name), self._path(new)
         self._make_durable(os.path.dirname(path))
-        self._files.rename(old, path)
-        for directory in dict.fromkeys((os.path.dirname(path), os.path.dirname(old))):
-            self._files.sync_dir(directory)
+        try:
+            self._files.rename(old, path)
+        finally:
+            # Even when it is gone: whoever renamed it may have died before that was durable.
+            for directory in dict.fromkeys((os.path.dirname(path), os.path.dirname(old))):
+                self._files.sync_dir(directory)
 
     def delete(self, names: Iterable[str]) -> None:
         """See `api.Storage`."""
@@ -229,8 +235,8 @@ class LocalStorage:
 
     def close(self) -> None:
         """See `api.Storage`."""
-        if self._has_scratch:
-            self._has_scratch = False
+        self._has_scratch = False
+        with contextlib.suppress(OSError):  # whoever writes here next removes it
             self._clear(self._scratch)
 
     def _fill(self, path: str, body: Body) -> None:
@@ -276,8 +282,10 @@ class LocalStorage:
             return
         try:
             self._files.remove_dir(directory)
-        except OSError:
-            return  # something is in it
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return
+            raise
         self._durable.discard(directory)
         self._files.sync_dir(os.path.dirname(directory))
 
@@ -305,17 +313,22 @@ class LocalStorage:
         self._durable.add(directory)
 
     def _make_scratch(self) -> None:
-        """Make the scratch directory, once, and remove those that dead attempts of this rank left."""
-        if self._has_scratch:
-            return
-        if self._writer is not None:
-            prefix = f"tmp.rank-{self._writer.rank:05}.attempt-"
-            for name in os.listdir(self._root):
-                attempt = name.removeprefix(prefix)
-                if attempt != name and attempt.isdecimal() and int(attempt) <= self._writer.attempt:
-                    self._clear(os.path.join(self._root, name))
-        self._files.make_dir(self._scratch)
-        self._has_scratch = True
+        """Make the scratch directory, and once remove those that dead attempts of this rank left."""
+        with self._making:
+            if self._has_scratch:
+                return
+            if self._writer is not None and not self._cleared:
+                self._clear_of_dead_attempts(self._writer)
+                self._cleared = True
+            self._files.make_dir(self._scratch)
+            self._has_scratch = True
+
+    def _clear_of_dead_attempts(self, writer: Writer) -> None:
+        prefix = f"tmp.rank-{writer.rank:05}.attempt-"
+        for name in os.listdir(self._root):
+            attempt = name.removeprefix(prefix)
+            if attempt != name and attempt.isdecimal() and int(attempt) <= writer.attempt:
+                self._clear(os.path.join(self._root, name))
 
     def _clear(self, directory: str) -> None:
         """Remove a scratch directory and the files in it, if it is there."""
