@@ -4,6 +4,7 @@ It has one checkpoint at a time, and tries it again until it is written or a new
 else has to be done to a storage, removing what is no longer kept, is done by it between two checkpoints.
 """
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +28,8 @@ class Save(NamedTuple):
 class BackgroundWriter:
     """Used by one thread, the training loop's; `write` and `failed` are called by its own.
 
-    `write` makes a checkpoint durable and submits it; the OSError it may raise is told to `failed`.
+    `write` makes a checkpoint durable and submits it. What it raises is told to `failed`; after an OSError it is tried
+    again, after anything else it is not.
     """
 
     def __init__(self, write: Callable[[Save], None], failed: Callable[[Save, Exception], None]) -> None:
@@ -44,13 +46,20 @@ class BackgroundWriter:
         """Begin to write a checkpoint. The one before it must be done with."""
         with self._changed:
             self._save, self._hurried = save, False
-            self._wake()
+            try:
+                self._wake()
+            except RuntimeError as error:  # there is no thread to be had
+                self._save = None
+                self._tell(save, error)
 
     def later(self, chore: Callable[[], None]) -> None:
-        """Do this when no checkpoint waits to be written. An OSError it raises is reported."""
+        """Do this when no checkpoint waits to be written. What it raises is reported."""
         with self._changed:
             self._chores.append(chore)
-            self._wake()
+            with contextlib.suppress(
+                RuntimeError
+            ):  # no thread is to be had: the next checkpoint tries to get one
+                self._wake()
 
     def hurry(self) -> None:
         """Let the checkpoint that is being written be the last try: another waits."""
@@ -72,34 +81,36 @@ class BackgroundWriter:
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="holdfast-save", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="holdfast-save", daemon=True)
+            thread.start()
+            self._thread = thread
         self._changed.notify_all()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._save or self._chores or self._closed)
-                if self._closed:
-                    return
-                save = self._save
-                chore = None if save else self._chores[0]
-            if chore:
-                self._do(chore)
-            elif save:
-                self._try(save)
+        # Neither a save nor a chore is kept in a variable here: while the thread sleeps it would keep the arrays.
+        while self._next():
+            if self._save is not None:
+                self._try(self._save)
                 with self._changed:
                     self._save = None
                     self._changed.notify_all()
+            else:
+                self._do(self._chores[0])
+                with self._changed:
+                    self._chores.popleft()
+                    self._changed.notify_all()
+
+    def _next(self) -> bool:
+        """Wait for something to do. False when nothing more is to be begun."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._save or self._chores or self._closed)
+            return not self._closed
 
     def _do(self, chore: Callable[[], None]) -> None:
         try:
             chore()
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  without this thread no checkpoint would be written any more
             say(f"old checkpoints could not be removed: {error}")
-        with self._changed:
-            self._chores.popleft()
-            self._changed.notify_all()
 
     def _try(self, save: Save) -> None:
         pause = FIRST_PAUSE
@@ -107,9 +118,9 @@ class BackgroundWriter:
             try:
                 self._write(save)
             except OSError as error:
-                self._failed(save, error)
+                self._tell(save, error)
             except Exception as error:  # noqa: BLE001  a checkpoint that can't be written is no reason to stop training
-                self._failed(save, error)
+                self._tell(save, error)
                 return
             else:
                 return
@@ -117,3 +128,9 @@ class BackgroundWriter:
                 if self._changed.wait_for(lambda: self._hurried or self._closed, pause):
                     return
             pause = min(2 * pause, LAST_PAUSE)
+
+    def _tell(self, save: Save, error: Exception) -> None:
+        try:
+            self._failed(save, error)
+        except Exception as further:  # noqa: BLE001  see above
+            say(f"that the checkpoint of step {save.step} failed could not be told: {further}")

@@ -4,6 +4,7 @@ One buffer is used again and again. Memory that was touched before is several ti
 memory, which the kernel has to find and clear first.
 """
 
+import contextlib
 import mmap
 from typing import Any
 
@@ -22,7 +23,7 @@ class Staging:
         self._size = 0
 
     def copy(self, arrays: Arrays) -> Arrays:
-        """Copies of these arrays, valid until the next call."""
+        """Copies of these arrays, valid until the next call. Raises OSError when there is no memory for them."""
         places, size = {}, 0
         for name, array in arrays.items():
             places[name] = size
@@ -37,8 +38,9 @@ class Staging:
 
     def _reserve(self, size: int) -> mmap.mmap:
         if self._memory is None or size > self._size:
-            # The old one is unmapped when the last copy that lies in it is gone.
+            self._memory = None  # which is unmapped when the last copy that lies in it is gone
             self._size = max(size, mmap.PAGESIZE)
             self._memory = mmap.mmap(-1, self._size)
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+            with contextlib.suppress(OSError):  # a kernel may have no huge pages
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
         return self._memory
