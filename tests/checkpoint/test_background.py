@@ -197,7 +197,12 @@ def test_what_is_written_is_let_go_of(writer_on):
 
 
 def test_a_copy_is_independent_of_what_becomes_of_the_arrays():
-    arrays = {"a": np.arange(5.0), "b": np.ones((2, 3), np.int8), "none": np.zeros((0, 7)), "one": np.array(3.5)}
+    arrays = {
+        "a": np.arange(5.0),
+        "b": np.ones((2, 3), np.int8),
+        "none": np.zeros((0, 7)),
+        "one": np.array(3.5),
+    }
     before = {name: array.copy() for name, array in arrays.items()}
     copies = Staging().copy(arrays)
     for array in arrays.values():

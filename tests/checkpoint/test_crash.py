@@ -6,10 +6,13 @@ import shutil
 
 import pytest
 
+from holdfast.storage.api import Bytes
 from holdfast.storage.local import LocalStorage, Writer
 from holdfast.worker import shard_file
 from holdfast.worker.checkpoint import packed
-from tests.checkpoint.disk import Recorder, after_crashes, build
+from holdfast.worker.spool import SpooledStorage, drain, held
+from tests.checkpoint.away import Away
+from tests.checkpoint.disk import SAMPLE, Recorder, after_crashes, build
 from tests.checkpoint.places import (
     NEW,
     OLD,
@@ -43,11 +46,11 @@ class Recording:
     def mark(self, name):
         self.marks[name] = len(self.files.log)
 
-    def found(self, examine, start=0):
+    def found(self, examine, start=0, sample=SAMPLE):
         """(operations done, what `examine` says) for each crash; the same disk is looked at once."""
         known = {}
         number = itertools.count()
-        for done, tree in after_crashes(self.files.log, str(self.top), start):
+        for done, tree in after_crashes(self.files.log, str(self.top), start, sample):
             key = tuple(sorted(tree.items()))
             if key not in known:
                 top = self._crashed / str(next(number))
@@ -215,6 +218,47 @@ def test_sweeping_takes_nothing_that_a_commit_has(recording):
     assert {each for _, each in recording.found(examine, recording.marks["asked"])} == {(200, 100)}
 
 
+def record_spool(recording, bring=drain):
+    """Commit step 100 to a storage that is there and 200 to one that is away, which is then back."""
+    top, files = recording.top / "c", recording.files
+    save_and_publish(checkpoints_at(top, files=files), 100, OLD)
+    main, spool = Away(top, 2, files=files, gone=True), storage_at(recording.top / "spool", 2, files=files)
+    storage = SpooledStorage(main, spool, "rank-00000.")
+    save_and_publish(checkpoints_on(storage, 2), 200, NEW, attempt=2)
+    recording.mark("held")
+    storage.close()
+    bring(spool, main._there, held(spool))
+    recording.mark("brought")
+
+
+def seen_and_known(top):
+    """What others find in the storage; what a worker of this machine finds; what is found when it is drained again."""
+    there = newest(top)
+    main, spool = storage_at(top, 3), storage_at(top.parent / "spool", 3)
+    storage = SpooledStorage(Away(top, 3, gone=True), spool, "rank-00000.")
+    storage.close()
+    storage._main = main
+    here = resumed(checkpoints_on(storage, 3))
+    drain(spool, main, held(spool))
+    return there, here, newest(top)
+
+
+def wrong_of_spool(recording):
+    for done, found in recording.found(seen_and_known, recording.marks["held"], sample=12):
+        there, *known = found
+        if known != [200, 200] or there not in ((200,) if done >= recording.marks["brought"] else (100, 200)):
+            yield done, found
+
+
+def test_what_is_held_is_never_lost_nor_half_of_it_seen(recording):
+    record_spool(recording)
+    assert list(wrong_of_spool(recording)) == []
+    assert {there for _, (there, *_) in recording.found(seen_and_known, recording.marks["held"])} == {
+        100,
+        200,
+    }
+
+
 # Whether this notices what it is for.
 
 
@@ -307,3 +351,22 @@ def test_latest_before_its_manifest_is_noticed(recording):
     storage_at(recording.top / "c", 2, files=recording.files).update("LATEST", lambda _: b"step-0000000200\n")
     checkpoints.publish(commit)
     assert "astray" in (name for _, name in recording.found(latest))
+
+
+def takes_away_first(spool, main, names):
+    for name in names:
+        data = spool.read(name)
+        spool.delete([name])
+        main.put(name, Bytes(data))
+
+
+def manifests_first(spool, main, names):
+    for name in reversed(names):
+        main.put(name, Bytes(spool.read(name)))
+        spool.delete([name])
+
+
+@pytest.mark.parametrize("bring", [takes_away_first, manifests_first])
+def test_a_wrong_order_of_bringing_is_noticed(recording, bring):
+    record_spool(recording, bring)
+    assert next(wrong_of_spool(recording), None)

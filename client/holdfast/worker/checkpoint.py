@@ -8,6 +8,7 @@
 A checkpoint is there when its manifest is: publishing is the last thing, and deleting begins with the manifest.
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -15,11 +16,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from holdfast.storage.api import Reader, Storage, StorageError
 from holdfast.worker import manifest, state
-from holdfast.worker.errors import CheckpointCorrupt
+from holdfast.worker.errors import CheckpointCorrupt, CheckpointError
 from holdfast.worker.layout import (
     QUARANTINED,
-    decoded,
     directory,
+    is_quarantined,
+    manifest_change,
     manifest_name,
     publish,
     step_of,
@@ -82,10 +84,8 @@ class Checkpoints:
         file = f"rank-{owner.rank:05}.attempt-{owner.attempt}.safetensors"
         name = f"{directory(step)}/{file}"
         self._storage.put(name, body)
-        local_only = isinstance(self._storage, SpooledStorage) and self._storage.holds(name)
-        return Shard(
-            owner.rank, file, body.size, body.digest, what.cursor, what.metrics, local_only=local_only
-        )
+        shard = Shard(owner.rank, file, body.size, body.digest, what.cursor, what.metrics)
+        return shard._replace(local_only=self.holds(step, shard))
 
     def load(self, commit: Commit, rank: int, default: Any = None) -> Any:
         """The state that `rank` saved in `commit`, every byte of it verified. See `state.unpack` for `default`.
@@ -116,18 +116,49 @@ class Checkpoints:
         Raises OSError; FileExistsError when a later attempt has committed the step since.
         """
         if isinstance(self._storage, SpooledStorage) and any(shard.local_only for shard in commit.shards):
-            self._storage.hold(manifest_name(commit.step), manifest.encode(commit))
+            self._storage.hold(manifest_name(commit.step), manifest_change(self._storage.uri, commit))
         else:
             publish(self._storage, commit)
 
     def published(self, step: int) -> Commit | None:
-        """The commit of `step`, if its manifest is there and valid."""
+        """The commit of `step`, if its manifest is there and valid. Raises CheckpointError for another format."""
         try:
-            commit = decoded(self._storage.read(manifest_name(step)))
+            return self.manifest(step)
+        except CheckpointCorrupt:
+            return None
+
+    def manifest(self, step: int) -> Commit | None:
+        """The commit of `step`, if its manifest is there. Raises CheckpointCorrupt, and as `published` does."""
+        name = manifest_name(step)
+        where = f"{self._storage.uri}/{name}"
+        try:
+            commit = manifest.decode(self._storage.read(name))
         except FileNotFoundError:
             return None
-        ours = commit is not None and (commit.job_id, commit.step) == (self._owner.job_id, step)
-        return commit if ours else None
+        except manifest.OtherFormat as error:
+            raise CheckpointError(f"{where}: {error}") from None
+        except ValueError as error:
+            raise CheckpointCorrupt(where, None, "a manifest", str(error)) from None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise CheckpointCorrupt(where, None, "a manifest", str(error)) from None
+        return commit if (commit.job_id, commit.step) == (self._owner.job_id, step) else None
+
+    def holds(self, step: int, shard: Shard) -> bool:
+        """The shard lies on this machine, until its storage is back."""
+        return isinstance(self._storage, SpooledStorage) and self._storage.holds(
+            f"{directory(step)}/{shard.file}"
+        )
+
+    def is_elsewhere(self, commit: Commit, rank: int) -> bool:
+        """The shard of a rank lies on another machine, or is on its way from there to the storage."""
+        shard = commit.shard_of(rank)
+        if shard is None or not isinstance(self._storage, SpooledStorage):
+            return False
+        on_its_way = shard.local_only or self._storage.holds(manifest_name(commit.step))
+        name = f"{directory(commit.step)}/{shard.file}"
+        return on_its_way and all(entry.name != name for entry in self._storage.files(directory(commit.step)))
 
     def steps(self) -> list[int]:
         """The steps of which there is anything, newest first."""
@@ -141,11 +172,16 @@ class Checkpoints:
 
     def quarantine(self, commit: Commit) -> None:
         """Set a commit aside: its files stay, but it is no checkpoint any more. Raises OSError."""
-        inside = directory(commit.step)
-        try:
-            self._storage.rename(manifest_name(commit.step), f"{inside}/{QUARANTINED}{commit.attempt}.json")
-        except FileNotFoundError:
-            return  # another rank was first
+        self._set_aside(commit.step, _quarantined(commit))
+
+    def quarantine_manifest(self, step: int) -> None:
+        """The same where the manifest itself is corrupt. Raises OSError."""
+        self._set_aside(step, f"{QUARANTINED}unreadable.json")
+
+    def is_quarantined(self, commit: Commit) -> bool:
+        """The commit was set aside, by this rank or another."""
+        name = f"{directory(commit.step)}/{_quarantined(commit)}"
+        return any(entry.name == name for entry in self._storage.files(directory(commit.step)))
 
     def drop(self, step: int) -> None:
         """Remove a checkpoint: first what makes it one, then its files. Raises OSError; may be called again."""
@@ -161,7 +197,7 @@ class Checkpoints:
         for step in self.steps():
             names = [entry.name for entry in self._storage.files(directory(step))]
             bases = [os.path.basename(name) for name in names]
-            if any(base.startswith(QUARANTINED) for base in bases):
+            if any(map(is_quarantined, bases)):
                 continue  # kept for whoever wants to know
             commit = self.published(step)
             between = (resumed is None or step > resumed) and step < newest.step
@@ -174,6 +210,10 @@ class Checkpoints:
                 if base not in kept and self._is_of_dead_attempt(base)
             )
 
+    def _set_aside(self, step: int, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # another rank was first
+            self._storage.rename(manifest_name(step), f"{directory(step)}/{name}")
+
     def _corrupt(self, name: str, shard: Shard, found: str) -> NoReturn:
         expected = f"a file of {shard.size_bytes} bytes"
         raise CheckpointCorrupt(f"{self._storage.uri}/{name}", None, expected, found) from None
@@ -181,6 +221,10 @@ class Checkpoints:
     def _is_of_dead_attempt(self, base: str) -> bool:
         match = _SHARD.fullmatch(base)
         return match is not None and int(match[1]) < self._owner.attempt
+
+
+def _quarantined(commit: Commit) -> str:
+    return f"{QUARANTINED}attempt-{commit.attempt}.json"
 
 
 def lanes_for(reader: Reader) -> int:

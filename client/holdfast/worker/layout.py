@@ -1,13 +1,14 @@
 """How checkpoints lie in their place, and how one becomes visible there."""
 
 import os
+from collections.abc import Callable
 
 from holdfast.storage.api import Storage
 from holdfast.worker import manifest
 from holdfast.worker.manifest import Commit
 
 MANIFEST = "manifest.json"
-QUARANTINED = "manifest.quarantined-attempt-"
+QUARANTINED = "manifest.quarantined-"
 LATEST = "LATEST"
 _PREFIX = "step-"
 
@@ -33,23 +34,33 @@ def is_manifest(name: str) -> bool:
     return os.path.basename(name) == MANIFEST
 
 
+def is_quarantined(name: str) -> bool:
+    """The file with this name was a manifest."""
+    return os.path.basename(name).startswith(QUARANTINED)
+
+
 def publish(storage: Storage, commit: Commit) -> None:
     """Write the manifest of a commit, unless it is there, and move LATEST forward to it.
 
     Raises OSError; FileExistsError when a later attempt has committed the step since.
     """
+    storage.update(manifest_name(commit.step), manifest_change(storage.uri, commit))
+    storage.update(LATEST, lambda before: _latest(storage, before, commit.step))
+
+
+def manifest_change(uri: str, commit: Commit) -> Callable[[bytes | None], bytes | None]:
+    """What `Storage.update` makes of a manifest: that of this commit, unless a later attempt's is there."""
     data = manifest.encode(commit)
 
     def change(before: bytes | None) -> bytes | None:
         there = decoded(before)
         if there is not None and there.attempt > commit.attempt:
             raise FileExistsError(
-                f"step {commit.step} in {storage.uri} was committed by attempt {there.attempt} since"
+                f"step {commit.step} in {uri} was committed by attempt {there.attempt} since"
             )
         return None if before == data else data
 
-    storage.update(manifest_name(commit.step), change)
-    storage.update(LATEST, lambda before: _moved_forward(before, commit.step))
+    return change
 
 
 def decoded(data: bytes | None) -> Commit | None:
@@ -60,6 +71,16 @@ def decoded(data: bytes | None) -> Commit | None:
         return None
 
 
-def _moved_forward(before: bytes | None, step: int) -> bytes | None:
+def _latest(storage: Storage, before: bytes | None, step: int) -> bytes | None:
+    """What LATEST is to say: `step`, unless it names a later checkpoint, and that is there."""
     there = step_of((before or b"").decode(errors="replace").strip())
-    return f"{directory(step)}\n".encode() if there is None or there < step else None
+    if there == step or (there is not None and there > step and _is_there(storage, there)):
+        return None
+    return f"{directory(step)}\n".encode()
+
+
+def _is_there(storage: Storage, step: int) -> bool:
+    try:
+        return decoded(storage.read(manifest_name(step))) is not None
+    except FileNotFoundError:
+        return False

@@ -13,6 +13,10 @@ import xxhash
 FORMAT = 2
 
 
+class OtherFormat(ValueError):  # noqa: N818  reads as the sentence it is
+    """A manifest that another version of holdfast wrote."""
+
+
 class Shard(NamedTuple):
     """One rank's file of a checkpoint. The fields are those of the message of the same name."""
 
@@ -57,15 +61,18 @@ def encode(commit: Commit) -> bytes:
 
 
 def decode(data: bytes) -> Commit:
-    """Read manifest.json. Raises ValueError when it is none, was changed, or is one of a newer format."""
+    """Read manifest.json. Raises ValueError when it is none or was changed, OtherFormat for another format."""
     try:
         fields = json.loads(data)
-        written_as = fields.pop("format")
-        if written_as != FORMAT:
-            raise ValueError(f"the manifest has format {written_as}; this version of holdfast reads {FORMAT}")
-        checksum = fields.pop("xxh3_64")
-        if checksum != _checksum({**fields, "format": FORMAT}):
+        checksum = fields.pop("xxh3_64", None)
+        written_as = fields["format"]
+        if (written_as == FORMAT or checksum is not None) and checksum != _checksum(fields):
             raise ValueError("the manifest does not have the content that its checksum was made of")
+        if fields.pop("format") != FORMAT:
+            raise OtherFormat(
+                f"the manifest has format {written_as}, and this version of holdfast reads {FORMAT}: "
+                "use the version that wrote it, or begin in another place"
+            )
         shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
         return Commit(**{"rank": None, **fields}, shards=shards)
     except (AttributeError, KeyError, TypeError) as error:

@@ -48,7 +48,8 @@ def for_writing(identity: Identity, drained: Callable[[str], None]) -> Storage:
     if isinstance(storage, LocalStorage):
         return storage
     spool = LocalStorage(os.path.abspath(identity.spool_dir or _LOCAL_SPOOL), below, writer)
-    return SpooledStorage(storage, spool, f"rank-{identity.rank:05}.", drained)
+    dead = identity.attempt if identity.local_rank == 0 else 0
+    return SpooledStorage(storage, spool, f"rank-{identity.rank:05}.", drained, dead)
 
 
 def for_reading(identity: Identity, rank: int) -> Storage:

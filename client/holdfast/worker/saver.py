@@ -11,7 +11,9 @@ the gang's newest shards would never be of one step.
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from holdfast.storage.api import StorageError, Unreachable
@@ -21,8 +23,10 @@ from holdfast.worker.background import BackgroundWriter, Save
 from holdfast.worker.checkpoint import Checkpoints, packed
 from holdfast.worker.errors import CheckpointCorrupt, CheckpointError
 from holdfast.worker.identity import Identity
+from holdfast.worker.layout import manifest_name
 from holdfast.worker.manifest import Commit, Shard
 from holdfast.worker.report import say
+from holdfast.worker.spool import SpooledStorage
 from holdfast.worker.staging import Staging
 
 PATIENCE = 10.0
@@ -32,6 +36,9 @@ LEAST_PATIENCE = 0.25
 FIRST_PAUSE = 1.0
 LAST_PAUSE = 30.0
 """Seconds between two tries to read from a storage that cannot be reached."""
+
+HELD_PATIENCE = 120.0
+"""How many seconds a worker waits for its shard to come to the storage from another machine."""
 
 T = TypeVar("T")
 
@@ -93,11 +100,11 @@ class Saver:
         try:
             if identity.alone:
                 identity = self._held.enter_context(place.claimed(identity))
-            self._storage = place.for_writing(identity, self._on_drained)
-        except StorageError as error:
-            raise CheckpointError(str(error)) from error
+        except (OSError, StorageError) as error:
+            raise CheckpointError(
+                f"checkpoints cannot be kept in {identity.checkpoint_uri}: {error}"
+            ) from error
         self._identity = identity
-        self._own = Checkpoints(place.owner(identity, identity.rank), self._storage)
         self._committer: Committer | None = None
         self._connecting = threading.Lock()
         self._staging = Staging()
@@ -106,6 +113,12 @@ class Saver:
         self._patience = PATIENCE
         self._swept = False
         self._resumed = identity.resume_step
+        try:
+            # From here on its thread may report what it has brought to the storage.
+            self._storage = place.for_writing(identity, self._on_drained)
+        except StorageError as error:
+            raise CheckpointError(str(error)) from error
+        self._own = Checkpoints(place.owner(identity, identity.rank), self._storage)
         if identity.alone:
             newest = _patiently(self._own.newest)
             self._resumed = newest.step if newest else None
@@ -119,13 +132,18 @@ class Saver:
         ranks must resume from the same, so CheckpointCorrupt is raised for the restart that the coordinator has
         ordered by then. Raises CheckpointMismatch, and CheckpointError when it cannot be known what to resume from.
         """
+        set_aside = False
         while (commit := self._resume_point()) is not None:
             try:
-                found = self._load_twice(self._own, commit, self._identity.rank, default)
+                found = _load(self._own, commit, self._identity.rank, default)
             except CheckpointCorrupt as error:
                 self._set_aside(commit, error)
+                set_aside = True
             else:
+                self.last_step = commit.step
                 return found
+        if set_aside:
+            say("no valid checkpoint is left: training begins anew")
         return self._from_another_job(default)
 
     def save(
@@ -140,9 +158,18 @@ class Saver:
         self._open()
         if wait:
             self._write(Save(step, what))
-        else:
-            self._writer.give(Save(step, what._replace(arrays=self._staging.copy(what.arrays))))
+            self.last_step = self._in_flight = step
+            return
         self.last_step = self._in_flight = step
+        try:
+            self._writer.give(Save(step, what._replace(arrays=self._staging.copy(what.arrays))))
+        except (OSError, MemoryError) as error:
+            say(
+                f"there is no memory to copy the state aside ({error}); training waits while step {step} is written"
+            )
+            self._writer.give(Save(step, what))
+            self._writer.hurry()
+            self._writer.wait()
 
     def settle(self, timeout: float | None = None) -> bool:
         """Wait until the last checkpoint is written and answered. False when `timeout` seconds have gone by first."""
@@ -176,12 +203,15 @@ class Saver:
         """Wait until the last checkpoint is written and, at most `timeout` seconds, answered; let go of everything."""
         self._writer.hurry()
         self._writer.wait()
+        start = time.monotonic()
         if not self.settle(timeout):
             say(f"the checkpoint of step {self._in_flight} was not answered in time; it may yet be committed")
         self._writer.close(timeout)
-        self._storage.close()
+        if isinstance(self._storage, SpooledStorage):
+            self._storage.wait(max(0, start + timeout - time.monotonic()))
         if self._committer is not None:
             self._committer.close()
+        self._storage.close()
         self._held.close()
 
     def abandon(self) -> None:
@@ -191,44 +221,66 @@ class Saver:
         self._held.close()
 
     def _resume_point(self) -> Commit | None:
-        """The commit to resume from, its manifest published. Raises CheckpointError when it cannot be known."""
+        """The commit to resume from. Raises CheckpointError when it cannot be known."""
         if self._identity.alone:
-            commit = _patiently(self._own.newest)
+            commit = self._newest()
             self._resumed = commit.step if commit else None
             return commit
         step = self._resumed
         if step is None:
             return None
-        commit = _patiently(lambda: self._own.published(step))
-        if commit is None:
-            # It was committed, but whoever was to publish it died first.
-            commit = self._ask()
-            if commit is None or commit.step != step:
-                raise CheckpointError(
-                    f"this worker is to resume from step {step}, of which its agent knows nothing"
-                )
-            known = commit
-            _patiently(lambda: self._own.publish(known))
-        return commit
-
-    def _load_twice(self, where: Checkpoints, commit: Commit, rank: int, default: Any) -> Resumed:
-        """What a rank saved in a commit. What fails may have failed on its way here, so it is read once more."""
-
-        def load() -> Any:
-            return where.load(commit, rank, default)
-
         try:
-            found = _patiently(load)
-        except CheckpointCorrupt as error:
-            say(f"{error}; it is read once more")
-            found = _patiently(load)
-        shard = commit.shard_of(rank)
-        return Resumed(commit.step, found, shard.cursor if shard else "")
+            commit = self._own.published(step)
+        except OSError as error:
+            say(f"the manifest of step {step} cannot be read, and its record does as well: {error}")
+            commit = None
+        return commit or self._published_anew(step)
+
+    def _newest(self) -> Commit | None:
+        """Outside holdfast: the newest commit, all newer ones whose manifests are corrupt set aside."""
+        for step in _patiently(self._own.steps):
+            try:
+                commit = _twice(partial(self._own.manifest, step))
+            except CheckpointCorrupt as error:
+                say(f"the checkpoint of step {step} is set aside: {error}")
+                _patiently(partial(self._own.quarantine_manifest, step))
+            else:
+                if commit is not None:
+                    return commit
+        return None
+
+    def _published_anew(self, step: int) -> Commit:
+        """A commit without a manifest: whoever was to publish it died first."""
+        commit = self._ask()
+        if commit is None or commit.step != step:
+            raise CheckpointError(
+                f"this worker is to resume from step {step}, of which its agent knows nothing"
+            )
+        try:
+            if self._own.is_quarantined(commit):
+                self._report(
+                    commit, CheckpointCorrupt(manifest_name(step), None, "a manifest", "one set aside")
+                )
+            self._own.publish(commit)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            say(f"the manifest of step {step} could not be written, and its record does as well: {error}")
+        return commit
 
     def _set_aside(self, commit: Commit, error: CheckpointCorrupt) -> None:
         """Quarantine a commit. Raises the error where others have to know of it before anything is resumed from."""
         say(f"the checkpoint of step {commit.step} is set aside: {error}")
-        _patiently(lambda: self._own.quarantine(commit))
+        try:
+            _patiently(partial(self._own.quarantine, commit))
+        except OSError as failure:
+            if self._identity.alone:
+                raise
+            say(f"its manifest could not be renamed: {failure}")
+        self._report(commit, error)
+
+    def _report(self, commit: Commit, error: CheckpointCorrupt) -> None:
+        """Have nobody resume from a commit any more. Raises the error where others have to know of it first."""
         self._open().corrupt(commit.step, str(error))
         if not self._identity.alone:
             raise error
@@ -244,7 +296,7 @@ class Saver:
         if commit is None:
             raise CheckpointError(f"there is no checkpoint to resume from in {identity.resume_from}")
         rank = commit.shards[identity.rank % len(commit.shards)].rank
-        found = self._load_twice(where, commit, rank, default)
+        found = _load(where, commit, rank, default)
         self.last_step = max(self.last_step, commit.step)
         return found
 
@@ -273,10 +325,16 @@ class Saver:
         return self._writer.wait(timeout) and self._open().wait(step, timeout)
 
     def _write(self, save: Save) -> None:
-        self._open().submit(save.step, self._own.save(save.step, save.packed))
+        shard = self._own.save(save.step, save.packed)
+        committer = self._open()
+        committer.submit(save.step, shard)
+        if shard.local_only and not self._own.holds(save.step, shard):
+            committer.drained(save.step)  # what was said before the shard itself has told nobody anything
 
     def _on_failed(self, save: Save, error: Exception) -> None:
         say(f"the checkpoint of step {save.step} could not be written: {error}")
+        if not isinstance(error, OSError):
+            self.last_step = save.step - 1  # it is not tried again, unless the program takes it again
         self._open().save_failed(save.step, str(error))
 
     def _on_drained(self, name: str) -> None:
@@ -324,10 +382,36 @@ class Saver:
         return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, self._publish)
 
 
+def _load(where: Checkpoints, commit: Commit, rank: int, default: Any) -> Resumed:
+    """What a rank saved in a commit, verified."""
+    _await_shard(where, commit, rank)
+    found = _twice(lambda: where.load(commit, rank, default))
+    shard = commit.shard_of(rank)
+    return Resumed(commit.step, found, shard.cursor if shard else "")
+
+
+def _await_shard(where: Checkpoints, commit: Commit, rank: int) -> None:
+    """Give a shard that lies on another machine the time to come to the storage."""
+    end = time.monotonic() + HELD_PATIENCE
+    told = False
+    while _patiently(lambda: where.is_elsewhere(commit, rank)) and time.monotonic() < end:
+        if not told:
+            say(f"waiting for the shard of step {commit.step}, which another machine holds")
+            told = True
+        time.sleep(FIRST_PAUSE)
+
+
+def _twice(read: Callable[[], T]) -> T:
+    """What fails verification may have failed on its way here, so it is read once more."""
+    try:
+        return _patiently(read)
+    except CheckpointCorrupt as error:
+        say(f"{error}; it is read once more")
+        return _patiently(read)
+
+
 def _patiently(read: Callable[[], T]) -> T:
     """Do something with a storage, and wait for one that cannot be reached."""
-    import time
-
     pause = FIRST_PAUSE
     while True:
         try:

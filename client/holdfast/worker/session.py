@@ -175,7 +175,7 @@ class Link:
         if committed.HasField("publish"):
             try:
                 self._publish(_commit(committed.publish), tuple(committed.drop))
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  whoever waits for an answer waits for this thread
                 say(f"the manifest of step {committed.step} could not be written: {error}")
         with self._changed:
             self._committed = max(self._committed, committed.step)
