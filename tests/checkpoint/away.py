@@ -12,6 +12,7 @@ class Away:
     def __init__(self, top, attempt=1, rank=0, files=None, *, gone=False):
         self.uri = f"{top}/job"
         self.gone = gone
+        self.puts = 0
         self.asked = []  # (thread, operation) of those that were tried while it was gone
         self._there = storage_at(top, attempt, rank, files)
 
@@ -22,6 +23,7 @@ class Away:
             if self.gone:
                 self.asked.append((threading.current_thread().name, name))
                 raise Unreachable("connection refused")
+            self.puts += name == "put"
             return operate(*args)
 
         return try_to

@@ -41,6 +41,7 @@ class Node:
         self.top = tmp_path / "main"
         self.spool_top = tmp_path / name
         self.drained = []
+        self.noted = True
         self._open = []
 
     def start(self, attempt=1, rank=0, *, gone=True, local_rank=0):
@@ -48,10 +49,15 @@ class Node:
         main = Away(self.top, attempt, rank, gone=gone)
         dead = attempt if local_rank == 0 else 0
         storage = SpooledStorage(
-            main, storage_at(self.spool_top, attempt, rank), f"rank-{rank:05}.", self.drained.append, dead
+            main, storage_at(self.spool_top, attempt, rank), f"rank-{rank:05}.", self.on_drained, dead
         )
         self._open.append(storage)
         return main, storage, checkpoints_on(storage, attempt, rank)
+
+    def on_drained(self, name):
+        if self.noted:
+            self.drained.append(name)
+        return self.noted
 
     def close(self):
         for storage in self._open:
@@ -414,3 +420,20 @@ def test_bytes_of_a_spool_are_those_that_were_put(node):
     storage.put("step-0000000001/rank-00000.attempt-1.safetensors", Bytes(b"abc"))
     assert storage.read("step-0000000001/rank-00000.attempt-1.safetensors") == b"abc"
     assert [entry.size for entry in storage._spool.files("step-0000000001")] == [3]
+
+
+def test_a_shard_stays_held_until_somebody_has_heard_that_it_is_in_the_storage(node):
+    """Or a death in between would leave a commit that is said to be on this machine alone, for ever."""
+    node.noted = False
+    main, storage, checkpoints = node.start()
+    shard = checkpoints.save(100, packed({"n": 1}))
+    name = f"step-0000000100/{shard.file}"
+    main.gone = False
+    wait_until(lambda: [entry.name for entry in main.files()] == [name])
+    puts = main.puts
+    assert storage.holds(name)
+    node.noted = True
+    assert storage.wait(PATIENCE)
+    assert node.drained == [name]
+    assert not storage.holds(name)
+    assert main.puts == puts  # once there it is not brought again

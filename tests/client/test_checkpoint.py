@@ -188,7 +188,7 @@ def test_latest_only_moves_forward_when_two_publish_at_once(tmp_path):
 
     class Overtaken(Files):
         def create(self, path):
-            if os.path.basename(path).startswith("LATEST"):
+            if path.endswith("LATEST"):
                 second.start()
                 second.join(
                     0.2

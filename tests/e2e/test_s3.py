@@ -125,9 +125,7 @@ for step in range((run.resume_step or 0) + 1, 61):
 """Waits at steps 20 and 40 for whoever takes S3 away and brings it back."""
 
 
-def test_a_storage_that_is_away_stops_nothing_and_gets_everything(
-    holdfast, start, objects, tmp_path, proxy
-):
+def test_a_storage_that_is_away_stops_nothing_and_gets_everything(holdfast, start, objects, tmp_path, proxy):
     (tmp_path / "train.py").write_text(AWAY)
     run = start("run", "-n", "2", "--", sys.executable, "train.py")
     run.wait_for(*(tmp_path / f"at-20-{rank}" for rank in range(2)))

@@ -127,9 +127,9 @@ class LocalStorage:
     def put(self, name: str, body: Body) -> None:
         """See `api.Storage`."""
         path = self._path(name)
-        directory, base = os.path.split(path)
-        # Files of one name may be filled for several directories at once, each by a thread.
-        scratch = os.path.join(self._scratch, f"{threading.get_native_id()}.{base}")
+        directory = os.path.dirname(path)
+        # Several threads may be here, for one name or for one base name in several directories.
+        scratch = os.path.join(self._scratch, f"{threading.get_native_id()}.{name.replace('/', '.')}")
         files = self._files
         try:
             self._make_durable(directory)

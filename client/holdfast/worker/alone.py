@@ -40,8 +40,9 @@ class Alone:
     def corrupt(self, step: int, message: str) -> None:
         """Nobody else is to know."""
 
-    def drained(self, step: int) -> None:
-        """Nobody else is to know."""
+    def drained(self, step: int, timeout: float) -> bool:  # noqa: ARG002
+        """True: nobody else is to know."""
+        return True
 
     def dropped(self, step: int) -> None:
         """Nobody else is to know."""

@@ -11,7 +11,6 @@ A checkpoint is there when its manifest is: publishing is the last thing, and de
 import contextlib
 import errno
 import os
-import re
 from typing import Any, NamedTuple, NoReturn
 
 from holdfast.storage.api import Reader, Storage, StorageError
@@ -19,18 +18,20 @@ from holdfast.worker import manifest, state
 from holdfast.worker.errors import CheckpointCorrupt, CheckpointError
 from holdfast.worker.layout import (
     QUARANTINED,
+    attempt_of,
     directory,
     is_quarantined,
     manifest_change,
     manifest_name,
     publish,
+    quarantined_attempt,
+    shard_name,
     step_of,
 )
 from holdfast.worker.manifest import Commit, Shard
 from holdfast.worker.shard_file import FORMAT, Arrays, ShardBody, ShardFile
 from holdfast.worker.spool import SpooledStorage
 
-_SHARD = re.compile(r"rank-\d{5,}\.attempt-(\d+)\.safetensors")
 _LOCAL_LANES = 4
 _REMOTE_LANES = 8
 
@@ -81,7 +82,7 @@ class Checkpoints:
             "tree": what.tree,
         }
         body = ShardBody(what.arrays, content)
-        file = f"rank-{owner.rank:05}.attempt-{owner.attempt}.safetensors"
+        file = shard_name(owner.rank, owner.attempt)
         name = f"{directory(step)}/{file}"
         self._storage.put(name, body)
         shard = Shard(owner.rank, file, body.size, body.digest, what.cursor, what.metrics)
@@ -184,9 +185,23 @@ class Checkpoints:
         return any(entry.name == name for entry in self._storage.files(directory(commit.step)))
 
     def drop(self, step: int) -> None:
-        """Remove a checkpoint: first what makes it one, then its files. Raises OSError; may be called again."""
+        """Remove a checkpoint: first what makes it one, then its files. Raises OSError; may be called again.
+
+        What a later attempt has committed since, and what was set aside, stays.
+        """
+        with contextlib.suppress(CheckpointCorrupt):
+            commit = self.manifest(step)
+            if commit is not None and commit.attempt > self._owner.attempt:
+                return
         self._storage.delete([manifest_name(step)])
-        self._storage.delete(entry.name for entry in self._storage.files(directory(step)))
+        names = [entry.name for entry in self._storage.files(directory(step))]
+        aside = {attempt for name in names if (attempt := quarantined_attempt(name)) is not None}
+        written = ((name, attempt_of(name)) for name in names)
+        self._storage.delete(
+            name
+            for name, attempt in written
+            if attempt is not None and attempt <= self._owner.attempt and attempt not in aside
+        )
 
     def sweep(self, newest: Commit, resumed: int | None) -> None:
         """Remove what dead attempts left: files of attempts before this one that no commit has. Raises OSError.
@@ -219,8 +234,8 @@ class Checkpoints:
         raise CheckpointCorrupt(f"{self._storage.uri}/{name}", None, expected, found) from None
 
     def _is_of_dead_attempt(self, base: str) -> bool:
-        match = _SHARD.fullmatch(base)
-        return match is not None and int(match[1]) < self._owner.attempt
+        attempt = attempt_of(base)
+        return attempt is not None and attempt < self._owner.attempt
 
 
 def _quarantined(commit: Commit) -> str:

@@ -1,6 +1,7 @@
 """How checkpoints lie in their place, and how one becomes visible there."""
 
 import os
+import re
 from collections.abc import Callable
 
 from holdfast.storage.api import Storage
@@ -11,6 +12,8 @@ MANIFEST = "manifest.json"
 QUARANTINED = "manifest.quarantined-"
 LATEST = "LATEST"
 _PREFIX = "step-"
+_ASIDE = re.compile(re.escape(QUARANTINED) + r"attempt-(\d+)\.json")
+_SHARD = re.compile(r"rank-\d{5,}\.attempt-(\d+)\.safetensors")
 
 
 def directory(step: int) -> str:
@@ -22,6 +25,17 @@ def step_of(name: str) -> int | None:
     """The step whose directory has this name."""
     digits = name.removeprefix(_PREFIX)
     return int(digits) if digits != name and digits.isdecimal() else None
+
+
+def shard_name(rank: int, attempt: int) -> str:
+    """The base name of a rank's file: no other attempt writes it."""
+    return f"rank-{rank:05}.attempt-{attempt}.safetensors"
+
+
+def attempt_of(name: str) -> int | None:
+    """The attempt whose shard has this name; None of what is no shard."""
+    match = _SHARD.fullmatch(os.path.basename(name))
+    return int(match[1]) if match else None
 
 
 def manifest_name(step: int) -> str:
@@ -37,6 +51,12 @@ def is_manifest(name: str) -> bool:
 def is_quarantined(name: str) -> bool:
     """The file with this name was a manifest."""
     return os.path.basename(name).startswith(QUARANTINED)
+
+
+def quarantined_attempt(name: str) -> int | None:
+    """The attempt whose manifest was set aside under this name; None of what is no such."""
+    match = _ASIDE.fullmatch(os.path.basename(name))
+    return int(match[1]) if match else None
 
 
 def publish(storage: Storage, commit: Commit) -> None:

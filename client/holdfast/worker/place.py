@@ -10,7 +10,7 @@ from holdfast.storage.local import LocalStorage
 from holdfast.storage.places import open_storage, switched
 from holdfast.worker.checkpoint import Checkpoints, Owner
 from holdfast.worker.identity import Identity
-from holdfast.worker.layout import step_of
+from holdfast.worker.layout import attempt_of, step_of
 from holdfast.worker.spool import SpooledStorage
 
 _LOCAL_SPOOL = os.path.join(".holdfast", "spool")
@@ -37,7 +37,7 @@ def claimed(identity: Identity) -> Iterator[Identity]:
         yield identity._replace(attempt=time.time_ns() // 1_000_000)
 
 
-def for_writing(identity: Identity, drained: Callable[[str], None]) -> Storage:
+def for_writing(identity: Identity, drained: Callable[[str], bool]) -> Storage:
     """The place of this rank's own checkpoints. Raises StorageError.
 
     One that is not a directory has a spool on this machine for when it is away; see `spool.SpooledStorage`.
@@ -68,9 +68,9 @@ def of_another_job(identity: Identity) -> tuple[Checkpoints, int | None]:
     return Checkpoints(Owner(job_id, identity.rank, 0), open_storage(uri, below, None, os.environ)), step
 
 
-def step_in(name: str) -> int | None:
-    """The step that the file with this name belongs to."""
-    return step_of(name.partition("/")[0])
+def written_by(name: str) -> tuple[int | None, int | None]:
+    """The step and the attempt that a shard with this name is of."""
+    return step_of(name.partition("/")[0]), attempt_of(name)
 
 
 def _uri(identity: Identity) -> str:

@@ -64,8 +64,11 @@ class Committer(Protocol):
     def corrupt(self, step: int, message: str) -> None:
         """Tell that the commit of `step` failed verification; returns when nobody will resume from it any more."""
 
-    def drained(self, step: int) -> None:
-        """Tell that the shard of `step`, which was held on this machine, is in the storage; returns at once."""
+    def drained(self, step: int, timeout: float) -> bool:
+        """Tell that the shard of `step`, which was held on this machine, is in the storage.
+
+        False when that is not known after `timeout` seconds to be durable; it is told again then.
+        """
 
     def dropped(self, step: int) -> None:
         """Tell that the files of `step` are gone; returns at once."""
@@ -329,7 +332,7 @@ class Saver:
         committer = self._open()
         committer.submit(save.step, shard)
         if shard.local_only and not self._own.holds(save.step, shard):
-            committer.drained(save.step)  # what was said before the shard itself has told nobody anything
+            committer.drained(save.step, 0)  # what was said before the shard itself has told nobody anything
 
     def _on_failed(self, save: Save, error: Exception) -> None:
         say(f"the checkpoint of step {save.step} could not be written: {error}")
@@ -337,10 +340,12 @@ class Saver:
             self.last_step = save.step - 1  # it is not tried again, unless the program takes it again
         self._open().save_failed(save.step, str(error))
 
-    def _on_drained(self, name: str) -> None:
-        step = place.step_in(name)
-        if step is not None:
-            self._open().drained(step)
+    def _on_drained(self, name: str) -> bool:
+        """Tell of a shard that is in the storage now. False while nobody has heard of it."""
+        step, attempt = place.written_by(name)
+        if step is None or (attempt != self._identity.attempt and step != self._resumed):
+            return True  # of an attempt whose commit of this step, if there was one, is not what anybody has
+        return self._open().drained(step, PATIENCE)
 
     def _publish(self, commit: Commit, drop: tuple[int, ...] = ()) -> None:
         """Make a commit visible, and later remove what is no longer kept. Called by the committer."""

@@ -93,9 +93,14 @@ class Link:
         with self._changed:
             self._changed.wait_for(lambda: key not in self._reports)
 
-    def drained(self, step: int) -> None:
-        """Tell that the shard of `step`, which was held on this machine, is in the storage; returns at once."""
-        self._report(worker_pb2.Report.KIND_DRAINED, step, "")
+    def drained(self, step: int, timeout: float) -> bool:
+        """Tell that the shard of `step`, which was held on this machine, is in the storage.
+
+        False when that is not known after `timeout` seconds to be durable; it is told again then.
+        """
+        key = self._report(worker_pb2.Report.KIND_DRAINED, step, "")
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed or key not in self._reports, timeout)
 
     def dropped(self, step: int) -> None:
         """Tell that the files of `step` are gone; returns at once."""

@@ -11,16 +11,16 @@ one machine share the directory, so a manifest goes to the storage, or away, und
 import contextlib
 import mmap
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from holdfast.storage.api import Body, Entry, Reader, Storage, StorageError, Unreachable
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.places import open_storage
 from holdfast.worker import manifest
-from holdfast.worker.layout import directory, is_manifest, is_quarantined, publish
+from holdfast.worker.layout import attempt_of, directory, is_manifest, is_quarantined, publish
 from holdfast.worker.report import say
 
 FIRST_PAUSE = 1.0
@@ -29,14 +29,13 @@ LAST_PAUSE = 30.0
 _PIECE_BYTES = 8 << 20
 _DESTINATION = "DESTINATION"
 _UNREADABLE = "unreadable."
-_ATTEMPT = re.compile(r"rank-\d+\.attempt-(\d+)\.")
 
 
 class SpooledStorage:
     """A storage that is never away for whoever writes. See `holdfast.storage.api.Storage`.
 
     `drained` is called with the name of each shard of `own` that has reached the storage, by the thread that brought
-    it there.
+    it there. While it says False the shard stays here too: whoever comes after this process is to tell it.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class SpooledStorage:
         main: Storage,
         spool: LocalStorage,
         own: str,
-        drained: Callable[[str], None] = lambda _: None,
+        drained: Callable[[str], bool] = lambda _: True,
         dead: int = 0,
     ) -> None:
         """`own` is how the base names of this process's shards begin.
@@ -198,8 +197,8 @@ class SpooledStorage:
         return os.path.basename(name).startswith(self._own)
 
     def _is_dead(self, name: str) -> bool:
-        match = _ATTEMPT.match(os.path.basename(name))
-        return match is not None and int(match[1]) < self._dead
+        attempt = attempt_of(name)
+        return attempt is not None and attempt < self._dead
 
     def _whole_here(self) -> list[str]:
         """The directories of checkpoints all of whose files are held."""
@@ -251,11 +250,11 @@ class SpooledStorage:
             say(f"what is held in {self._spool.uri} could not be brought to {self._main.uri}: {error}")
             return Pass(0, failed=True)
 
-    def _on_brought(self, name: str) -> None:
+    def _on_brought(self, name: str) -> bool:
         if name in self._deleted:
             self._main.delete([name])
-        elif self._is_own(name):
-            self._drained(name)
+            return True
+        return not self._is_own(name) or self._drained(name)
 
 
 class Pass(NamedTuple):
@@ -277,16 +276,20 @@ def held(spool: Storage) -> list[str]:
 
 
 def drain(
-    spool: LocalStorage, main: Storage, names: Iterable[str], brought: Callable[[str], None] = lambda _: None
+    spool: LocalStorage, main: Storage, names: Iterable[str], brought: Callable[[str], bool] = lambda _: True
 ) -> Pass:
     """Bring files to the storage, each once it may be there, until the storage is away.
 
-    May be done by several processes at once, and again after any of them has died. `brought` hears the names.
+    May be done by several processes at once, and again after any of them has died. `brought` hears the names, and
+    says whether the file may go from the spool.
     """
     count, failed = 0, False
     for name in names:
         try:
-            done = _bring_manifest(spool, main, name) if is_manifest(name) else _bring(spool, main, name)
+            if is_manifest(name):
+                done = _bring_manifest(spool, main, name) and brought(name)
+            else:
+                done = _bring(spool, main, name, brought)
         except FileNotFoundError:
             continue  # another process, or retention, was first
         except Unreachable:
@@ -295,9 +298,7 @@ def drain(
             say(f"{spool.uri}/{name} could not be brought to {main.uri}: {error}")
             failed = True
             continue
-        if done:
-            count += 1
-            brought(name)
+        count += done
     return Pass(count, failed)
 
 
@@ -317,7 +318,7 @@ def drain_directory(path: str, told: Callable[[str], None] = lambda _: None) -> 
         spool = LocalStorage(root)
         main = open_storage(spool.read(_DESTINATION).decode().strip())
         try:
-            drain(spool, main, held(spool), told)
+            drain(spool, main, held(spool), partial(_told, told))
         finally:
             main.close()
         names = held(spool)
@@ -325,6 +326,11 @@ def drain_directory(path: str, told: Callable[[str], None] = lambda _: None) -> 
             spool.delete([_DESTINATION])
         left += [os.path.join(root, name) for name in names]
     return left
+
+
+def _told(told: Callable[[str], None], name: str) -> bool:
+    told(name)
+    return True
 
 
 class _FileBody:
@@ -345,15 +351,19 @@ class _FileBody:
             yield offset, self._memory[offset : offset + _PIECE_BYTES]
 
 
-def _bring(spool: LocalStorage, main: Storage, name: str) -> bool:
+def _bring(spool: LocalStorage, main: Storage, name: str, brought: Callable[[str], bool]) -> bool:
     with spool.open(name) as reader:
-        try:
-            body = _FileBody(reader)
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, EOFError) as error:
-            return _set_aside(spool, name, error)
-        main.put(name, body)
+        there = main.files(os.path.dirname(name))
+        if not any((entry.name, entry.size) == (name, reader.size) for entry in there):
+            try:
+                body = _FileBody(reader)
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError, EOFError) as error:
+                return _set_aside(spool, name, error)
+            main.put(name, body)
+    if not brought(name):
+        return False
     spool.delete([name])
     return True
 
