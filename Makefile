@@ -8,7 +8,7 @@ SEEDS ?= 200
 SEED  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim bench torch clean
+.PHONY: help demo test test-s3 lint fmt proto sim bench torch jax clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
 
 torch: $(READY) ## add torch to the venv, for the tests and examples that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+
+jax: $(READY) ## add jax to the venv, for the tests that use it
+	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from holdfast.client import Client
     from holdfast.data.errors import DataError, ShardChanged
     from holdfast.worker.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch
+    from holdfast.worker.reading import load
     from holdfast.worker.run import Run, init
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Run",
     "ShardChanged",
     "init",
+    "load",
 ]
 
 _HOME = {
@@ -35,6 +37,7 @@ _HOME = {
     "ShardChanged": "holdfast.data.errors",
     "Run": "holdfast.worker.run",
     "init": "holdfast.worker.run",
+    "load": "holdfast.worker.reading",
 }
 
 

@@ -11,9 +11,10 @@ A checkpoint is there when its manifest is: publishing is the last thing, and de
 import contextlib
 import errno
 import os
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from holdfast.storage.api import Reader, Storage, StorageError
+from holdfast.storage.api import Storage
 from holdfast.worker import manifest, state
 from holdfast.worker.errors import CheckpointCorrupt, CheckpointError
 from holdfast.worker.layout import (
@@ -29,17 +30,15 @@ from holdfast.worker.layout import (
     step_of,
 )
 from holdfast.worker.manifest import Commit, Shard
-from holdfast.worker.shard_file import FORMAT, Arrays, ShardBody, ShardFile
+from holdfast.worker.shard_file import FORMAT, Arrays, ShardBody, ShardFile, blaming
 from holdfast.worker.spool import SpooledStorage
-
-_LOCAL_LANES = 4
-_REMOTE_LANES = 8
 
 
 class Owner(NamedTuple):
     """Whose checkpoints these are."""
 
     job_id: str
+    """Empty: any job's, to read them wherever they were copied to."""
     rank: int
     attempt: int
 
@@ -93,23 +92,22 @@ class Checkpoints:
 
         Raises CheckpointCorrupt or CheckpointMismatch.
         """
+        with self.open_shard(commit, rank) as file:
+            return state.unpack(file.content["tree"], file.load(lanes=file.lanes), default)
+
+    @contextlib.contextmanager
+    def open_shard(self, commit: Commit, rank: int) -> Iterator[ShardFile]:
+        """The file that `rank` saved in `commit`, open for reading. Raises CheckpointCorrupt."""
         shard = commit.shard_of(rank)
         if shard is None:
             raise CheckpointCorrupt(manifest_name(commit.step), None, f"a shard of rank {rank}", "none")
         name = f"{directory(commit.step)}/{shard.file}"
-        try:
-            with self._storage.open(name) as reader:
-                file = ShardFile(reader, f"{self._storage.uri}/{name}", shard.size_bytes, shard.digest)
-                arrays = file.load(lanes=lanes_for(reader))
-        except FileNotFoundError:
-            self._corrupt(name, shard, "no file")
-        except (EOFError, StorageError) as error:
-            self._corrupt(name, shard, str(error))
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            self._corrupt(name, shard, str(error))
-        return state.unpack(file.content["tree"], arrays, default)
+        path = f"{self._storage.uri}/{name}"
+        with contextlib.ExitStack() as opened:
+            with blaming(path, None, f"a file of {shard.size_bytes} bytes"):
+                reader = opened.enter_context(self._storage.open(name))
+                file = ShardFile(reader, path, shard.size_bytes, shard.digest)
+            yield file
 
     def publish(self, commit: Commit) -> None:
         """Write the manifest of a commit, unless it is there, and move LATEST forward to it.
@@ -144,7 +142,8 @@ class Checkpoints:
             if error.errno != errno.EIO:
                 raise
             raise CheckpointCorrupt(where, None, "a manifest", str(error)) from None
-        return commit if (commit.job_id, commit.step) == (self._owner.job_id, step) else None
+        ours = commit.step == step and self._owner.job_id in ("", commit.job_id)
+        return commit if ours else None
 
     def holds(self, step: int, shard: Shard) -> bool:
         """The shard lies on this machine, until its storage is back."""
@@ -229,10 +228,6 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):  # another rank was first
             self._storage.rename(manifest_name(step), f"{directory(step)}/{name}")
 
-    def _corrupt(self, name: str, shard: Shard, found: str) -> NoReturn:
-        expected = f"a file of {shard.size_bytes} bytes"
-        raise CheckpointCorrupt(f"{self._storage.uri}/{name}", None, expected, found) from None
-
     def _is_of_dead_attempt(self, base: str) -> bool:
         attempt = attempt_of(base)
         return attempt is not None and attempt < self._owner.attempt
@@ -240,8 +235,3 @@ class Checkpoints:
 
 def _quarantined(commit: Commit) -> str:
     return f"{QUARANTINED}attempt-{commit.attempt}.json"
-
-
-def lanes_for(reader: Reader) -> int:
-    """How many threads read a file best."""
-    return min(_LOCAL_LANES, os.cpu_count() or 1) if reader.path else _REMOTE_LANES

@@ -57,15 +57,23 @@ def for_reading(identity: Identity, rank: int) -> Storage:
     return open_storage(_uri(identity), _below(identity, rank), None, os.environ)
 
 
-def of_another_job(identity: Identity) -> tuple[Checkpoints, int | None]:
-    """The checkpoints that HOLDFAST_RESUME_FROM names, and the step, if it names one. Raises StorageError."""
-    uri, step = identity.resume_from.rstrip("/"), None
-    parent, _, last = uri.rpartition("/")
-    if (step := step_of(last)) is not None:
-        uri = parent
-    uri, _, job_id = uri.rpartition("/")
-    below = f"{job_id}/{_rank_directory(identity.rank)}" if identity.independent and step is None else job_id
-    return Checkpoints(Owner(job_id, identity.rank, 0), open_storage(uri, below, None, os.environ)), step
+@contextlib.contextmanager
+def of_another_job(identity: Identity) -> Iterator[tuple[Checkpoints, int | None]]:
+    """The checkpoints that HOLDFAST_RESUME_FROM names, and the step, if it names one. Raises StorageError.
+
+    Those of independent ranks lie in a directory for each, and every rank takes its own.
+    """
+    uri, step = split_step(identity.resume_from)
+    below = _rank_directory(identity.rank) if identity.independent else ""
+    with contextlib.closing(open_storage(uri, below, None, os.environ)) as storage:
+        yield Checkpoints(Owner("", identity.rank, 0), storage), step
+
+
+def split_step(uri: str) -> tuple[str, int | None]:
+    """The directory of checkpoints that a URI names, and the step, if it names one of them."""
+    parent, _, last = uri.rstrip("/").rpartition("/")
+    step = step_of(last)
+    return (uri, None) if step is None else (parent or ".", step)
 
 
 def written_by(name: str) -> tuple[int | None, int | None]:

@@ -26,7 +26,7 @@ from holdfast.worker.report import say
 
 if TYPE_CHECKING:
     from holdfast.worker.dataset import Dataset
-    from holdfast.worker.saver import Saver
+    from holdfast.worker.saver import Load, Resumed, Saver
 
 EXIT_PATIENCE = 30.0
 """How many seconds a worker that is done waits for the answer to its last checkpoint."""
@@ -35,7 +35,8 @@ EXIT_PATIENCE = 30.0
 class Run:
     """One worker of a job, from inside. Not thread-safe: the training loop uses it.
 
-    `rank`, `world_size`, `local_rank`, `attempt` and `job_id` say who this is. `resume_step` is the committed step
+    `rank`, `world_size`, `local_rank`, `attempt` and `job_id` say who this is; `independent`, that it commits its
+    checkpoints by itself (restart scope "rank"). `resume_step` is the committed step
     that this attempt resumes from, or None; outside holdfast it is known once `restore` was called.
     """
 
@@ -46,6 +47,7 @@ class Run:
         self.attempt = identity.attempt
         self.job_id = identity.job_id
         self.resume_step = identity.resume_step
+        self.independent = identity.independent
         self._identity = identity
         self._heartbeat = _heartbeat(identity.heartbeat_file)
         self._step = 0
@@ -132,21 +134,26 @@ class Run:
         CheckpointCorrupt, CheckpointMismatch, and CheckpointError when checkpoints are impossible here.
         A checkpoint that fails verification is set aside, and the one before it is used.
         """
+        resumed = self.restore_with(lambda where, commit, rank: where.load(commit, rank, default))
+        return default if resumed is None else resumed.state
+
+    def restore_with(self, load: "Load") -> "Resumed | None":
+        """`restore` for states that are read in another way, by `load`; None when there is no checkpoint."""
         identity = self._identity
         if identity.supervised and identity.resume_step is None and not identity.resume_from:
-            return default
+            return None
         import json
 
-        resumed = self._checkpoints().restore(default)
+        resumed = self._checkpoints().restore(load)
         if resumed is None:
-            return default
+            return None
         self._step = self.resume_step = resumed.step
         self._cursors = json.loads(resumed.cursor) if resumed.cursor else []
         for dataset, saved in zip(self._datasets, self._cursors, strict=False):
             dataset.restore(saved)
         if not identity.supervised:
             say(f"resumed {self.job_id} from step {resumed.step} in {identity.checkpoint_uri}")
-        return resumed.state
+        return resumed
 
     def checkpoint(self, state: Any, every: int | None = None, *, wait: bool = False) -> None:
         """Take a checkpoint of `state`, if the step is a multiple of `every`. Call it after `step`.

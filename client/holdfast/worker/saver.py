@@ -42,6 +42,9 @@ HELD_PATIENCE = 120.0
 
 T = TypeVar("T")
 
+Load = Callable[[Checkpoints, Commit, int], Any]
+"""Reads the state of a commit, that of this rank where each has one. Raises CheckpointCorrupt or CheckpointMismatch."""
+
 
 class Committer(Protocol):
     """Who turns shards into commits: `session.Link` or `alone.Alone`."""
@@ -128,8 +131,8 @@ class Saver:
         self.last_step = -1 if self._resumed is None else self._resumed
         """The newest step that is saved, or was committed before; only newer ones can be saved."""
 
-    def restore(self, default: Any) -> Resumed | None:
-        """What this rank resumes from, verified; None when there is nothing.
+    def restore(self, load: Load) -> Resumed | None:
+        """What this rank resumes from, read by `load`; None when there is nothing.
 
         A commit that fails verification twice is set aside. Outside holdfast the one before it is taken; inside, all
         ranks must resume from the same, so CheckpointCorrupt is raised for the restart that the coordinator has
@@ -138,7 +141,7 @@ class Saver:
         set_aside = False
         while (commit := self._resume_point()) is not None:
             try:
-                found = _load(self._own, commit, self._identity.rank, default)
+                found = _load(load, self._own, commit, self._identity.rank)
             except CheckpointCorrupt as error:
                 self._set_aside(commit, error)
                 set_aside = True
@@ -147,7 +150,7 @@ class Saver:
                 return found
         if set_aside:
             say("no valid checkpoint is left: training begins anew")
-        return self._from_another_job(default)
+        return self._from_another_job(load) if self._identity.resume_from else None
 
     def save(
         self, step: int, value: Any, cursor: str, metrics: dict[str, float], *, wait: bool = False
@@ -289,19 +292,42 @@ class Saver:
             raise error
         self.last_step = -1
 
-    def _from_another_job(self, default: Any) -> Resumed | None:
+    def _from_another_job(self, load: Load) -> Resumed | None:
         """What HOLDFAST_RESUME_FROM names: the same rank's state or, in a world of another size, any rank's."""
         identity = self._identity
-        if not identity.resume_from:
-            return None
-        where, step = place.of_another_job(identity)
-        commit = _patiently(where.newest if step is None else lambda: where.published(step))
-        if commit is None:
-            raise CheckpointError(f"there is no checkpoint to resume from in {identity.resume_from}")
-        rank = commit.shards[identity.rank % len(commit.shards)].rank
-        found = _load(where, commit, rank, default)
-        self.last_step = max(self.last_step, commit.step)
-        return found
+        try:
+            with place.of_another_job(identity) as (where, step):
+                commit = _patiently(where.newest if step is None else lambda: where.published(step))
+                if commit is None:
+                    raise CheckpointError(self._nothing_in_another_job())
+                self._check_world(commit)
+                rank = commit.shards[identity.rank % len(commit.shards)].rank
+                return _load(load, where, commit, rank)
+        except StorageError as error:
+            raise CheckpointError(f"HOLDFAST_RESUME_FROM: {error}") from error
+
+    def _nothing_in_another_job(self) -> str:
+        """Why there is nothing to resume from; as rank 0's directory tells, where this rank has none."""
+        identity = self._identity
+        if identity.independent and identity.rank:
+            with place.of_another_job(identity._replace(rank=0)) as (where, _):
+                commit = _patiently(where.newest)
+                if commit is not None:
+                    self._check_world(commit)
+        scope = "rank" if identity.independent else "gang"
+        return (
+            f"HOLDFAST_RESUME_FROM is {identity.resume_from}, where rank {identity.rank} finds no checkpoint: name the "
+            f"checkpoint directory of a job, or one of its steps, that ran with restart scope {scope}, as this one does"
+        )
+
+    def _check_world(self, commit: Commit) -> None:
+        """Independent ranks have states, and parts of the data, that are theirs alone. Raises CheckpointError."""
+        identity = self._identity
+        if identity.independent and commit.world_size != identity.world_size:
+            raise CheckpointError(
+                f"HOLDFAST_RESUME_FROM is {identity.resume_from}, the checkpoints of {commit.world_size} independent "
+                f"ranks; with restart scope rank they can only be resumed by as many, not by {identity.world_size}"
+            )
 
     def _make_way(self, step: int) -> None:
         """Wait until the checkpoint before this one is written, and, while there is patience, answered."""
@@ -387,10 +413,10 @@ class Saver:
         return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, self._publish)
 
 
-def _load(where: Checkpoints, commit: Commit, rank: int, default: Any) -> Resumed:
+def _load(load: Load, where: Checkpoints, commit: Commit, rank: int) -> Resumed:
     """What a rank saved in a commit, verified."""
     _await_shard(where, commit, rank)
-    found = _twice(lambda: where.load(commit, rank, default))
+    found = _twice(lambda: load(where, commit, rank))
     shard = commit.shard_of(rank)
     return Resumed(commit.step, found, shard.cursor if shard else "")
 

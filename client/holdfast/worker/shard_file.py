@@ -11,7 +11,11 @@ The digests of the chunks have a fixed length, so the place of the data is known
 written last: every byte is read from memory once, and is still in the processor's cache when it is written.
 """
 
+import contextlib
+import errno
 import json
+import mmap
+import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from holdfast.storage.api import Reader
+from holdfast.storage.api import Reader, StorageError
 from holdfast.worker.errors import CheckpointCorrupt
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -41,6 +45,10 @@ _HEADER_LENGTH = struct.Struct("<Q")
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own bound
 _DIGEST_CHARACTERS = 16
 _ALIGNMENT = 8
+# The kernel keeps no memory back for what may be written to, or a file larger than memory could not be mapped.
+_PRIVATE = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000)
+_LOCAL_LANES = 4
+_REMOTE_LANES = 8
 
 
 class Place(NamedTuple):
@@ -136,6 +144,16 @@ class ShardFile:
             for tensor, field in fields.items()
         }
 
+    @property
+    def is_local(self) -> bool:
+        """It is a file on this machine, which can be mapped."""
+        return self._reader.path is not None
+
+    @property
+    def lanes(self) -> int:
+        """How many threads read it best."""
+        return lanes_for(self._reader)
+
     def load(self, names: Iterable[str] | None = None, *, lanes: int = 1) -> Arrays:
         """The arrays of these names, or all of them, verified while they are read, by `lanes` threads.
 
@@ -146,41 +164,92 @@ class ShardFile:
         for tensor in self.places if names is None else names:
             place = self.places[tensor]
             array = arrays[tensor] = np.empty(place.shape, place.dtype)
-            data = bytes_of(array)
-            tasks += [
-                partial(self._check, tensor, at, len(data), data[at : at + self._chunk_bytes])
-                for at in range(0, len(data), self._chunk_bytes)
-            ]
+            tasks += self.reads(tensor, 0, bytes_of(array))
         run_all(tasks, lanes)
         return arrays
 
-    def verify(self, *, lanes: int = 1) -> None:
-        """Read every byte. Raises CheckpointCorrupt, naming the tensor."""
+    def reads(self, tensor: str, start: int, into: memoryview) -> Iterator[Callable[[], None]]:
+        """What to do, in any order and by several threads, to fill `into` with a tensor's bytes from `start` on.
+
+        Only the chunks that these bytes are in are read, and verified. They raise CheckpointCorrupt.
+        """
+        end = start + len(into)
+        before = start % self._chunk_bytes if into else 0
+        for at in range(start - before, end, self._chunk_bytes):
+            first, last = max(at, start), min(at + self._chunk_bytes, end)
+            yield partial(self._read, tensor, at, first - at, into[first - start : last - start])
+
+    def views(self, names: Iterable[str]) -> Arrays:
+        """The arrays of these names as they lie in the file, mapped and not verified. It must be a local one.
+
+        They can be written to, which changes this process's memory alone.
+        """
+        with open(str(self._reader.path), "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, _PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+        arrays: Arrays = {}
+        for tensor in names:
+            place = self.places[tensor]
+            arrays[tensor] = np.ndarray(place.shape, place.dtype, mapped, place.start)
+        return arrays
+
+    def verify(self, names: Iterable[str] | None = None, *, lanes: int = 1) -> None:
+        """Read every byte of these tensors, or of all. Raises CheckpointCorrupt, naming the tensor."""
         tasks: list[Callable[[], None]] = []
-        for tensor, place in self.places.items():
+        for tensor in self.places if names is None else names:
+            place = self.places[tensor]
             length = place.end - place.start
-            tasks += [
-                partial(self._check, tensor, at, length, None) for at in range(0, length, self._chunk_bytes)
-            ]
+            tasks += [partial(self._check, tensor, at, None) for at in range(0, length, self._chunk_bytes)]
         run_all(tasks, lanes)
 
-    def _check(self, tensor: str, at: int, whole: int, into: memoryview | None) -> None:
-        """Read the chunk at `at` of a tensor of `whole` bytes, and compare its digest."""
+    def _read(self, tensor: str, at: int, skip: int, into: memoryview) -> None:
+        """Read the chunk at `at`, and fill `into` with what stands in it after `skip` bytes."""
         place = self.places[tensor]
-        length = min(self._chunk_bytes, whole - at)
+        length = min(self._chunk_bytes, place.end - place.start - at)
+        if len(into) == length:
+            self._check(tensor, at, into)
+        else:
+            chunk = memoryview(bytearray(length))
+            self._check(tensor, at, chunk)
+            into[:] = chunk[skip : skip + len(into)]
+
+    def _check(self, tensor: str, at: int, into: memoryview | None) -> None:
+        """Read the chunk at `at` of a tensor, and compare its digest."""
+        place = self.places[tensor]
+        length = min(self._chunk_bytes, place.end - place.start - at)
         step = PIECE_BYTES if self._reader.path else length  # a request for each piece would be slow
         scratch = memoryview(bytearray(min(step, length))) if into is None else None
         digest = xxhash.xxh3_64()
         for start in range(0, length, step):
             end = min(start + step, length)
             piece = into[start:end] if scratch is None else scratch[: end - start]  # type: ignore[index]
-            self._reader.read_into(piece, place.start + at + start)
+            with blaming(self._name, tensor, f"bytes {at} to {at + length} of the tensor"):
+                self._reader.read_into(piece, place.start + at + start)
             digest.update(piece)
         number = at // self._chunk_bytes * _DIGEST_CHARACTERS
         expected, found = place.digests[number : number + _DIGEST_CHARACTERS], digest.hexdigest()
         if found != expected:
             where = f"in bytes {at} to {at + length} of the tensor"
             raise CheckpointCorrupt(self._name, tensor, f"xxh3 {expected} {where}", found)
+
+
+@contextlib.contextmanager
+def blaming(name: str, tensor: str | None, expected: str) -> Iterator[None]:
+    """Raise CheckpointCorrupt for what shows that a file is not what was committed: it is gone, torn or unreadable."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointCorrupt(name, tensor, expected, "no file") from None
+    except (EOFError, StorageError) as error:
+        raise CheckpointCorrupt(name, tensor, expected, str(error)) from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise CheckpointCorrupt(name, tensor, expected, str(error)) from None
+
+
+def lanes_for(reader: Reader) -> int:
+    """How many threads read a file best."""
+    return min(_LOCAL_LANES, os.cpu_count() or 1) if reader.path else _REMOTE_LANES
 
 
 def bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

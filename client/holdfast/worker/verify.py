@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from holdfast.storage.api import Storage
 from holdfast.worker import manifest
-from holdfast.worker.checkpoint import lanes_for
 from holdfast.worker.errors import CheckpointCorrupt
 from holdfast.worker.layout import is_manifest
 from holdfast.worker.manifest import Commit
-from holdfast.worker.shard_file import ShardFile
+from holdfast.worker.shard_file import ShardFile, lanes_for
 
 
 class Verdict(NamedTuple):
