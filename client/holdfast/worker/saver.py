@@ -206,15 +206,19 @@ class Saver:
         ]
 
     def close(self, timeout: float) -> None:
-        """Wait until the last checkpoint is written and, at most `timeout` seconds, answered; let go of everything."""
+        """Wait until the last checkpoint is written, answered and in its storage; let go of everything.
+
+        After `timeout` seconds it is not tried again, and no answer is awaited any more.
+        """
+        end = time.monotonic() + timeout
+        self._writer.wait(timeout)
         self._writer.hurry()
         self._writer.wait()
-        start = time.monotonic()
-        if not self.settle(timeout):
+        if not self.settle(_until(end)):
             say(f"the checkpoint of step {self._in_flight} was not answered in time; it may yet be committed")
         self._writer.close(timeout)
         if isinstance(self._storage, SpooledStorage):
-            self._storage.wait(max(0, start + timeout - time.monotonic()))
+            self._storage.wait(_until(end))
         if self._committer is not None:
             self._committer.close()
         self._storage.close()
@@ -411,6 +415,10 @@ class Saver:
         from holdfast.worker.session import Link
 
         return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, self._publish)
+
+
+def _until(end: float) -> float:
+    return max(0, end - time.monotonic())
 
 
 def _load(load: Load, where: Checkpoints, commit: Commit, rank: int) -> Resumed:
