@@ -173,6 +173,13 @@ class Checkpoints:
     def quarantine(self, commit: Commit) -> None:
         """Set a commit aside: its files stay, but it is no checkpoint any more. Raises OSError."""
         self._set_aside(commit.step, _quarantined(commit))
+        if commit.attempt == self._owner.attempt:
+            # This attempt will write files of these names again.
+            for shard in commit.shards:
+                self._rename(
+                    f"{directory(commit.step)}/{shard.file}",
+                    f"{directory(commit.step)}/quarantined.{shard.file}",
+                )
 
     def quarantine_manifest(self, step: int) -> None:
         """The same where the manifest itself is corrupt. Raises OSError."""
@@ -225,8 +232,11 @@ class Checkpoints:
             )
 
     def _set_aside(self, step: int, name: str) -> None:
+        self._rename(manifest_name(step), f"{directory(step)}/{name}")
+
+    def _rename(self, name: str, new: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # another rank was first
-            self._storage.rename(manifest_name(step), f"{directory(step)}/{name}")
+            self._storage.rename(name, new)
 
     def _is_of_dead_attempt(self, base: str) -> bool:
         attempt = attempt_of(base)
