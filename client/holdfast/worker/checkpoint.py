@@ -154,7 +154,7 @@ class Checkpoints:
     def is_elsewhere(self, commit: Commit, rank: int) -> bool:
         """The shard of a rank lies on another machine, or is on its way from there to the storage."""
         shard = commit.shard_of(rank)
-        if shard is None or not isinstance(self._storage, SpooledStorage):
+        if shard is None or not isinstance(self._storage, SpooledStorage) or self.holds(commit.step, shard):
             return False
         on_its_way = shard.local_only or self._storage.holds(manifest_name(commit.step))
         name = f"{directory(commit.step)}/{shard.file}"

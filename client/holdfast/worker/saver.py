@@ -266,11 +266,10 @@ class Saver:
             raise CheckpointError(
                 f"this worker is to resume from step {step}, of which its agent knows nothing"
             )
-        try:
+        with contextlib.suppress(OSError):  # where nothing can be asked the record has to do
             if self._own.is_quarantined(commit):
-                self._report(
-                    commit, CheckpointCorrupt(manifest_name(step), None, "a manifest", "one set aside")
-                )
+                self._report(commit, CheckpointCorrupt(manifest_name(step), None, "a manifest", "one set aside"))
+        try:
             self._own.publish(commit)
         except FileExistsError:
             raise
