@@ -268,7 +268,9 @@ class Saver:
             )
         with contextlib.suppress(OSError):  # where nothing can be asked the record has to do
             if self._own.is_quarantined(commit):
-                self._report(commit, CheckpointCorrupt(manifest_name(step), None, "a manifest", "one set aside"))
+                self._report(
+                    commit, CheckpointCorrupt(manifest_name(step), None, "a manifest", "one set aside")
+                )
         try:
             self._own.publish(commit)
         except FileExistsError:
