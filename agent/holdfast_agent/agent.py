@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from holdfast.v1 import agent_pb2, agent_pb2_grpc, worker_pb2
 from holdfast_agent import convert, core, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
+from holdfast_agent.drainer import Drainer
 from holdfast_agent.environment import Place, worker_environment
 from holdfast_agent.inotify import Inotify
 from holdfast_agent.ports import Ports
@@ -68,6 +70,9 @@ class Agent:
             prepared=self._shard_prepared,
             reported=self._checkpoint_reported,
         )
+        self._drainer = Drainer(
+            self._state_dir.spool, self._live_jobs, partial(self._checkpoint_reported, by_worker=False)
+        )
         self._session = Session(
             config.coordinator, hello=self._hello, heard=self._heard, lost=self._lost, beat=self._beat
         )
@@ -98,6 +103,7 @@ class Agent:
             await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
+            self._in_background(self._drainer.run())
             await self._session.run()
 
     async def stop(self, *, workers: bool) -> None:
@@ -139,11 +145,14 @@ class Agent:
     def _shard_prepared(self, key: Key, prepare: worker_pb2.Prepare) -> None:
         self._dispatch(core.ShardPrepared(key, core.Shard(prepare.step, prepare.shard)))
 
-    def _checkpoint_reported(self, key: Key, report: worker_pb2.Report) -> None:
+    def _checkpoint_reported(self, key: Key, report: worker_pb2.Report, *, by_worker: bool = True) -> None:
         try:
-            self._dispatch(core.CheckpointReported(key, convert.report_from_proto(report)))
+            self._dispatch(core.CheckpointReported(key, convert.report_from_proto(report), by_worker))
         except ValueError as error:
             log.warning("a worker reports what can't be", worker=key, error=str(error))
+
+    def _live_jobs(self) -> set[str]:
+        return {key.job_id for key, worker in self._core.workers.items() if worker.phase is not Phase.ENDED}
 
     def _welcome_worker(self, key: Key) -> worker_pb2.WorkerWelcome | None:
         worker = self._core.workers.get(key)

@@ -219,10 +219,11 @@ class ShardPrepared:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointReported:
-    """A worker says what became of a checkpoint."""
+    """A worker says what became of a checkpoint; or the agent itself does, of what a worker that is gone left."""
 
     key: Key
     report: Report
+    by_worker: bool = True
 
 
 Commanded = (
@@ -531,7 +532,7 @@ def _prepared(state: AgentState, event: ShardPrepared) -> list[Action]:
 def _reported(state: AgentState, event: CheckpointReported) -> list[Action]:
     key, report = event.key, event.report
     worker = state.workers.get(key)
-    if worker is None or worker.phase is Phase.ENDED:
+    if event.by_worker and (worker is None or worker.phase is Phase.ENDED):
         return [AnswerNoted(key, report.kind, report.step)]
     reports = state.reports.setdefault(key, {})
     reports[report.kind, report.step] = report

@@ -52,11 +52,14 @@ class Command:
 
     def wait_for(self, *paths):
         """Wait until these files are there."""
+        self.wait_until(lambda: all(path.exists() for path in paths))
+
+    def wait_until(self, predicate):
         deadline = time.monotonic() + PATIENCE_S
-        while not all(path.exists() for path in paths):
+        while not predicate():
             assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline, f"{paths} never came"
-            time.sleep(0.01)
+            assert time.monotonic() < deadline, "it never happened"
+            time.sleep(0.05)
 
     def ended(self):
         out, err = self.process.communicate(timeout=PATIENCE_S)
@@ -98,9 +101,8 @@ def test_one_variable_moves_checkpoints_to_s3(holdfast, objects, tmp_path, s3_bu
     assert code == 0, err
     for rank in range(2):
         assert np.load(tmp_path / f"out/{rank}.npy").tobytes() == expected(rank, 60).tobytes()
-    manifests = sorted(key for key in objects() if key.endswith("manifest.json"))
-    assert [key.split("/")[-2] for key in manifests] == [f"step-{step:010}" for step in range(10, 70, 10)]
-    assert all(key.startswith("checkpoints/") for key in manifests)
+    assert steps_in(objects()) == list(range(10, 70, 10))
+    assert all(key.startswith("checkpoints/") for key in objects())
     assert not list(tmp_path.rglob("*.safetensors"))
     code, out, err = holdfast("checkpoint", "verify", f"s3://{s3_bucket}/checkpoints", "--all", "-o", "json")
     assert code == 0, err
@@ -113,7 +115,8 @@ import numpy as np
 import holdfast
 run = holdfast.init()
 state = run.restore(default={"x": np.zeros(1000)})
-for step in range((run.resume_step or 0) + 1, 61):
+last = int(sys.argv[1])
+for step in range((run.resume_step or 0) + 1, last + 1):
     state["x"] += step
     run.step(loss=1 / step)
     run.checkpoint(state, every=10, wait=True)
@@ -125,9 +128,9 @@ for step in range((run.resume_step or 0) + 1, 61):
 """Waits at steps 20 and 40 for whoever takes S3 away and brings it back."""
 
 
-def test_a_storage_that_is_away_stops_nothing_and_gets_everything(holdfast, start, objects, tmp_path, proxy):
+def test_a_storage_that_is_away_stops_nothing_and_gets_everything(start, objects, tmp_path, proxy):
     (tmp_path / "train.py").write_text(AWAY)
-    run = start("run", "-n", "2", "--", sys.executable, "train.py")
+    run = start("run", "-n", "2", "--", sys.executable, "train.py", "60")
     run.wait_for(*(tmp_path / f"at-20-{rank}" for rank in range(2)))
     there = objects()
     proxy.stop()
@@ -135,14 +138,46 @@ def test_a_storage_that_is_away_stops_nothing_and_gets_everything(holdfast, star
     run.wait_for(*(tmp_path / f"at-40-{rank}" for rank in range(2)))
     assert objects() == there
     held = sorted(path.name for path in (tmp_path / ".holdfast").rglob("spool/*/step-*/*"))
-    assert held == 2 * ["manifest.json"] + 2 * ["rank-00000.attempt-1.safetensors"] + 2 * [
-        "rank-00001.attempt-1.safetensors"
-    ]
+    shards = [f"rank-{rank:05}.attempt-1.safetensors" for rank in range(2)]
+    assert held == sorted([*shards, "manifest.json"] * 2)
     proxy.start_again()
     (tmp_path / "go-40").touch()
     code, _, err = run.ended()
     assert code == 0, err
-    assert "degraded" in err
-    manifests = sorted(key.split("/")[-2] for key in objects() if key.endswith("manifest.json"))
-    assert manifests == [f"step-{step:010}" for step in range(10, 70, 10)]
+    assert "until the storage can be reached" in err
+    assert "is in the storage, all of it" in err
+    assert "\n  degraded" in err
+    assert steps_in(objects()) == list(range(10, 70, 10))
     assert not list((tmp_path / ".holdfast").rglob("spool/*/step-*"))
+
+
+def test_an_agent_brings_what_workers_that_are_gone_left(start, holdfast, objects, tmp_path, proxy):
+    """The job ends while its storage is away; its checkpoints follow when it is back."""
+    (tmp_path / "train.py").write_text(AWAY)
+    address = "unix:c.sock"  # in the directory that all of them run in
+    coordinator = start("coordinator", "--listen", address, "--state-dir", "coordinator")
+    coordinator.wait_for(tmp_path / "c.sock")
+    agent = start("agent", "--coordinator", address, "--state-dir", "agent", "--name", "a")
+    submit = ("job", "submit", "--server", address, "-n", "1", "--", sys.executable, "train.py", "30")
+    code, out, err = holdfast(*submit)
+    assert code == 0, err
+    job = out.strip()
+    agent.wait_for(tmp_path / "at-20-0")
+    proxy.stop()
+    (tmp_path / "go-20").touch()
+    code, out, err = holdfast("job", "watch", "--server", address, job)
+    assert code == 0, err
+    assert json.loads(holdfast("job", "get", "--server", address, job, "-o", "json")[1])["degraded"]
+    proxy.start_again()
+    agent.wait_until(lambda: steps_in(objects()) == [10, 20, 30])
+    found = ("checkpoint", "get", "--server", address, job, "-o", "json")
+    agent.wait_until(lambda: not json.loads(holdfast(*found)[1])["checkpoint"].get("degraded"))
+    for part in (agent, coordinator):
+        part.process.terminate()
+        part.ended()
+
+
+def steps_in(objects):
+    return sorted(
+        int(key.split("/")[-2].removeprefix("step-")) for key in objects if key.endswith("manifest.json")
+    )

@@ -19,6 +19,7 @@ from holdfast.cli.common import (
     show_table,
     to_dict,
 )
+from holdfast.cli.drain import command as drain
 from holdfast.cli.exits import EXIT
 from holdfast.cli.resume_from import step_directory
 from holdfast.client import Client
@@ -61,7 +62,10 @@ step_argument = click.argument("step", type=click.IntRange(min=0))
 
 @click.group()
 def command() -> None:
-    """List, look at, verify, pin and delete committed checkpoints."""
+    """List, look at, verify, pin, delete and drain committed checkpoints."""
+
+
+command.add_command(drain)
 
 
 @command.command("list")

@@ -217,14 +217,14 @@ async def _show(client: Client, job: job_pb2.Job, view: View, old: Mapping[int, 
         return job
     printing = asyncio.create_task(_print_logs(client, job.id, view, old))
     try:
-        seen = (job.restarts, job.state)
+        seen = (job.restarts, job.state, job.degraded)
         async for now in client.watch_job(job.id):
             if now.state == job_pb2.JOB_STATE_PENDING and now.reason != job.reason:
                 view.note(now.reason)
             job = now
             view.progress(job)
             if (job.restarts, job.state) != seen:
-                seen = (job.restarts, job.state)
+                seen = (job.restarts, job.state, job.degraded)
                 await view.note_events(client, job.id)
         await printing
     finally:

@@ -20,7 +20,7 @@ from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
-NOTED = ("RestartDecided",)
+NOTED = ("RestartDecided", "CheckpointQuarantined", "CheckpointDegraded", "CheckpointDrained")
 
 
 class View:
@@ -130,6 +130,10 @@ def show_summary(summary: job_pb2.JobSummary, run: Path, checkpoints: str) -> No
     if summary.HasField("last_committed_step"):
         where = _from_here(checkpoints)
         rows.append(("checkpoints", f"{where}, the last of step {summary.last_committed_step}"))
+    if summary.degraded_commits:
+        spool = _from_here(str(run / "agent" / "spool"))
+        still = f", the newest still is: holdfast checkpoint drain {spool}" if summary.degraded else ""
+        rows.append(("degraded", f"{summary.degraded_commits} checkpoints{still}"))
     width = max(len(name) for name, _ in rows)
     click.echo(err=True)
     for name, value in rows:
