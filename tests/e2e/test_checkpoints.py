@@ -1,4 +1,4 @@
-"""What becomes of checkpoints in a whole job: one that rots, those that are no longer kept, one to begin another with."""
+"""What becomes of checkpoints in a whole job: one that rots, and those that are no longer kept."""
 
 import json
 import os
