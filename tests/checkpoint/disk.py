@@ -12,9 +12,9 @@ import random
 
 from holdfast.storage.local import Files
 
-EXHAUSTIVE = 6
+EXHAUSTIVE = 7
 """Of so many things that a crash may keep or lose every combination is tried, of more a sample."""
-SAMPLE = 48
+SAMPLE = 96
 DIRECTORY = "directory"
 
 

@@ -139,3 +139,13 @@ def test_a_manifest_of_another_version_is_no_corrupt_one(top):
         (top / "job" / layout.manifest_name(200)).write_bytes(manifest.encode(commit))
     with pytest.raises(CheckpointError, match="has format 3, and this version of holdfast reads 2"):
         checkpoints_at(top).newest()
+
+
+def test_a_manifest_that_leads_out_of_its_directory_is_named_by_verify(top):
+    commit = checkpoints_at(top).newest()
+    astray = commit.shards[0]._replace(file="../../../secret")
+    path = top / "job" / layout.manifest_name(200)
+    path.write_bytes(manifest.encode(commit._replace(shards=(astray,))))
+    (verdict,) = verify(storage_at(top))
+    assert (verdict.ok, verdict.step) == (False, 200)
+    assert "is no name below" in verdict.problem

@@ -75,7 +75,7 @@ class BackgroundWriter:
     def close(self, timeout: float) -> None:
         """Do what is left to do, for at most `timeout` seconds; then nothing more is begun."""
         with self._changed:
-            self._changed.wait_for(lambda: self._save is None and not self._chores, timeout)
+            self._changed.wait_for(lambda: self._closed or (self._save is None and not self._chores), timeout)
             self._closed = True
             self._changed.notify_all()
 

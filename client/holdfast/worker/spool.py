@@ -318,6 +318,7 @@ def drain_directory(path: str, told: Callable[[str], None] = lambda _: None) -> 
         spool = LocalStorage(root)
         main = open_storage(spool.read(_DESTINATION).decode().strip())
         try:
+            main.names()  # an error that says why, where it is away
             drain(spool, main, held(spool), partial(_told, told))
         finally:
             main.close()

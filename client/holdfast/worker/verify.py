@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
-from holdfast.storage.api import Storage
+from holdfast.storage.api import Storage, StorageError
 from holdfast.worker import manifest
 from holdfast.worker.errors import CheckpointCorrupt
 from holdfast.worker.layout import is_manifest
@@ -39,11 +39,13 @@ def verify(
     before it is read. Raises OSError when the place can't be read.
     """
     manifests = [entry.name for entry in storage.files() if is_manifest(entry.name)]
-    newest: dict[str, tuple[int, str]] = {}
+    newest: dict[str, tuple[int, str, Commit]] = {}
     verdicts = []
     for name in manifests:
         try:
             commit = manifest.decode(storage.read(name))
+        except FileNotFoundError:
+            continue  # removed since
         except ValueError as error:
             verdicts.append(
                 Verdict(os.path.dirname(name), -1, None, ok=False, files=0, bytes=0, problem=str(error))
@@ -52,10 +54,9 @@ def verify(
         scope = os.path.dirname(os.path.dirname(name))
         if every or commit.step == step:
             verdicts.append(_look(storage, name, commit, told))
-        elif step is None:
-            newest[scope] = max(newest.get(scope, (-1, "")), (commit.step, name))
-    for _, name in newest.values():
-        verdicts.append(_look(storage, name, manifest.decode(storage.read(name)), told))
+        elif step is None and commit.step > newest.get(scope, (-1,))[0]:
+            newest[scope] = (commit.step, name, commit)
+    verdicts += [_look(storage, name, commit, told) for _, name, commit in newest.values()]
     return sorted(verdicts)
 
 
@@ -70,6 +71,6 @@ def _look(storage: Storage, name: str, commit: Commit, told: Callable[[str], Non
         try:
             with storage.open(file) as reader:
                 ShardFile(reader, file, shard.size_bytes, shard.digest).verify(lanes=lanes_for(reader))
-        except (CheckpointCorrupt, OSError, EOFError) as error:
+        except (CheckpointCorrupt, StorageError, OSError, EOFError) as error:
             problem = problem or str(error)
     return Verdict(inside, commit.step, commit.rank, not problem, len(commit.shards), size, problem)
