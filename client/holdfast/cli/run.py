@@ -223,7 +223,7 @@ async def _show(client: Client, job: job_pb2.Job, view: View, old: Mapping[int, 
                 view.note(now.reason)
             job = now
             view.progress(job)
-            if (job.restarts, job.state) != seen:
+            if (job.restarts, job.state, job.degraded) != seen:
                 seen = (job.restarts, job.state, job.degraded)
                 await view.note_events(client, job.id)
         await printing
