@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 
@@ -294,3 +295,23 @@ def test_two_threads_do_not_take_each_others_scratch(tmp_path):
     assert (storage.read("step-0000000001/a"), storage.read("step-0000000002/a")) == (b"whole", b"other")
     storage.close()
     assert names_below(tmp_path) == ["job/step-0000000001/a", "job/step-0000000002/a"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_child_that_is_forked_during_an_update_does_not_keep_others_out(tmp_path):
+    """It has the descriptor of the lock too, and may live as long as a loader of data does."""
+    storage = storage_at(tmp_path)
+    until, end = os.pipe()
+    with storage.locked():
+        child = os.fork()
+        if child == 0:
+            os.read(until, 1)
+            os._exit(0)
+    directory = os.open(tmp_path / "job", os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.write(end, b"x")
+        os.waitpid(child, 0)
+        for fd in (directory, until, end):
+            os.close(fd)

@@ -8,8 +8,12 @@ import sys
 
 import pytest
 
+from holdfast.worker.checkpoint import packed
 from holdfast.worker.identity import identify
 from holdfast.worker.run import Run
+from holdfast.worker.spool import SpooledStorage
+from tests.checkpoint.away import Away
+from tests.checkpoint.places import OLD, checkpoints_at, checkpoints_on, commit_of, names_below, storage_at
 
 PROGRAM = """
 import sys
@@ -148,3 +152,27 @@ for step in range(1, 6):
     assert len(list(tmp_path.rglob("manifest.json"))) == 5
     assert not list(tmp_path.rglob("tmp.*"))
     assert Run(identify({"HOLDFAST_CHECKPOINT_URI": str(tmp_path)}, "-c")).restore()["w"][0] == 5
+
+
+def test_a_drain_that_is_killed_again_and_again(tmp_path):
+    steps = range(1, 7)
+    spooled = SpooledStorage(
+        Away(tmp_path / "main", gone=True), storage_at(tmp_path / "spool"), "rank-00000."
+    )
+    for step in steps:
+        shards = [checkpoints_on(spooled, rank=rank).save(step, packed(OLD)) for rank in (0, 1)]
+        checkpoints_on(spooled).publish(commit_of(step, *shards))
+    spooled.close()
+    program = (
+        "import sys; from holdfast.worker.spool import drain_directory\n"
+        f"sys.exit(len(drain_directory({str(tmp_path / 'spool')!r}, lambda name: print(name, flush=True))))"
+    )
+    chance = random.Random(4)
+    for _ in range(30):
+        if not names_below(tmp_path / "spool"):
+            break
+        kill_later(popen(program, {}, stdout=subprocess.PIPE), chance)
+    place = checkpoints_at(tmp_path / "main")
+    assert [place.load(place.published(step), rank)["n"] for step in steps for rank in (0, 1)] == [100] * 12
+    assert (tmp_path / "main/job/LATEST").read_text() == "step-0000000006\n"
+    assert names_below(tmp_path / "spool") == []

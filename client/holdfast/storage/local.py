@@ -214,7 +214,10 @@ class LocalStorage:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(fd)  # which unlocks it
+            # Closing alone would not unlock it while a child that was forked meanwhile has it open.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
