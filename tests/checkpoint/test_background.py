@@ -236,7 +236,7 @@ def test_no_memory_once_is_no_harm_the_next_time(monkeypatch):
     staging.copy({"a": np.zeros(10)})
     arrays = {"a": np.arange(100_000.0)}
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise OSError(12, "Cannot allocate memory")
 
     with monkeypatch.context() as patch:

@@ -41,8 +41,8 @@ class Staging:
             self._memory = None  # which is unmapped when the last copy that lies in it is gone
             self._size = max(size, mmap.PAGESIZE)
             self._memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            # Children have no use for it, and sharing its pages with them would cost the next copy a fault for each.
-            self._memory.madvise(mmap.MADV_DONTFORK)
-            with contextlib.suppress(OSError):  # a kernel may have no huge pages
-                self._memory.madvise(mmap.MADV_HUGEPAGE)
+            # Children have no use for it, and pages shared with them would cost the next copy a fault for each.
+            for advice in (mmap.MADV_DONTFORK, mmap.MADV_HUGEPAGE):
+                with contextlib.suppress(OSError):  # a kernel may have no huge pages
+                    self._memory.madvise(advice)
         return self._memory
