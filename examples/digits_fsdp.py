@@ -1,7 +1,7 @@
 """Handwritten digits with torch FSDP2 over gloo: every rank holds a part of the model, and any number of ranks resumes.
 
     holdfast run -n 4 --name four -- python examples/digits_fsdp.py --epochs 3
-    holdfast run -n 2 --env HOLDFAST_RESUME_FROM=.holdfast/runs/four/checkpoints/ID -- python examples/digits_fsdp.py
+    holdfast run -n 2 --resume-from four -- python examples/digits_fsdp.py
 
 Both share every batch of 64, so that the second run goes on with the samples that the first left.
 """

@@ -39,7 +39,7 @@ def run(folder, name, workers, *arguments, resume_from=None):
     """Run to the end. Returns where its checkpoints are, and what it said."""
     options = ["-n", str(workers), "--name", name, "--backoff", "10ms"]
     if resume_from is not None:
-        options += ["--env", f"HOLDFAST_RESUME_FROM={resume_from}"]
+        options += ["--resume-from", str(resume_from)]
     done = subprocess.run(
         [HOLDFAST, "run", *options, *arguments],
         cwd=folder,
