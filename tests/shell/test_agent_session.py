@@ -144,7 +144,9 @@ class TestEnvironment:
         for _ in range(2):
             await session.heard("worker_exited")
         found = dict(line.split("=", 1) for line in logs(tmp_path, 2, 2).read_text().splitlines())
-        assert {name: found[name] for name in found if name.startswith(("HOLDFAST", "TORCH", "MASTER"))} == {
+        assert {
+            name: found[name] for name in found if name.startswith(("HOLDFAST", "TORCHELASTIC", "MASTER"))
+        } == {
             "HOLDFAST_JOB_ID": "job1",
             "HOLDFAST_ATTEMPT": "2",
             "HOLDFAST_RESUME_STEP": "40",
