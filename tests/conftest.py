@@ -4,7 +4,8 @@ import signal
 
 import pytest
 
-from tests.storage.s3_server import S3Server
+from tests.storage.fault_proxy import FaultProxy
+from tests.storage.s3_server import Bucket, S3Server
 
 # Whoever starts the tests in the background of a shell has these ignored, and what the tests start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,3 +37,18 @@ def s3_bucket(s3_server, monkeypatch):
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)
     return s3_server.make_bucket()
+
+
+@pytest.fixture
+def bucket(s3_server, s3_bucket):
+    client = s3_server.client()
+    yield Bucket(client, s3_bucket)
+    client.close()
+
+
+@pytest.fixture
+def proxy(s3_server):
+    """Stands before the S3 server, and lets all through until it is told otherwise."""
+    proxy = FaultProxy(s3_server.address)
+    yield proxy
+    proxy.stop()

@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811  fixtures are imported by name
 """Data sets of shards as a training program has them: what comes, in which order, and what becomes of changes."""
 
 import gc
@@ -10,79 +11,25 @@ import numpy as np
 import pytest
 
 from holdfast.data import make
-from holdfast.data.dataset import ShardDataset, _Maker
+from holdfast.data.dataset import ShardDataset
 from holdfast.data.errors import DataError, ShardChanged
-from holdfast.data.make import make_shard_dataset
-from holdfast.data.shards import DataIndex, Declared, ShardInfo, decode, encode, encode_declared
-from holdfast.data.source import locate
+from holdfast.data.shards import DataIndex, Declared, ShardInfo, decode, encode
 from holdfast.worker.dataset import make_dataset
 from holdfast.worker.errors import CheckpointMismatch
 from holdfast.worker.identity import identify
-from tests.client.elsewhere import elsewhere  # noqa: F401
-
-COUNTS = (7, 0, 12, 5, 9)
-SAMPLES = sum(COUNTS)
-
-
-def write_shards(directory, counts=COUNTS):
-    directory.mkdir(parents=True, exist_ok=True)
-    first = 0
-    for number, count in enumerate(counts):
-        np.save(directory / f"{number:03}.npy", np.arange(first, first + count))
-        first += count
-
-
-@pytest.fixture
-def env(tmp_path):
-    return {"HOLDFAST_CACHE_DIR": str(tmp_path / "cache")}
-
-
-@pytest.fixture
-def train(tmp_path):
-    write_shards(tmp_path / "train")
-    return tmp_path / "train"
-
-
-@pytest.fixture
-def dataset(env, tmp_path):
-    """Makes a data set, as `Run.dataset` does."""
-
-    def make(
-        source, batch_size=4, *, job="", rank=0, world=1, scope="gang", checkpoints="checkpoints", **options
-    ):
-        who = {
-            "HOLDFAST_CHECKPOINT_URI": str(tmp_path / checkpoints),
-            "HOLDFAST_JOB_ID": job,
-            "HOLDFAST_RESTART_SCOPE": scope,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-        }
-        identity = identify(who, "train.py")
-        given = {"seed": 0, "epochs": 1, "partition": identity.independent, "window": None, **options}
-        return make_shard_dataset(source, identity, env, batch_size, **given)
-
-    return make
-
-
-def numbers(batches):
-    return np.concatenate([*batches, []]).astype(int).tolist()
-
-
-def restored(data, saved):
-    data.restore(json.loads(json.dumps(saved)))
-    return data
-
-
-def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("holdfast-")]
-
-
-def wait_for_threads():
-    """To end. They were told to."""
-    for thread in threads():
-        thread.join(20)
-        assert not thread.is_alive()
-
+from tests.client.data_sets import (
+    SAMPLES,
+    dataset,
+    declare,
+    env,
+    flip,
+    grow,
+    numbers,
+    restored,
+    threads,
+    train,
+    wait_for_threads,
+)
 
 # What comes.
 
@@ -228,19 +175,6 @@ def test_a_window_is_for_files(train):
 # Changes.
 
 
-def grow(path):
-    np.save(path, np.arange(50))
-
-
-def flip(path):
-    """One bit, and nothing that a listing shows."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    status = path.stat()
-    path.write_bytes(data)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 CHANGES = [
     (grow, "bytes, found "),
     (flip, "expected [0-9a-f]{16}, found [0-9a-f]{16}"),
@@ -335,15 +269,6 @@ def test_a_file_that_has_just_changed_may_change_again_unseen(dataset, train, en
 # What the job declares.
 
 
-@pytest.fixture
-def declare(env, tmp_path):
-    def write(*declared):
-        (tmp_path / "datasets.json").write_bytes(encode_declared(list(declared)))
-        env["HOLDFAST_DATASETS"] = str(tmp_path / "datasets.json")
-
-    return write
-
-
 def test_a_declared_data_set_is_found_by_name_and_by_place(dataset, train, declare, monkeypatch):
     index = DataIndex(str(train), dataset(train)._reader.index.shards[2:])
     declare(Declared("other", DataIndex("/other", ())), Declared("train", index))
@@ -429,104 +354,3 @@ def test_a_forked_child_goes_on_with_threads_of_its_own(dataset, train):
         assert json.load(pipe) == whole[4:]
     assert os.waitpid(child, 0)[1] == 0
     assert numbers([*taken, *batches]) == whole
-
-
-# Elsewhere.
-
-
-@pytest.fixture
-def bucket(elsewhere):  # noqa: F811
-    write_shards(elsewhere.top / "bucket/train")
-    return elsewhere
-
-
-URI = "s3://bucket/train/"
-
-
-def test_shards_from_elsewhere_come_by_way_of_the_cache(dataset, bucket, env):
-    expected = sorted(numbers(dataset(URI)))
-    assert expected == list(range(SAMPLES))
-    fetched = sorted(Path(env["HOLDFAST_CACHE_DIR"], "shards").iterdir())
-    assert len(fetched) == 4
-    bucket.opened.clear()
-    data = dataset(URI)
-    counting = list(bucket.opened)
-    assert sorted(numbers(data)) == expected
-    assert bucket.opened == counting
-
-
-def test_the_order_is_that_of_the_same_shards_here(dataset, bucket):
-    assert numbers(dataset(URI)) == numbers(dataset(bucket.top / "bucket/train"))
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"), [(grow, "bytes, found "), (flip, "expected etag:"), (Path.unlink, "has vanished")]
-)
-def test_a_shard_that_changes_elsewhere_is_an_error_that_names_it(dataset, bucket, change, sentence):
-    data = dataset(URI)
-    change(bucket.top / "bucket/train/002.npy")
-    with pytest.raises(ShardChanged, match=sentence) as wrong:
-        list(data)
-    assert wrong.value.file == "s3://bucket/train/002.npy"
-
-
-def test_a_shard_whose_checksum_is_known_is_verified_while_it_is_fetched(dataset, bucket, declare, env):
-    here = dataset(bucket.top / "bucket/train")._reader.index
-    declare(Declared("train", DataIndex("s3://bucket/train", here.shards)))
-    flip(bucket.top / "bucket/train/002.npy")
-    with pytest.raises(ShardChanged, match=r"expected [0-9a-f]{16}, found"):
-        list(dataset("train"))
-    assert len(list(Path(env["HOLDFAST_CACHE_DIR"], "shards").iterdir())) <= 3
-
-
-def test_the_mirror_stands_in_for_what_cannot_be_reached(dataset, bucket, env, tmp_path, capfd):
-    write_shards(tmp_path / "mirror/train")
-    env["HOLDFAST_DATA_MIRROR"] = str(tmp_path / "mirror")
-    data = dataset(URI)
-    bucket.reachable = False
-    assert sorted(numbers(data)) == list(range(SAMPLES))
-    told = capfd.readouterr().err
-    assert told.count(f"s3 cannot be reached; its data are read from {tmp_path}/mirror/train") == 1
-
-
-def test_a_switch_in_the_environment_moves_the_data_set_and_what_was_named_is_its_mirror(
-    dataset, bucket, env, tmp_path, monkeypatch
-):
-    write_shards(tmp_path / "train")
-    monkeypatch.chdir(tmp_path)
-    env |= {"USE_S3": "1", "S3_BUCKET": "bucket"}
-    data = dataset("train/", checkpoints=tmp_path / "c")
-    assert bucket.opened
-    assert locate("train/", env).uri == "s3://bucket/train"
-    bucket.reachable = False
-    assert sorted(numbers(data)) == list(range(SAMPLES))
-
-
-def test_a_cache_that_cannot_hold_a_window_is_told_and_works(dataset, bucket, env, capfd):
-    env["HOLDFAST_CACHE_BYTES"] = "500"
-    assert sorted(numbers(dataset(URI))) == list(range(SAMPLES))
-    assert "raise HOLDFAST_CACHE_BYTES, or lower window" in capfd.readouterr().err
-
-
-def test_without_a_mirror_it_waits(dataset, bucket, capfd, monkeypatch):
-    monkeypatch.setattr("holdfast.data.reader._FIRST_PAUSE", 0.01)
-    data = dataset(URI)
-    bucket.reachable = False
-    batches = iter(data)
-    found = []
-    thread = threading.Thread(target=lambda: found.extend(batches))
-    thread.start()
-    while "waiting for s3://bucket/train/" not in capfd.readouterr().err:
-        assert thread.is_alive()
-    bucket.reachable = True
-    thread.join(20)
-    assert sorted(numbers(found)) == list(range(SAMPLES))
-
-
-def test_waiting_ends_with_the_iterator(dataset, bucket):
-    data = dataset(URI)
-    bucket.reachable = False
-    making = _Maker(data._reader, data.plan, data._pieces, data._window, data.cursor, 1)
-    assert threads()
-    making.stop()
-    wait_for_threads()

@@ -11,7 +11,6 @@ from fsspec.registry import _registry
 from holdfast.storage.fsspec_storage import FsspecStorage
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.places import open_storage
-from tests.storage.fault_proxy import FaultProxy
 from tests.storage.object_store import ObjectStore
 
 PART = 5 << 20
@@ -72,14 +71,6 @@ def fsspec_objects_place(monkeypatch):
 
 
 @pytest.fixture
-def proxy(s3_server):
-    """Stands before the S3 server, and lets all through until it is told otherwise."""
-    proxy = FaultProxy(s3_server.address)
-    yield proxy
-    proxy.stop()
-
-
-@pytest.fixture
 def s3(proxy, s3_bucket):
     """Opens storages on S3 through the proxy, and closes them."""
     with contextlib.ExitStack() as stack:
@@ -96,34 +87,3 @@ def s3(proxy, s3_bucket):
             return storage
 
         yield make
-
-
-class Bucket:
-    """What is really there: asked without the proxy."""
-
-    def __init__(self, client, name):
-        self.client = client
-        self.name = name
-
-    def objects(self):
-        found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
-        return {each["Key"]: self.read(each["Key"]) for each in found}
-
-    def read(self, key):
-        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
-
-    def uploads(self):
-        """The keys of uploads that nobody has finished."""
-        return sorted(
-            each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
-        )
-
-    def begin_upload(self, key):
-        self.client.create_multipart_upload(Bucket=self.name, Key=key)
-
-
-@pytest.fixture
-def bucket(s3_server, s3_bucket):
-    client = s3_server.client()
-    yield Bucket(client, s3_bucket)
-    client.close()

@@ -65,6 +65,36 @@ class S3Server:
         self._process.stdout.close()
 
 
+class Bucket:
+    """What is really there: asked without the proxy."""
+
+    def __init__(self, client, name):
+        self.client = client
+        self.name = name
+
+    def objects(self):
+        found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return {each["Key"]: self.read(each["Key"]) for each in found}
+
+    def read(self, key):
+        return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+
+    def write(self, key, data):
+        self.client.put_object(Bucket=self.name, Key=key, Body=data)
+
+    def delete(self, key):
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+    def uploads(self):
+        """The keys of uploads that nobody has finished."""
+        return sorted(
+            each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])
+        )
+
+    def begin_upload(self, key):
+        self.client.create_multipart_upload(Bucket=self.name, Key=key)
+
+
 def serve():
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server

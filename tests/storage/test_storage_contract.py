@@ -242,6 +242,8 @@ def test_a_version_changes_with_the_content(storage):
     after = storage.files()
     assert after[0].version != before[0].version
     assert after[1] == before[1]
+    with storage.open("file") as file:
+        assert file.version == after[0].version
 
 
 def test_places_see_nothing_of_each_other(place, storage):

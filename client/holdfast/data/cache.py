@@ -75,10 +75,16 @@ class ShardCache:
     def _make(self, fd: int, path: str, shard: ShardInfo, fill: Fill) -> None:
         try:
             os.ftruncate(fd, 0)
-            self._make_room(fd, shard.size_bytes)
+            with self._locked():
+                self._evict(shard.size_bytes, path)
+                # The blocks are had now: a full disk is an error here, and not a bus error in the middle of an epoch.
+                if shard.size_bytes:
+                    os.posix_fallocate(fd, 0, shard.size_bytes)
             fill(fd)
             os.fsync(fd)
             os.rename(path + _PART, path)
+            with self._locked():
+                self._evict(0, path)  # others, who were being filled as well
         except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + _PART)
@@ -89,25 +95,29 @@ class ShardCache:
                 ) from error
             raise
 
-    def _make_room(self, fd: int, size: int) -> None:
-        """Make a file as long as it will be; what was not used for longest goes, as far as the limit asks for it.
-
-        The blocks are had now: a full disk is an error here, and not a bus error in the middle of an epoch.
-        """
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time makes room."""
         directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(directory, fcntl.LOCK_EX)
-            there = sorted(self._entries())
-            total = size + sum(entry[1] for entry in there)
-            for _, each, path in there:
-                if total <= self.limit:
-                    break
-                if _remove(path):
-                    total -= each
-            if size:
-                os.posix_fallocate(fd, 0, size)
+            yield
         finally:
             os.close(directory)  # which unlocks it
+
+    def _evict(self, size: int, wanted: str) -> None:
+        """Remove what was not used for longest until so much more is within the limit; what is wanted now stays.
+
+        What is just being filled stays too, and so the limit may be exceeded while it is: to wait for a process that
+        may hang would be worse.
+        """
+        there = sorted(self._entries())
+        total = size + sum(entry[1] for entry in there)
+        for _, each, path in there:
+            if total <= self.limit:
+                return
+            if path != wanted and _remove(path):
+                total -= each
 
     def _entries(self) -> Iterator[tuple[int, int, str]]:
         """When it was used last, its size, and its path."""

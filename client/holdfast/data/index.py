@@ -124,8 +124,8 @@ def _count_local(base: str, entry: Entry, digests: Digests) -> _Counted:
 
 
 def _count_remote(storage: Storage, entry: Entry) -> _Counted:
-    digest = f"etag:{entry.version}" if entry.version else ""
     with storage.open(entry.name) as reader:
+        digest = f"etag:{reader.version}" if reader.version else ""
         if suffix_of(entry.name) == ".jsonl":
             hashing = _Hashing(reader)
             header = examine(entry.name, io.BufferedReader(hashing, _BUFFER))

@@ -6,7 +6,6 @@ list lies next to the job's checkpoints, in datasets/. Outside holdfast it is ke
 taken: until then nothing depends on it.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,10 +14,11 @@ import xxhash
 
 from holdfast.data.dataset import ShardDataset
 from holdfast.data.errors import DataError
-from holdfast.data.index import count_shards
+from holdfast.data.index import Tell, count_shards
 from holdfast.data.reader import ShardReader
 from holdfast.data.shards import DataIndex, Declared, decode, decode_declared, encode
-from holdfast.data.source import Source, is_local, locate, open_place
+from holdfast.data.source import Source, locate, open_place
+from holdfast.storage.api import Unreachable
 from holdfast.worker import windows
 from holdfast.worker.identity import Identity
 from holdfast.worker.report import say
@@ -119,8 +119,23 @@ class _Kept:
                     last = now
                     say(f"counting {self._where.uri}: {done} of {of} shards after {now - began:.0f} s")
 
-            self._index = count_shards(self._where, self._env, tell)
+            try:
+                self._index = count_shards(self._where, self._env, tell)
+            except Unreachable as error:
+                self._index = self._counted_in_mirror(error, tell)
         return self._index
+
+    def _counted_in_mirror(self, away: Unreachable, tell: Tell) -> DataIndex:
+        """What the mirror holds; the checksums that this gives hold for the place itself when it is back."""
+        where = self._where
+        try:
+            if where.mirror:
+                found = count_shards(where._replace(base=where.mirror), self._env, tell)
+                say(f"{away}; {where.uri} is counted in {where.mirror}")
+                return found
+        except (DataError, OSError) as error:
+            say(f"the mirror of {where.uri} does not help: {error}")
+        raise away
 
     def _update(self, *, renew: bool = False) -> None:
         def change(before: bytes | None) -> bytes | None:
@@ -165,5 +180,4 @@ class _Kept:
             place.close()
 
     def _top(self) -> str:
-        uri = locate(self._identity.checkpoint_uri, self._env).uri
-        return os.path.abspath(uri) if is_local(uri) else uri  # noqa: PTH100
+        return locate(self._identity.checkpoint_uri, self._env).uri

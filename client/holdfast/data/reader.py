@@ -1,12 +1,14 @@
 """Shards, wherever they are, as content that is open here, and is what was counted.
 
 A shard that lies elsewhere comes by way of the cache. When its place cannot be reached, the mirror stands in for it, if
-there is one; if not, it is asked again until it answers. A shard that is not what was counted is an error.
+there is one that holds what was counted; if not, the place is asked again until it answers. A shard that is not what
+was counted is an error.
 """
 
 # pathlib is one more import to pay for at every restart
 # ruff: noqa: PTH116, PTH118
 
+import errno
 import os
 import threading
 import time
@@ -35,8 +37,8 @@ _FIRST_PAUSE = 1.0
 _LAST_PAUSE = 30.0
 _FETCHERS = 4
 _TRIES = 3
-_LISTING_AGE = 10.0
-"""For so many seconds a listing is good for other shards as well."""
+_AWAY = 30.0
+"""For so many seconds a place that could not be reached is not asked again, where there is a mirror."""
 
 
 class ShardReader:
@@ -60,7 +62,7 @@ class ShardReader:
         self._locks: dict[int, threading.Lock] = {}
         self._open: OrderedDict[int, Content] = OrderedDict()
         self._storage: Storage | None = None
-        self._versions: dict[str, tuple[float, dict[str, str]]] = {}
+        self._away: tuple[float, Unreachable] | None = None
         self._told = False
 
     @property
@@ -132,29 +134,42 @@ class ShardReader:
             try:
                 path = self._cache.get(self._base, shard, lambda fd: self._fill(fd, shard))
                 return open_shard(shard.file, path)
-            except FileNotFoundError:
-                # Another process has just made room where it lay.
-                tries += 1
-                if tries == _TRIES:
-                    raise
             except Unreachable as error:
-                if self._mirror:
-                    self._tell(f"{error}; its data are read from {self._mirror}")
-                    return self._open_local(self._mirror, shard)
-                self._tell(f"waiting for {self._base}/{shard.file}: {error}")
+                found = self._open_mirror(shard, error)
+                if found is not None:
+                    return found
                 if stop.wait(pause):
                     raise
                 pause = min(2 * pause, _LAST_PAUSE)
+            except OSError as error:
+                # Another process has just made room where it lay, or it was replaced while it was read.
+                tries += 1
+                if error.errno not in (errno.ENOENT, errno.ESTALE) or tries == _TRIES:
+                    raise
+
+    def _open_mirror(self, shard: ShardInfo, away: Unreachable) -> Content | None:
+        """A shard that cannot be had from where it lies; None when there is no mirror, or another shard in it."""
+        waiting = f"waiting for {self._base}/{shard.file}: {away}"
+        if not self._mirror:
+            self._tell(waiting)
+            return None
+        try:
+            found = self._open_local(self._mirror, shard)
+        except (DataError, OSError) as error:
+            self._tell(f"{waiting}; the mirror does not help: {error}")
+            return None
+        self._tell(f"{away}; its data are read from {self._mirror}")
+        return found
 
     def _fill(self, fd: int, shard: ShardInfo) -> None:
         """Bring a shard into a file, and see that it is what was counted."""
         where = f"{self._base}/{shard.file}"
-        storage = self._place()
+        storage = self._reachable()
         try:
             with storage.open(shard.file) as reader:
                 _expect(where, shard, f"{reader.size} bytes")
                 if shard.digest and not _is_checksum(shard.digest):
-                    _expect(where, shard, self._version(storage, shard.file))
+                    _expect(where, shard, f"etag:{reader.version}")
                 digest = xxhash.xxh3_64()
                 buffer = memoryview(bytearray(min(_PIECE, shard.size_bytes)))
                 for offset in range(0, shard.size_bytes, _PIECE):
@@ -164,25 +179,20 @@ class ShardReader:
                     os.pwrite(fd, piece, offset)
         except FileNotFoundError:
             raise ShardChanged(where, f"{shard.size_bytes} bytes", "") from None
+        except Unreachable as error:
+            with self._lock:
+                self._away = time.monotonic() + _AWAY, error
+            raise
+        with self._lock:
+            self._away, self._told = None, False
         if _is_checksum(shard.digest):
             _expect(where, shard, digest.hexdigest())
 
-    def _version(self, storage: Storage, file: str) -> str:
-        """What the storage itself calls the present content of a file, or raises FileNotFoundError."""
-        directory = file.rpartition("/")[0]
+    def _reachable(self) -> Storage:
+        """The place, unless a mirror is to be used without asking it: that takes as long as its timeouts."""
         with self._lock:
-            at, known = self._versions.get(directory, (0.0, {}))
-        now = time.monotonic()
-        if not known or now - at > _LISTING_AGE:
-            known = {entry.name: f"etag:{entry.version}" for entry in storage.files(directory)}
-            with self._lock:
-                self._versions[directory] = now, known
-        if file not in known:
-            raise FileNotFoundError(file)
-        return known[file]
-
-    def _place(self) -> Storage:
-        with self._lock:
+            if self._mirror and self._away is not None and time.monotonic() < self._away[0]:
+                raise Unreachable(*self._away[1].args)
             if self._storage is None:
                 self._storage = open_place(self._base, self._env)
             return self._storage

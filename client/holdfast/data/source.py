@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from holdfast.data.errors import DataError
 from holdfast.data.formats import suffix_of
-from holdfast.storage.api import Storage
+from holdfast.storage.api import Storage, StorageError
+from holdfast.storage.places import local_root, open_storage, switched
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -32,7 +34,10 @@ class Source(NamedTuple):
 
 
 def locate(source: object, env: Mapping[str, str]) -> Source:
-    """Understand a path, a URI, or a list of them. The environment may switch it to S3, and name its mirror."""
+    """Understand a path, a URI, or a list of them. The environment may switch it to S3, and name its mirror.
+
+    Raises DataError when it cannot be meant.
+    """
     if isinstance(source, list | tuple):
         files = [_absolute(_switched(os.fspath(each), env)) for each in source]
         base = _common([_split(file)[0] for file in files])
@@ -57,22 +62,18 @@ def is_local(uri: str) -> bool:
 
 
 def open_place(uri: str, env: Mapping[str, str], below: str = "") -> Storage:
-    """The storage at a URI."""
-    if is_local(uri):
-        from holdfast.storage.local import LocalStorage
-
-        return LocalStorage(uri, below)
-    from holdfast.storage.places import open_storage
-
-    return open_storage(uri, below, env=env)
+    """The storage at a URI. Raises DataError when there cannot be one."""
+    try:
+        return open_storage(uri, below, env=env)
+    except StorageError as error:
+        raise DataError(str(error)) from error
 
 
 def _switched(uri: str, env: Mapping[str, str]) -> str:
-    if env.get("USE_S3", "0") in ("", "0"):
-        return uri
-    from holdfast.storage.places import switched
-
-    return switched(uri, env)
+    try:
+        return switched(uri, env)
+    except StorageError as error:
+        raise DataError(str(error)) from error
 
 
 def _mirror(base: str, home: str, env: Mapping[str, str]) -> str:
@@ -86,7 +87,13 @@ def _mirror(base: str, home: str, env: Mapping[str, str]) -> str:
 
 
 def _absolute(uri: str) -> str:
-    return os.path.abspath(uri) if is_local(uri) else uri.rstrip("/")  # noqa: PTH100
+    """A path, when it is one of this machine; also what names it in another way is the same data set."""
+    if not is_local(uri) and not uri.startswith("file://"):
+        return uri.rstrip("/")
+    try:
+        return os.path.abspath(local_root(uri))  # noqa: PTH100
+    except StorageError as error:
+        raise DataError(str(error)) from error
 
 
 def _split(uri: str) -> tuple[str, str]:

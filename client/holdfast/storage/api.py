@@ -58,6 +58,8 @@ class Reader(Protocol):
     size: int
     path: str | None
     """Where on this machine it can be mapped; None when it is elsewhere."""
+    version: str
+    """That of its `Entry` when it was opened."""
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer with what stands at `offset`. Raises EOFError when the file ends before."""

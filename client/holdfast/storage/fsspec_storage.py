@@ -14,6 +14,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import Any, Self
 
 import fsspec
@@ -68,7 +69,7 @@ class FsspecReader:
             raise IsADirectoryError(errno.EISDIR, "it is a directory", path)
         self.size: int = found["size"]
         self.path: str | None = None
-        self._version = _version(found)
+        self.version = _version(found)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """See `api.Reader`. Raises OSError when the file was replaced since it was opened."""
@@ -80,7 +81,7 @@ class FsspecReader:
         with _told(self._path):
             data = self._fs.cat_file(self._path, start=offset, end=end)
             self._fs.invalidate_cache()
-            if _version(self._fs.info(self._path)) != self._version or len(data) != len(buffer):
+            if _version(self._fs.info(self._path)) != self.version or len(data) != len(buffer):
                 raise OSError(errno.ESTALE, "it was replaced while it was read; open it again", self._path)
         buffer[:] = data
 
@@ -310,4 +311,6 @@ def _sync(file: Any) -> None:
 
 
 def _version(info: dict[str, Any]) -> str:
-    return next((str(info[word]) for word in VERSIONS if info.get(word)), "")
+    found = next((info[word] for word in VERSIONS if info.get(word)), "")
+    # Some say a time in one way when they list, and in another when they look at one file.
+    return str(found.timestamp() if isinstance(found, datetime) else found)

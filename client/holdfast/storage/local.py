@@ -78,8 +78,10 @@ class LocalReader:
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self.size = status.st_size
         self.path: str | None = path
+        self.version = _version(status)
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """See `api.Reader`."""
@@ -277,7 +279,7 @@ class LocalStorage:
             with contextlib.suppress(FileNotFoundError):
                 status = each.stat()
                 name = os.path.relpath(each.path, self._root)
-                yield Entry(name, status.st_size, str(status.st_mtime_ns))
+                yield Entry(name, status.st_size, _version(status))
 
     def _prune(self, directory: str) -> None:
         """Remove a directory that has become empty, as a prefix without objects is gone."""
@@ -339,3 +341,8 @@ class LocalStorage:
             for name in os.listdir(directory):
                 self._files.remove(os.path.join(directory, name))
             self._files.remove_dir(directory)
+
+
+def _version(status: os.stat_result) -> str:
+    """Two files that were put within one tick of the clock have the same time."""
+    return f"{status.st_mtime_ns:x}-{status.st_ino:x}"

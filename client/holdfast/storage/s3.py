@@ -65,7 +65,7 @@ class S3Reader:
         self._attempts = attempts
         with place.told(key):
             head = client.head_object(Bucket=place.bucket, Key=key)
-            self._version: str = head["ETag"]
+            self.version: str = head["ETag"]
             self.size: int = head["ContentLength"]
         self.path: str | None = None
 
@@ -101,13 +101,13 @@ class S3Reader:
                 Bucket=self._place.bucket,
                 Key=self._key,
                 Range=f"bytes={offset}-{offset + size - 1}",
-                IfMatch=self._version,
+                IfMatch=self.version,
             )
         except ClientError as error:
             if status_of(error) != 412:
                 raise
             raise self._changed() from error
-        if answer["ETag"] != self._version:
+        if answer["ETag"] != self.version:
             answer["Body"].close()
             raise self._changed()
         if answer["ContentLength"] != size:
