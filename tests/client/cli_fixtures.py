@@ -10,7 +10,7 @@ import pytest
 
 from holdfast import wire
 from holdfast.client import Client
-from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
+from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, worker_pb2
 from holdfast_coordinator.app import Coordinator, CoordinatorConfig
 
 PATIENCE = 20
@@ -60,6 +60,12 @@ class ScriptedAgent:
         progress = agent_pb2.Progress(step=step, steps_done=step, section="step", metrics=metrics)
         beat.workers.add(key=self._key(rank), progress=progress)
         self._say(heartbeat=beat)
+
+    def prepare(self, rank, step, cursor):
+        """A shard of a checkpoint."""
+        file = f"rank-{rank:05}.attempt-1.safetensors"
+        shard = worker_pb2.Shard(rank=rank, file=file, size_bytes=1, digest="0" * 16, cursor=cursor)
+        self._say(shard_prepared=agent_pb2.ShardPrepared(key=self._key(rank), step=step, shard=shard))
 
     def exit(self, rank, code=0, message=""):
         status = job_pb2.ExitStatus(code=code, message=message or f"exit code {code}")

@@ -1,7 +1,8 @@
 """`holdfast job samples`: the ledger of a job."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -56,15 +57,15 @@ async def command(job_id: str, server: str, output: str) -> None:
 async def _newest(client: Client, job: job_pb2.Job) -> list[worker_pb2.CommitRecord]:
     """The newest commit of the gang, or of each rank that has one."""
     own = job.spec.restart.scope == job_pb2.RESTART_SCOPE_RANK
-    ranks: Iterable[int | None] = range(job.spec.world_size) if own else (None,)
-    records = []
-    for rank in ranks:
+
+    async def newest(rank: int | None) -> worker_pb2.CommitRecord | None:
         try:
-            found: Any = await client.get_checkpoint(job.id, rank=rank)  # type: ignore[attr-defined, unused-ignore]
+            return (await client.get_checkpoint(job.id, rank=rank)).record
         except NotFound:
-            continue
-        records.append(found.record)
-    return records
+            return None
+
+    found = await asyncio.gather(*map(newest, range(job.spec.world_size) if own else (None,)))
+    return [record for record in found if record is not None]
 
 
 def ledger_of(records: Sequence[worker_pb2.CommitRecord]) -> "list[Consumed]":
