@@ -2,17 +2,18 @@
 """`holdfast checkpoint get|delete|pin|verify` and what `--resume-from` means."""
 
 import json
-import sys
 import textwrap
-import types
-from typing import NamedTuple
 
+import numpy as np
 import pytest
 from google.protobuf.json_format import ParseDict
 from google.rpc import code_pb2
 
 from holdfast.cli.exits import EXIT
+from holdfast.storage.local import LocalStorage
 from holdfast.v1 import job_pb2, worker_pb2
+from holdfast.worker.checkpoint import Checkpoints, Owner, packed
+from holdfast.worker.manifest import Commit
 from tests.client.fake_coordinator import status
 from tests.client.scripted import ago, coordinator, holdfast, make_job, run
 
@@ -35,16 +36,11 @@ def lines(text):
     return textwrap.dedent(text).lstrip("\n")
 
 
-class Verdict(NamedTuple):
-    """As `holdfast.worker.verify` gives it."""
-
-    where: str
-    step: int
-    rank: int | None
-    ok: bool
-    files: int
-    bytes: int
-    problem: str
+def save(place, step, state):
+    """A checkpoint as a worker leaves it."""
+    checkpoints = Checkpoints(Owner(JOB, 0, 1), LocalStorage(str(place), JOB))
+    shard = checkpoints.save(step, packed(state))
+    checkpoints.publish(Commit(JOB, step, 1, None, 1, 1000 + step, (shard,)))
 
 
 @pytest.fixture
@@ -198,86 +194,72 @@ class TestPin:
 
 
 class TestVerify:
-    """The command; what verifying is, see the tests of the worker library."""
-
-    SOUND = Verdict(f"{JOB}/step-0000000300", 300, None, True, 2, 2**21, "")
-    CORRUPT = Verdict(f"{JOB}/step-0000000200", 200, 1, False, 1, 2**20, "chunk 3 \x1b[31mdiffers")
+    """The command, over real files; what verifying is, see the tests of the worker library."""
 
     @pytest.fixture
-    def verify(self, monkeypatch):
-        """Gives the verdicts that it is told to, and remembers what it was asked."""
+    def files(self, place):
+        """Two checkpoints of a job, the older of which has lost a bit."""
+        for step in (200, 300):
+            save(place, step, {"w": np.arange(1000.0)})
+        (shard,) = (place / JOB / "step-0000000200").glob("*.safetensors")
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+        return place
 
-        class Script(types.ModuleType):
-            asked = None
-            verdicts = ()
-
-            def verify(self, storage, step=None, *, every=False, told=lambda _: None):
-                self.asked = storage.uri, step, every
-                told("a file")
-                return list(self.verdicts)
-
-        script = Script("holdfast.worker.verify")
-        monkeypatch.setitem(sys.modules, "holdfast.worker.verify", script)
-        return script
-
-    def test_a_place_is_looked_at_without_a_coordinator(self, verify, place):
-        verify.verdicts = [self.SOUND]
-        place.mkdir()
-        result = run("checkpoint", "verify", str(place), "--server", "unix:/nobody.sock")
+    def test_a_place_is_looked_at_without_a_coordinator(self, files):
+        result = run("checkpoint", "verify", str(files), "--server", "unix:/nobody.sock")
         assert (result.exit_code, result.stderr) == (0, "")
-        assert result.stdout == lines(f"""
-            CHECKPOINT                  STEP  RANK  FILES  SIZE     STATE
-            {JOB}/step-0000000300  300   all   2      2.0 MiB  ok
-        """)
-        assert verify.asked == (str(place), None, False)
+        assert [line.split() for line in result.stdout.splitlines()] == [
+            ["CHECKPOINT", "STEP", "RANK", "FILES", "SIZE", "STATE"],
+            [f"{JOB}/step-0000000300", "300", "all", "1", "8.1", "KiB", "ok"],
+        ]
 
-    def test_one_that_is_corrupt_is_an_error_that_steers_no_terminal(self, verify, place):
-        verify.verdicts = [self.CORRUPT, self.SOUND]
-        place.mkdir()
-        result = run("checkpoint", "verify", str(place), "--all")
+    def test_one_that_is_corrupt_is_an_error_that_names_the_tensor(self, files):
+        result = run("checkpoint", "verify", str(files), "--all")
         assert result.exit_code == EXIT.FAILED
-        assert "CORRUPT: chunk 3 differs" in result.stdout
-        assert result.stderr == f"Error: 1 of 2 checkpoints in {place} are not what was committed\n"
-        assert verify.asked == (str(place), None, True)
+        assert "CORRUPT: checkpoint is corrupt" in result.stdout
+        assert "tensor 'w'" in result.stdout
+        assert result.stderr == f"Error: 1 of 2 checkpoints in {files} are not what was committed\n"
 
-    def test_where_there_is_none(self, verify, place):
+    def test_a_name_in_a_file_steers_no_terminal(self, place):
+        save(place, 5, {"\x1b[31mred": np.arange(10.0)})
+        (shard,) = (place / JOB / "step-0000000005").glob("*.safetensors")
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+        result = run("checkpoint", "verify", str(place))
+        assert "CORRUPT" in result.stdout
+        assert "\x1b" not in result.stdout
+
+    def test_where_there_is_none(self, place):
         result = run("checkpoint", "verify", str(place), "--step", "5")
         assert result.exit_code == EXIT.NOT_FOUND
         assert result.stderr == f"Error: there is no checkpoint of step 5 in {place}\n"
-        assert verify.asked == (str(place), 5, False)
 
-    def test_those_of_a_job_are_found_by_its_id(self, verify, holdfast, place):
-        verify.verdicts = [self.SOUND]
+    def test_those_of_a_job_are_found_by_its_id(self, files, holdfast):
         assert holdfast("checkpoint", "verify", JOB).exit_code == 0
-        assert verify.asked == (str(place / JOB), None, False)
+        assert holdfast("checkpoint", "verify", JOB, "--step", "200").exit_code == EXIT.FAILED
 
-    def test_a_job_whose_nodes_keep_them(self, coordinator, verify, holdfast):
+    def test_a_job_whose_nodes_keep_them(self, coordinator, holdfast):
         coordinator.jobs[JOB].spec.checkpoint_uri = ""
         result = holdfast("checkpoint", "verify", JOB)
         assert result.exit_code == EXIT.FAILED
         assert "lie below its agents' state directories" in result.stderr
 
-    def test_no_such_job(self, verify, holdfast):
+    def test_no_such_job(self, holdfast):
         assert holdfast("checkpoint", "verify", "nope").exit_code == EXIT.NOT_FOUND
 
-    def test_json_and_names(self, verify, place):
-        verify.verdicts = [self.SOUND]
-        place.mkdir()
-        shown = json.loads(run("checkpoint", "verify", str(place), "-o", "json").stdout)
-        assert shown == {"verdicts": [self.SOUND._asdict()]}
-        assert run("checkpoint", "verify", str(place), "-o", "name").stdout == f"{JOB}/step-0000000300\n"
+    def test_json_and_names(self, files):
+        (verdict,) = json.loads(run("checkpoint", "verify", str(files), "-o", "json").stdout)["verdicts"]
+        assert (verdict["where"], verdict["ok"]) == (f"{JOB}/step-0000000300", True)
+        assert run("checkpoint", "verify", str(files), "-o", "name").stdout == f"{JOB}/step-0000000300\n"
 
     def test_one_step_and_all_of_them_are_not_both(self, place):
         assert run("checkpoint", "verify", str(place), "--all", "--step", "3").exit_code == EXIT.USAGE
 
-    def test_a_place_that_cannot_be_read_is_one_sentence(self, verify, monkeypatch, place):
-        def fail(*_args, **_kwargs):
-            raise PermissionError(13, "Permission denied", str(place))
-
-        monkeypatch.setattr(verify, "verify", fail)
-        result = run("checkpoint", "verify", str(place))
+    def test_a_place_that_is_no_storage_is_one_sentence(self):
+        result = run("checkpoint", "verify", "file://host/x")
         assert (result.exit_code, result.stdout) == (EXIT.FAILED, "")
-        assert result.stderr == f"Error: [Errno 13] Permission denied: '{place}'\n"
+        assert result.stderr.startswith("Error: 'file://host/x' names no directory")
 
 
 class TestResumeFrom:

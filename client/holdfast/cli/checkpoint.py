@@ -21,9 +21,9 @@ from holdfast.cli.common import (
 )
 from holdfast.cli.drain import command as drain
 from holdfast.cli.exits import EXIT
-from holdfast.cli.resume_from import step_directory
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
+from holdfast.worker.layout import directory
 
 
 def metrics(of: Any) -> str:
@@ -82,7 +82,7 @@ async def list_checkpoints(job_id: str, server: str, output: str) -> None:
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         checkpoints = [checkpoint async for checkpoint in client.list_checkpoints(job_id)]
-    show(checkpoints, output, key="checkpoints", columns=COLUMNS, name=lambda c: step_directory(c.step))
+    show(checkpoints, output, key="checkpoints", columns=COLUMNS, name=lambda c: directory(c.step))
 
 
 @command.command()
@@ -115,14 +115,14 @@ async def get(
     if output in ("json", "yaml"):
         show_data(to_dict(found), output)
     elif output == "name":
-        click.echo(step_directory(found.checkpoint.step))
+        click.echo(directory(found.checkpoint.step))
     else:
         _show_checkpoint(found, output)
     if download is not None:
         from holdfast.cli.checkpoint_files import copy, place_of
 
         copied = copy(place_of(job, found.record), found.record.step, download)
-        click.echo(f"{copied} files are in {download / step_directory(found.record.step)}", err=True)
+        click.echo(f"{copied} files are in {download / directory(found.record.step)}", err=True)
 
 
 def _show_checkpoint(found: job_pb2.GetCheckpointResponse, form: str) -> None:

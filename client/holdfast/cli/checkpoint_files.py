@@ -11,15 +11,14 @@ import click
 
 from holdfast.cli.common import fail, printable
 from holdfast.cli.exits import EXIT
-from holdfast.cli.resume_from import step_directory
 from holdfast.storage.api import Storage, StorageError, Unreachable
 from holdfast.storage.places import open_storage, switched
 from holdfast.v1 import job_pb2, worker_pb2
+from holdfast.worker.layout import directory, manifest_name
 
 if TYPE_CHECKING:
     from holdfast.worker.verify import Verdict
 
-MANIFEST = "manifest.json"
 COPY_BYTES = 8 * 2**20
 
 
@@ -60,7 +59,7 @@ def verified(place: Storage, step: int | None, *, every: bool) -> "list[Verdict]
 def copy(place: Storage, step: int, into: Path) -> int:
     """Copy the files of a step; returns how many. Ends the command when that can't be."""
     with _explained():
-        entries = place.files(step_directory(step))
+        entries = place.files(directory(step))
         for entry in entries:
             target = into / entry.name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,15 +69,15 @@ def copy(place: Storage, step: int, into: Path) -> int:
                     reader.read_into(buffer, offset)
                     file.write(buffer)
     if not entries:
-        fail(f"there is no {step_directory(step)} in {place.uri}", EXIT.NOT_FOUND)
+        fail(f"there is no {directory(step)} in {place.uri}", EXIT.NOT_FOUND)
     return len(entries)
 
 
 def remove(place: Storage, step: int) -> None:
     """Delete the files of a step, first what makes them a checkpoint. Ends the command when that can't be."""
-    inside = step_directory(step)
+    inside = directory(step)
     with _explained():
-        place.delete([f"{inside}/{MANIFEST}"])
+        place.delete([manifest_name(step)])
         place.delete([entry.name for entry in place.files(inside)])
 
 

@@ -9,6 +9,7 @@ import click
 from holdfast.cli.run_state import ROOT
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
+from holdfast.worker.layout import directory
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<step>[0-9]+))?")
 
@@ -23,11 +24,6 @@ async def resolve_resume_from(spec: job_pb2.JobSpec, server: str) -> None:
         return
     name, step = named
     spec.resume_from = _of_run(name, step) or await _of_job(server, name, step)
-
-
-def step_directory(step: int) -> str:
-    """The name of a step's directory."""
-    return f"step-{step:010d}"
 
 
 def _named(text: str) -> tuple[str, int | None] | None:
@@ -51,7 +47,7 @@ def _of_run(name: str, step: int | None) -> str:
         _refuse(f"run {name} has no checkpoint in {ROOT / 'runs' / name / 'checkpoints'}")
     place = found[0].absolute()
     if step is not None:
-        place /= step_directory(step)
+        place /= directory(step)
         if not place.is_dir():
             _refuse(f"run {name} has no checkpoint of all ranks of step {step}: there is no {place}")
     return str(place)
@@ -67,7 +63,7 @@ async def _of_job(server: str, job_id: str, step: int | None) -> str:
     if not job.HasField("last_committed_step"):
         _refuse(f"job {job_id} has no checkpoint yet")
     place = f"{job.spec.checkpoint_uri.rstrip('/')}/{job_id}"
-    return place if step is None else f"{place}/{step_directory(step)}"
+    return place if step is None else f"{place}/{directory(step)}"
 
 
 def _refuse(sentence: str) -> NoReturn:
