@@ -16,6 +16,7 @@ from holdfast.data import formats
 from holdfast.data.columns import Part, assemble, cut
 from holdfast.data.errors import DataError
 from holdfast.data.formats import examine, open_shard, suffix_of
+from holdfast.data.memory import Memory
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 Y = np.arange(6, dtype=np.int64) * 10
@@ -28,7 +29,7 @@ def counted(path):
 
 
 def taken(path, rows=ROWS):
-    return assemble([Part(open_shard(path.name, str(path)), np.asarray(rows))], None)
+    return assemble([Part(open_shard(path.name, str(path)), np.asarray(rows))], None, Memory(1))
 
 
 def test_npy(tmp_path):
@@ -191,7 +192,7 @@ def test_rows_of_several_shards_come_in_the_order_that_is_asked_for(tmp_path):
     for n in range(3):
         np.savez(tmp_path / f"{n}.npz", x=X + 100 * n, y=Y + n)
         parts.append(Part(open_shard(f"{n}.npz", str(tmp_path / f"{n}.npz")), np.array([n, n + 1])))
-    found = assemble(parts, np.array([5, 0, 3, 1, 4, 2]))
+    found = assemble(parts, np.array([5, 0, 3, 1, 4, 2]), Memory(1))
     assert found["y"].tolist() == [10, 21, 32, 11, 22, 0]
     assert found["x"][5].tolist() == X[0].tolist()
     assert cut(found, 1, 3)["y"].tolist() == [21, 32]
@@ -202,7 +203,7 @@ def test_shards_of_other_types_are_never_mixed(tmp_path):
     np.save(tmp_path / "b.npy", Y.astype(float))
     parts = [Part(open_shard(name, str(tmp_path / name)), np.array([0])) for name in ("a.npy", "b.npy")]
     with pytest.raises(DataError, match=r"a\.npy and b\.npy hold arrays of different"):
-        assemble(parts, None)
+        assemble(parts, None, Memory(1))
 
 
 def test_hidden_files_are_no_shards():

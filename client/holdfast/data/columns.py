@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from holdfast.data.errors import DataError
+from holdfast.data.memory import Memory
 
 Array = np.ndarray[Any, Any]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -71,11 +72,11 @@ def column(array: Array) -> Column:
     return Column(rows, array.dtype, shape)
 
 
-def assemble(parts: Sequence[Part], places: Indices | None) -> Any:
+def assemble(parts: Sequence[Part], places: Indices | None, memory: Memory) -> Any:
     """The rows of all parts, of which there is at least one; the i-th of them, counted through, at places[i].
 
     Without `places` they stay in the order in which they come. Gives what the shards hold: an array, a dict of
-    arrays, or a list of dicts.
+    arrays, or a list of dicts. Arrays are made in `memory`.
     """
     first = parts[0].content
     if isinstance(first, Lines):
@@ -87,7 +88,7 @@ def assemble(parts: Sequence[Part], places: Indices | None) -> Any:
             result[place] = line
         return result
     _compare(parts)
-    arrays = {name: _join(name, parts, places) for name in first.columns}
+    arrays = {name: _join(name, parts, places, memory) for name in first.columns}
     return arrays[""] if arrays.keys() == {""} else arrays
 
 
@@ -107,11 +108,11 @@ def _compare(parts: Sequence[Part]) -> None:
             raise DataError(f"{files} hold arrays of different names, types or shapes: {one} and {other}")
 
 
-def _join(name: str, parts: Sequence[Part], places: Indices | None) -> Array:
+def _join(name: str, parts: Sequence[Part], places: Indices | None, memory: Memory) -> Array:
     columns: list[Column] = [part.content.columns[name] for part in parts]  # type: ignore[union-attr]
     like = columns[0]
     size = sum(len(part.rows) for part in parts)
-    joined: Array = np.empty(size, like.rows.dtype)
+    joined = memory.rows(name, size, like.rows.dtype)
     if places is None:
         _group(columns, parts, joined)
     elif like.dtype.hasobject or like.rows.dtype.itemsize < WIDE:

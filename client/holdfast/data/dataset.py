@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from holdfast.data.columns import Indices, Part, assemble, cut
+from holdfast.data.memory import Memory
 from holdfast.data.prefetch import Prefetch
 from holdfast.data.reader import Fetcher, ShardReader
 from holdfast.worker import windows
@@ -18,12 +19,14 @@ from holdfast.worker.report import say
 from holdfast.worker.sharding import Cursor, Plan
 
 THREADS = 2
-CHUNK_BYTES = 2 << 20
-"""Small batches are made several at a time, of about so many bytes: what threads cost each other is paid once."""
+CHUNK_BYTES = 8 << 20
+"""Batches are made several at a time, of about so many bytes: what threads cost each other is paid once."""
 CHUNK_BATCHES = 32
 AHEAD_BYTES = 64 << 20
 """So much is made before it is asked for; never less than a chunk a thread and one."""
 AHEAD_CHUNKS = 16
+IN_HAND = 4
+"""The loop may hold batches of so many chunks, and their memory is still used again."""
 
 
 class _Chunk(NamedTuple):
@@ -117,8 +120,9 @@ class _Maker:
         share = plan.batch_size if plan.partition else plan.batch_size // plan.world_size
         batch_bytes = max(1, share * reader.index.size_bytes // max(1, reader.index.samples))
         self._together = max(1, min(CHUNK_BATCHES, CHUNK_BYTES // batch_bytes))
-        ahead = min(AHEAD_CHUNKS, AHEAD_BYTES // (batch_bytes * self._together))
-        self._prefetch = Prefetch(self._calls(at, epochs), THREADS, max(THREADS + 1, ahead))
+        ahead = max(THREADS + 1, min(AHEAD_CHUNKS, AHEAD_BYTES // (batch_bytes * self._together)))
+        self._memory = Memory(ahead + IN_HAND)
+        self._prefetch = Prefetch(self._calls(at, epochs), THREADS, ahead)
         self._chunk: _Chunk | None = None
         self._batch = 0
 
@@ -185,14 +189,17 @@ class _Maker:
         ends = [min((n + 1) * size, len(rows)) for n in range(count)]
         if not len(rows):
             empty = Part(self._reader.content(anywhere, self._stop), rows)
-            return _Chunk(assemble([empty], None), ends)
+            return _Chunk(assemble([empty], None, self._memory), ends)
         grouped = np.argsort(shards, kind="stable")
         there, begins = np.unique(shards[grouped], return_index=True)
         limits = [*begins.tolist(), len(rows)]
         if len(there) == 1:
-            return _Chunk(assemble([Part(self._reader.content(int(there[0]), self._stop), rows)], None), ends)
+            return _Chunk(
+                assemble([Part(self._reader.content(int(there[0]), self._stop), rows)], None, self._memory),
+                ends,
+            )
         parts = [
             Part(self._reader.content(number, self._stop), rows[grouped[limits[n] : limits[n + 1]]])
             for n, number in enumerate(there.tolist())
         ]
-        return _Chunk(assemble(parts, grouped), ends)
+        return _Chunk(assemble(parts, grouped, self._memory), ends)

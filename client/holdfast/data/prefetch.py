@@ -23,6 +23,8 @@ class Prefetch(Generic[T]):
         self._calls = calls
         self._ahead = ahead
         self._changed = threading.Condition()
+        self._calling = threading.Lock()
+        """One thread at a time asks for a call. That may take long, and nobody waits for it who only wants a result."""
         self._next = 0
         self._taken = 0
         self._end: int | None = None
@@ -77,25 +79,29 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
 
     def _take_call(self) -> tuple[int, Callable[[], T]] | None:
-        with self._changed:
-            while not self._stopped and self._end is None and self._next >= self._taken + self._ahead:
-                self._changed.wait()
-            if self._stopped or self._end is not None:
-                return None
-            number = self._next
+        with self._calling:
+            with self._changed:
+                while not self._stopped and self._end is None and self._next >= self._taken + self._ahead:
+                    self._changed.wait()
+                if self._stopped or self._end is not None:
+                    return None
+                number = self._next
+                self._next += 1
             try:
-                call = next(self._calls)
+                return number, next(self._calls)
             except StopIteration:
-                self._end = number
-                self._changed.notify_all()
-                return None
+                self._finish(number)
             except BaseException as error:  # noqa: BLE001  it is raised where it can be handled
-                self._results[number] = None, error
-                self._end = number + 1
-                self._changed.notify_all()
-                return None
-            self._next += 1
-            return number, call
+                self._finish(number + 1, error)
+            return None
+
+    def _finish(self, end: int, error: BaseException | None = None) -> None:
+        """There are so many results; the last is that the next call could not be had."""
+        with self._changed:
+            if error is not None:
+                self._results[end - 1] = None, error
+            self._end = end
+            self._changed.notify_all()
 
 
 # A forked child has the locks as they were, and none of the threads.
