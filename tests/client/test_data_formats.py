@@ -1,10 +1,12 @@
 """Formats of shards: what is counted, what a batch looks like, and what is said about files that are none."""
 
+import gc
 import io
 import json
 import pickle
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -37,6 +39,47 @@ def test_npy(tmp_path):
     assert counted(tmp_path / "a.npy") == 6
     assert taken(tmp_path / "a.npy").tolist() == X[ROWS].tolist()
     assert taken(tmp_path / "a.npy").dtype == np.float32
+
+
+FIELDS = np.zeros((3, 2), [("a", "<i4"), ("b", "<f8", (2,))])
+
+
+@pytest.mark.parametrize(
+    "dtype", ["?", "i1", "<i8", ">f4", "<c16", "S5", "<U3", "V7", "<M8[ns]", FIELDS.dtype]
+)
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 1, 2)])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_npy_headers_are_read_as_numpy_reads_them(tmp_path, dtype, shape, version):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array(file, np.zeros(shape, dtype), version)
+    wanted = np.load(tmp_path / "a.npy")
+    found = taken(tmp_path / "a.npy", [0, 1, 2])
+    assert (found.dtype, found.shape, found.tobytes()) == (wanted.dtype, wanted.shape, wanted.tobytes())
+
+
+@pytest.fixture
+def busy_collector():
+    """Python code runs whenever some objects were made, and other threads get their turn in it."""
+    before = gc.get_threshold(), sys.getswitchinterval()
+
+    def callback(*_):
+        pass
+
+    gc.callbacks.append(callback)
+    gc.set_threshold(10)
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before[1])
+    gc.set_threshold(*before[0])
+    gc.callbacks.remove(callback)
+
+
+def test_headers_are_read_in_several_threads(busy_collector):
+    """Python's own parser, which numpy uses, breaks when two threads use it at the same moment."""
+    shards = [saved(X), saved(FIELDS)]
+    with ThreadPoolExecutor(8) as pool:
+        counting = [pool.submit(examine, "a.npy", io.BytesIO(shards[n % 2])) for n in range(400)]
+        assert {found.result().samples for found in counting} == {6, 3}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -266,6 +266,18 @@ def test_a_file_that_has_just_changed_may_change_again_unseen(dataset, train, en
     assert not Path(env["HOLDFAST_CACHE_DIR"], "digests").exists()
 
 
+def test_decoding_again_and_again_is_told(dataset, train, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("holdfast.data.reader.OPEN_BYTES", 200)
+    monkeypatch.setattr("holdfast.data.dataset.CHUNK_BATCHES", 1)
+    (tmp_path / "packed").mkdir()
+    for n in range(4):
+        np.savez_compressed(tmp_path / f"packed/{n}.npz", x=np.arange(10 * n, 10 * n + 10))
+    for window, told in ((1, 0), (40, 1)):
+        data = dataset(tmp_path / "packed", epochs=3, window=window, checkpoints=f"c{window}")
+        assert sorted(numbers(batch["x"] for batch in data)) == sorted(3 * list(range(40)))
+        assert capfd.readouterr().err.count("they are decoded again and again") == told
+
+
 # What the job declares.
 
 

@@ -5,7 +5,7 @@ import pytest
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import NoteReport
+from holdfast_coordinator.core.effects import NoteReport, StartWorkers
 from holdfast_coordinator.core.model import ReportKind
 from tests.core.builders import T0, key, running
 
@@ -38,6 +38,21 @@ def test_data_sets_come_out_as_they_went_in_or_not_at_all():
     read = codec.spec_from_proto(spec)
     assert codec.spec_to_proto(read).datasets == spec.datasets
     assert not codec.spec_to_proto(read, datasets=False).datasets
+
+
+def test_the_data_sets_of_a_job_are_written_once_for_all_agents(monkeypatch):
+    spec = job_pb2.JobSpec(name="a", command=["x"], world_size=2)
+    spec.datasets.add(name="train", uri="/train").shards.add(file="a.npy", samples=3)
+    jobs = [codec.spec_from_proto(spec) for _ in range(20)]
+    written = []
+    real = codec._dataset
+    monkeypatch.setattr(codec, "_dataset", lambda found: written.append(found) or real(found))
+    for job in jobs:
+        starts = [StartWorkers("a", job, (), f"10.0.0.{n}", 1, ()) for n in range(3)]
+        messages = [codec.command_to_proto(start, epoch=7).start_workers for start in starts]
+        assert [message.spec for message in messages] == [codec.spec_to_proto(job)] * 3
+        assert [message.master_addr for message in messages] == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
+    assert len(written) == len(jobs)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def column(array: Array) -> Column:
     width = array.dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     if array.dtype.hasobject:
         return Column(array, array.dtype, shape)
-    rows: Array = np.ndarray((len(array),), f"V{width}", array.data, strides=(width,))
+    content = array.reshape(-1).view(np.uint8).data  # of times there is no buffer
+    rows: Array = np.ndarray((len(array),), f"V{width}", content, strides=(width,))
     return Column(rows, array.dtype, shape)
 
 

@@ -163,9 +163,12 @@ class _Maker:
 
     def _look_ahead(self, order: windows.Epoch, seen: int, window: int) -> int:
         """Have the shards of a window that begins fetched, and those of the next if the cache holds both."""
-        if self._fetcher is None or window == seen:
+        if window == seen:
             return window
         wanted = order.shards_of(window).tolist()
+        self._reader.need(wanted)
+        if self._fetcher is None:
+            return window
         more = wanted + order.shards_of(window + 1).tolist()
         limit = self._reader.cache_limit
         self._fetcher.want(more if self._size_of(more) <= limit else wanted)

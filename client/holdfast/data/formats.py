@@ -15,6 +15,8 @@ opened; compressed npz and parquet are decoded into memory.
 import io
 import json
 import mmap
+import re
+import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,12 @@ SUFFIXES = (".npy", ".npz", ".safetensors", ".jsonl", ".parquet")
 _BROKEN = (ValueError, KeyError, TypeError, EOFError)
 _MAX_HEADER_BYTES = 100_000_000
 _LOCAL_HEADER = 30  # of a zip member, before its name
+_LENGTHS = {(1, 0): 2, (2, 0): 4}
+"""By version of npy: of so many bytes is what says how long the header is."""
+_HEADER = re.compile(
+    rb"\{'descr': '([^'\\]+)', 'fortran_order': (True|False), 'shape': \(([0-9]+,|[0-9]+(?:, [0-9]+)+|)\), \}\s*"
+)
+_evaluating = threading.Lock()
 _DTYPES = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "C64": "<c8",
@@ -141,12 +149,11 @@ def _map(mapped: memoryview, layout: _Layout) -> Column:
 def _npy(file: str, content: IO[bytes]) -> _Layout:
     """Read the header of an array. Its data begin where the reading has stopped."""
     version = np.lib.format.read_magic(content)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(content)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(content)
-    else:
+    if version not in _LENGTHS:
         raise DataError(f"{file} is npy of version {version[0]}.{version[1]}; save it as 1.0 or 2.0")
+    size = content.read(_LENGTHS[version])
+    text = content.read(int.from_bytes(size, "little"))
+    shape, fortran, dtype = _npy_header(version, size + text)
     if dtype.hasobject:
         raise DataError(
             f"{file} holds Python objects, which are never unpickled; save it as numbers, or jsonl"
@@ -159,6 +166,21 @@ def _npy(file: str, content: IO[bytes]) -> _Layout:
     if dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64)) == 0:
         raise DataError(f"{file}: its rows are empty; remove the array, or give its rows something to hold")
     return _Layout(dtype, shape, content.tell())
+
+
+def _npy_header(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran's order, and dtype.
+
+    numpy reads a header as Python code, which Python 3.11 cannot do in several threads at once: sometimes it raises
+    SystemError. So what numpy writes is read here, and the rest, such as fields with names, by one thread at a time.
+    """
+    found = _HEADER.fullmatch(header, _LENGTHS[version])
+    if found is not None:
+        descr, fortran, shape = (group.decode() for group in found.groups())
+        return tuple(int(n) for n in shape.split(",") if n.strip()), fortran == "True", np.dtype(descr)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with _evaluating:
+        return read(io.BytesIO(header))
 
 
 def _members(content: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -61,7 +61,12 @@ class ShardReader:
         self._lock = threading.Lock()
         self._locks: dict[int, threading.Lock] = {}
         self._open: OrderedDict[int, Content] = OrderedDict()
+        self._held = 0
+        self._mapped = 0
+        """Bytes of what is open from the cache: it cannot be removed there before it is closed."""
         self._storage: Storage | None = None
+        self._needed: frozenset[int] = frozenset()
+        self._told_memory = False
         self._away: tuple[float, Unreachable] | None = None
         self._told = False
 
@@ -93,6 +98,11 @@ class ShardReader:
                 self._keep(number, found)
             return found
 
+    def need(self, numbers: Iterable[int]) -> None:
+        """These are gone through together: each of them is asked for again and again, until others are needed."""
+        with self._lock:
+            self._needed = frozenset(numbers)
+
     def fetch(self, number: int) -> None:
         """Bring a shard from elsewhere into the cache. Raises what `content` does, and Unreachable."""
         shard = self.index.shards[number]
@@ -101,13 +111,20 @@ class ShardReader:
     def _keep(self, number: int, content: Content) -> None:
         with self._lock:
             self._open[number] = content
-            while len(self._open) > 1 and self._is_too_much():
-                self._open.popitem(last=False)
+            self._count(number, content, 1)
+            while len(self._open) > 1 and (
+                self._held > OPEN_BYTES or self._mapped > self._cache.limit or len(self._open) > OPEN_SHARDS
+            ):
+                of_memory = self._held > OPEN_BYTES
+                dropped, was = self._open.popitem(last=False)
+                self._count(dropped, was, -1)
+                if of_memory and dropped in self._needed:
+                    self._tell_memory()
 
-    def _is_too_much(self) -> bool:
-        memory = sum(content.held_bytes for content in self._open.values())
-        mapped = sum(self.index.shards[number].size_bytes for number in self._open) if self.remote else 0
-        return memory > OPEN_BYTES or mapped > self._cache.limit or len(self._open) > OPEN_SHARDS
+    def _count(self, number: int, content: Content, sign: int) -> None:
+        self._held += sign * content.held_bytes
+        if self.remote:
+            self._mapped += sign * self.index.shards[number].size_bytes
 
     def _load(self, shard: ShardInfo, stop: threading.Event) -> Content:
         try:
@@ -196,6 +213,14 @@ class ShardReader:
             if self._storage is None:
                 self._storage = open_place(self._base, self._env)
             return self._storage
+
+    def _tell_memory(self) -> None:
+        told, self._told_memory = self._told_memory, True
+        if not told:
+            say(
+                f"the shards of one window take more than {OPEN_BYTES >> 30} GiB when they are decoded, so that "
+                f"they are decoded again and again ({self._base}); lower window, or store them uncompressed, as npy"
+            )
 
     def _tell(self, sentence: str) -> None:
         with self._lock:
