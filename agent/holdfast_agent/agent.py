@@ -103,8 +103,12 @@ class Agent:
             await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
-            self._in_background(self._drainer.run())
-            await self._session.run()
+            draining = asyncio.create_task(self._drainer.run())
+            try:
+                await self._session.run()
+            finally:
+                draining.cancel()
+                await asyncio.gather(draining, return_exceptions=True)
 
     async def stop(self, *, workers: bool) -> None:
         """Let go of everything, after `run` was cancelled. Workers go on, unless `workers` says to end them."""

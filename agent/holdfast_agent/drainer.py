@@ -45,8 +45,12 @@ class Drainer:
         pause = FIRST_PAUSE_S
         while True:
             await asyncio.sleep(pause)
-            left = [path for path in self._left() if path.name not in self._live_jobs()]
-            brought = [await self._drain(path) for path in left]
+            try:
+                left = [path for path in self._left() if path.name not in self._live_jobs()]
+                brought = [await self._drain(path) for path in left]
+            except OSError as error:
+                log.warning("the spool can't be drained", spool=str(self._spool), error=str(error))
+                left, brought = [self._spool], []
             pause = min(2 * pause, LAST_PAUSE_S) if left and not any(brought) else FIRST_PAUSE_S
 
     def _left(self) -> list[Path]:

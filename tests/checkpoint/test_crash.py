@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.storage.api import Bytes
 from holdfast.storage.local import LocalStorage, Writer
-from holdfast.worker import checkpoint, shard_file
+from holdfast.worker import shard_file
 from holdfast.worker.checkpoint import packed
 from holdfast.worker.spool import SpooledStorage, drain, held
 from tests.checkpoint.away import Away
@@ -30,7 +30,7 @@ from tests.checkpoint.places import (
 def _several_writes_a_shard(monkeypatch):
     monkeypatch.setattr(shard_file, "CHUNK_BYTES", 64)
     monkeypatch.setattr(shard_file, "PIECE_BYTES", 64)
-    monkeypatch.setattr(checkpoint, "_LOCAL_LANES", 1)
+    monkeypatch.setattr(shard_file, "_LOCAL_LANES", 1)
 
 
 class Recording:

@@ -37,12 +37,24 @@ def test_a_checkpoint_that_is_dropped_is_gone_with_all_that_lay_beside_it(tmp_pa
     assert not (tmp_path / "job/step-0000000100").exists()
 
 
-def test_a_quarantined_checkpoint_goes_when_its_step_is_dropped(tmp_path):
-    checkpoints = checkpoints_at(tmp_path)
-    commit = save_and_publish(checkpoints, 100, OLD)
-    checkpoints.quarantine(commit)
-    checkpoints.drop(100)
-    assert not (tmp_path / "job/step-0000000100").exists()
+def test_what_was_set_aside_stays_when_its_step_was_committed_anew_and_is_dropped(tmp_path):
+    first, second = checkpoints_at(tmp_path, 1), checkpoints_at(tmp_path, 2)
+    first.quarantine(save_and_publish(first, 100, OLD))
+    save_and_publish(second, 100, OLD, attempt=2)
+    second.drop(100)
+    assert sorted(path.name for path in (tmp_path / "job/step-0000000100").iterdir()) == [
+        "manifest.quarantined-attempt-1.json",
+        "quarantined.rank-00000.attempt-1.safetensors",
+    ]
+
+
+def test_a_superseded_attempt_drops_nothing_that_a_later_one_has_committed(tmp_path):
+    first, second = checkpoints_at(tmp_path, 1), checkpoints_at(tmp_path, 2)
+    first.save(100, packed(OLD))
+    commit = save_and_publish(second, 100, NEW, attempt=2)
+    first.drop(100)
+    assert second.newest() == commit
+    assert second.load(commit, 0)["n"] == NEW["n"]
 
 
 def test_sweeping_takes_what_dead_attempts_left_and_nothing_else(tmp_path):

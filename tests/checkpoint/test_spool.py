@@ -437,3 +437,19 @@ def test_a_shard_stays_held_until_somebody_has_heard_that_it_is_in_the_storage(n
     assert node.drained == [name]
     assert not storage.holds(name)
     assert main.puts == puts  # once there it is not brought again
+
+
+def test_whoever_is_done_waits_for_what_can_be_brought_and_not_for_a_storage_that_is_away(node, monkeypatch):
+    monkeypatch.setattr(spool_module, "FIRST_PAUSE", 2 * PATIENCE)  # finishing is what ends the pause
+    monkeypatch.setattr(spool_module, "LAST_PAUSE", 2 * PATIENCE)
+    main, storage, checkpoints = node.start()
+    save_and_publish(checkpoints, 100, OLD)
+    assert not storage.finish(PATIENCE)
+    asked = len(main.asked)
+    assert asked
+    storage.close()
+    main, storage, _ = node.start(attempt=2)  # which begins with a try
+    wait_until(lambda: main.asked)
+    main.gone = False
+    assert storage.finish(PATIENCE)
+    assert checkpoints_at(node.top).newest().step == 100

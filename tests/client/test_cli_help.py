@@ -39,6 +39,7 @@ def test_the_commands():
         "node list",
         "checkpoint",
         "checkpoint delete",
+        "checkpoint drain",
         "checkpoint get",
         "checkpoint list",
         "checkpoint pin",

@@ -218,7 +218,7 @@ class Saver:
             say(f"the checkpoint of step {self._in_flight} was not answered in time; it may yet be committed")
         self._writer.close(timeout)
         if isinstance(self._storage, SpooledStorage):
-            self._storage.wait(_until(end))
+            self._storage.finish(_until(end))
         if self._committer is not None:
             self._committer.close()
         self._storage.close()

@@ -60,6 +60,8 @@ class SpooledStorage:
         self._away = False
         self._aimed = False
         self._closed = False
+        self._finishing = False
+        self._gave_up = False
         self._deleted: set[str] = set()
         self._thread: threading.Thread | None = None
         with contextlib.suppress(OSError):  # what cannot be looked at now is when the next file is held
@@ -81,6 +83,14 @@ class SpooledStorage:
         """Wait until nothing is held. False when `timeout` seconds have gone by first."""
         with self._changed:
             return self._changed.wait_for(lambda: self._thread is None, timeout)
+
+    def finish(self, timeout: float) -> bool:
+        """Try once more to bring what is held; wait, `timeout` seconds at most, unless the storage is still away."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._thread is None or self._gave_up, timeout)
+            return self._thread is None
 
     def put(self, name: str, body: Body) -> None:
         """See `Storage`."""
@@ -225,8 +235,12 @@ class SpooledStorage:
     def _drain(self) -> None:
         pause = FIRST_PAUSE
         while True:
+            finishing = self._finishing
             passed = self._pass()
             with self._changed:
+                if passed.failed and finishing:
+                    self._gave_up = True
+                    self._changed.notify_all()
                 try:
                     left = self._held()
                 except OSError:
@@ -239,7 +253,11 @@ class SpooledStorage:
                     self._changed.notify_all()
                     return
                 pause = FIRST_PAUSE if passed.brought else min(2 * pause, LAST_PAUSE)
-                self._changed.wait_for(lambda: self._closed, pause)
+                self._changed.wait_for(partial(self._is_called, finishing), pause)
+
+    def _is_called(self, finishing: bool) -> bool:
+        """There is no time to pause any more, and was when the last pass began."""
+        return self._closed or self._finishing > finishing
 
     def _pass(self) -> "Pass":
         """Try once to bring everything."""
