@@ -1,7 +1,8 @@
 """From the last rank's word that its file is durable to every rank's knowledge that the checkpoint is committed.
 
 The coordinator is real, and so are its store and the agents' streams; the ranks are simulated. Between two commits
-one write and fsync beside the store is timed, which is the least that a durable commit can take.
+one write and fsync beside the store is timed, which is the least that a durable commit can take. Beside it a server
+does no more than that: with the last shard of a step it writes one block, syncs it, and answers every stream.
 """
 
 import asyncio
@@ -11,16 +12,73 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+
+import grpc
 
 from benchmarks.figures import Table, median
 from benchmarks.heartbeats import Agent, submit
-from holdfast.v1 import agent_pb2
+from holdfast import wire
+from holdfast.v1 import agent_pb2, agent_pb2_grpc
 
 FLEETS = ((4, 2), (1_000, 8), (1_000, 125))
 """Ranks, and agents that they are on."""
 COMMITS = 60
 BLOCK = bytes(4096)
+
+
+class Bare(agent_pb2_grpc.AgentServiceServicer):
+    """Counts, syncs, answers."""
+
+    def __init__(self, ranks: int, folder: Path) -> None:
+        self._ranks = ranks
+        self._file = folder / "bare"
+        self._streams: list[asyncio.Queue[int]] = []
+        self._counts: dict[int, int] = {}
+
+    async def Connect(
+        self, requests: AsyncIterator[agent_pb2.AgentMessage], _context: object
+    ) -> AsyncIterator[agent_pb2.CoordinatorMessage]:
+        hello = await anext(requests)
+        welcome = agent_pb2.CoordinatorMessage(epoch=1)
+        welcome.welcome.SetInParent()
+        yield welcome
+        start = agent_pb2.CoordinatorMessage(epoch=1)
+        start.start_workers.job_id = "bare"
+        for rank in range(hello.hello.capacity.slots):
+            start.start_workers.assignments.add(rank=rank, attempt=1)
+        yield start
+        acks: asyncio.Queue[int] = asyncio.Queue()
+        self._streams.append(acks)
+        counting = asyncio.create_task(self._count(requests))
+        try:
+            while True:
+                yield agent_pb2.CoordinatorMessage(
+                    epoch=1, ack_commit=agent_pb2.AckCommit(step=await acks.get())
+                )
+        finally:
+            counting.cancel()
+
+    async def _count(self, requests: AsyncIterator[agent_pb2.AgentMessage]) -> None:
+        async for message in requests:
+            if not message.HasField("shard_prepared"):
+                continue
+            step = message.shard_prepared.step
+            self._counts[step] = self._counts.get(step, 0) + 1
+            if self._counts[step] == self._ranks:
+                synced(self._file)
+                for acks in self._streams:
+                    acks.put_nowait(step)
+
+
+async def serve_bare(ranks: int, folder: Path) -> None:
+    server = grpc.aio.server(options=wire.server_options())
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(Bare(ranks, folder), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"127.0.0.1:{port}", flush=True)
+    await server.wait_for_termination()
 
 
 class Node(Agent):
@@ -61,12 +119,15 @@ def synced(path: Path) -> float:
     return took
 
 
-async def run_fleet(ranks: int, size: int, target: str, folder: Path) -> tuple[list[float], list[float]]:
+async def run_fleet(
+    ranks: int, size: int, target: str, folder: Path, *, real: bool
+) -> tuple[list[float], list[float]]:
     """Seconds of each commit, and of each sync beside it."""
     nodes = [Node(n, target, slots=ranks // size) for n in range(size)]
     try:
         await asyncio.gather(*(node.connect(expect_work=True) for node in nodes))
-        await submit(target, ranks)
+        if real:
+            await submit(target, ranks)
         await asyncio.gather(*(node.take_work_of(ranks // size) for node in nodes))
         commits, syncs = [], []
         for step in range(1, COMMITS + 1):
@@ -84,35 +145,43 @@ async def run_fleet(ranks: int, size: int, target: str, folder: Path) -> tuple[l
         await asyncio.gather(*(node.close() for node in nodes))
 
 
+def run_server(command: list[str], ranks: int, size: int, folder: str) -> tuple[float, float]:
+    """Median milliseconds of a commit, and of a sync beside it."""
+    real = "benchmarks.heartbeats" in command
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        target = server.stdout.readline().strip()
+        try:
+            commits, syncs = asyncio.run(run_fleet(ranks, size, target, Path(folder), real=real))
+        finally:
+            server.kill()
+    return median(commits) * 1e3, median(syncs) * 1e3
+
+
 def measure_fleet(ranks: int, size: int) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.heartbeats", "holdfast", folder]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as server:
-            assert server.stdout is not None
-            target = server.stdout.readline().strip()
-            try:
-                commits, syncs = asyncio.run(run_fleet(ranks, size, target, Path(folder)))
-            finally:
-                server.kill()
-    ratio = median(commits) / median(syncs)
-    return (
-        f"{ranks:,}",
-        str(size),
-        f"{median(syncs) * 1e3:.2f}",
-        f"{median(commits) * 1e3:.2f}",
-        f"{ratio:.2f}",
-    )
+        python = [sys.executable, "-m"]
+        least, _ = run_server([*python, "benchmarks.commits", str(ranks), folder], ranks, size, folder)
+        ours, sync = run_server([*python, "benchmarks.heartbeats", "holdfast", folder], ranks, size, folder)
+    figures = (f"{sync:.2f}", f"{least:.2f}", f"{ours:.2f}", f"{ours / sync:.1f}", f"{ours / least:.1f}")
+    return f"{ranks:,}", str(size), *figures
 
 
 def measure() -> list[Table]:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     rows = tuple(measure_fleet(ranks, size) for ranks, size in FLEETS)
-    head = ("ranks", "agents", "one fsync, ms", "commit, ms", "ratio")
+    head = (
+        *("ranks", "agents", "one fsync, ms", "bare server, ms", "commit, ms"),
+        *("beside one fsync", "beside the bare server"),
+    )
     note = (
-        f"From the last rank's message to the ack that the last rank's agent receives, median of {COMMITS - 5}; all "
-        "simulated agents are one Python process, whose receiving is part of it. Bar: at most 3."
+        f"From the last rank's message to the ack that the last agent receives, median of {COMMITS - 5}; all "
+        "simulated agents are one Python process, whose receiving is part of it. The bare server counts, syncs one "
+        "block, and answers. Bar: at most 3 times one fsync."
     )
     return [Table("Commit of a checkpoint", note, head, rows)]
+
+
+if __name__ == "__main__":
+    asyncio.run(serve_bare(int(sys.argv[1]), Path(sys.argv[2])))
