@@ -66,6 +66,8 @@ class ShardReader:
         """Bytes of what is open from the cache: it cannot be removed there before it is closed."""
         self._storage: Storage | None = None
         self._needed: frozenset[int] = frozenset()
+        self._dropped = 0
+        """So many of them were closed since, and have to be opened again."""
         self._told_memory = False
         self._away: tuple[float, Unreachable] | None = None
         self._told = False
@@ -102,6 +104,7 @@ class ShardReader:
         """These are gone through together: each of them is asked for again and again, until others are needed."""
         with self._lock:
             self._needed = frozenset(numbers)
+            self._dropped = 0
 
     def fetch(self, number: int) -> None:
         """Bring a shard from elsewhere into the cache. Raises what `content` does, and Unreachable."""
@@ -119,6 +122,7 @@ class ShardReader:
                 dropped, was = self._open.popitem(last=False)
                 self._count(dropped, was, -1)
                 if of_memory and dropped in self._needed:
+                    self._dropped += 1
                     self._tell_memory()
 
     def _count(self, number: int, content: Content, sign: int) -> None:
@@ -215,8 +219,9 @@ class ShardReader:
             return self._storage
 
     def _tell_memory(self) -> None:
-        told, self._told_memory = self._told_memory, True
-        if not told:
+        """At the border of two windows a few may be dropped too early; here it is more than all of them."""
+        if self._dropped > len(self._needed) and not self._told_memory:
+            self._told_memory = True
             say(
                 f"the shards of one window take more than {OPEN_BYTES >> 30} GiB when they are decoded, so that "
                 f"they are decoded again and again ({self._base}); lower window, or store them uncompressed, as npy"
