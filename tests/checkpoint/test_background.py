@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import os
 import threading
 import weakref
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from holdfast.worker import background
-from holdfast.worker.background import BackgroundWriter, Save
+from holdfast.worker.background import NICENESS, BackgroundWriter, Save
 from holdfast.worker.checkpoint import packed
 from holdfast.worker.staging import Staging
 
@@ -253,3 +254,16 @@ def test_a_kernel_without_huge_pages_will_do(monkeypatch):
 
     monkeypatch.setattr(mmap, "mmap", Plain)
     assert Staging().copy({"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
+
+
+def test_it_leaves_the_processor_to_training():
+    seen = []
+    writer = BackgroundWriter(
+        lambda _: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())), lambda *_: None
+    )
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    writer.give(Save(1, packed({})))
+    assert writer.wait(PATIENCE)
+    writer.close(PATIENCE)
+    assert seen == [NICENESS]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

@@ -5,6 +5,7 @@ else has to be done to a storage, removing what is no longer kept, is done by it
 """
 
 import contextlib
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from holdfast.worker.report import say
 FIRST_PAUSE = 1.0
 LAST_PAUSE = 30.0
 """Seconds between two tries to write the same checkpoint."""
+
+NICENESS = 10
+"""Of the thread, as in nice(1)."""
 
 
 class Save(NamedTuple):
@@ -87,6 +91,10 @@ class BackgroundWriter:
         self._changed.notify_all()
 
     def _run(self) -> None:
+        # Where training has use for every core it is to have them. A thread's niceness is its own on Linux, and goes
+        # over to those that it starts to upload.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         # Neither a save nor a chore is kept in a variable here: while the thread sleeps it would keep the arrays.
         while self._next():
             if self._save is not None:
