@@ -26,6 +26,7 @@ from holdfast_coordinator.core.model import (
     Job,
     JobSpec,
     JobState,
+    Prepared,
     Shard,
     Worker,
     WorkerState,
@@ -81,6 +82,15 @@ def commit(job_id, step, gang=0, attempt=1, local=()):
     return Commit(job_id, gang, step, attempt, at_ms=step, rank=None, world_size=1, shards=shards)
 
 
+def made(*commits):
+    """The writes with which commits come to be."""
+    for item in commits:
+        yield from (
+            Put(Prepared(item.job_id, item.gang, s.rank, item.attempt, item.step, s)) for s in item.shards
+        )
+        yield Append(item)
+
+
 def changed(item, write):
     """What becomes of a commit of the history."""
     match write:
@@ -100,11 +110,11 @@ def changed(item, write):
 
 class TestState:
     @settings(max_examples=60, deadline=None)
-    @given(made=batches())
-    def test_it_loads_as_what_was_committed(self, open_store, made):
+    @given(written=batches())
+    def test_it_loads_as_what_was_committed(self, open_store, written):
         state, entries, commits = State(SETTINGS), [], []
         with open_store() as store:
-            for batch in made:
+            for batch in written:
                 store.commit(batch, epoch=1)
                 state.apply(batch)
                 assert store.load(SETTINGS) == state
@@ -168,7 +178,7 @@ class TestFence:
     def test_an_epoch_that_is_over_writes_nothing(self, store):
         store.commit([SetEpoch(2)], epoch=2)
         before = store.load(SETTINGS)
-        for writes in ([], [Put(GANG), Append(entry(1)), Append(commit("a", 1))]):
+        for writes in ([], [Put(GANG), Append(entry(1)), *made(commit("a", 1))]):
             with pytest.raises(DeposedError, match="epoch 1 is over, it is epoch 2 now"):
                 store.commit(writes, epoch=1)
         assert store.load(SETTINGS) == before
@@ -208,10 +218,10 @@ class TestFence:
 
 class TestHistories:
     def test_nothing_is_appended_over_what_is_there(self, store):
-        store.commit([Append(entry(1)), Append(commit("a", 5))], epoch=1)
-        for item in (entry(1, "other"), commit("a", 5)):
+        store.commit([Append(entry(1)), *made(commit("a", 5))], epoch=1)
+        for again in ([Append(entry(1, "other"))], made(commit("a", 5, attempt=2))):
             with pytest.raises(StoreError):
-                store.commit([Put(GANG), Append(entry(2)), Append(item)], epoch=1)
+                store.commit([Put(GANG), Append(entry(2)), *again], epoch=1)
         assert store.load(SETTINGS).gangs == {}
         assert store.entries(limit=10) == [entry(1)]
         assert store.commits("a", limit=10) == [commit("a", 5)]
@@ -236,7 +246,7 @@ class TestHistories:
         # In scope "rank", gangs commit the same step.
         oldest_first = [commit("a", step, gang) for step in (1, 2, 10) for gang in (0, 1)]
         others = [commit("b", 2)]
-        store.commit([Append(item) for item in (*others, *oldest_first)], epoch=1)
+        store.commit([*made(*others, *oldest_first)], epoch=1)
         pages, before = [], None
         while page := store.commits("a", limit=3, before=before):
             pages.append(page)
@@ -245,38 +255,37 @@ class TestHistories:
         assert [item for page in pages for item in page] == oldest_first[::-1]
 
     def test_those_of_a_job_are_dropped_with_it(self, store):
-        store.commit([Append(commit("a", 1)), Append(commit("b", 1)), Append(entry(1, "a"))], epoch=1)
-        store.commit([Append(commit("a", 2)), DropHistory("a"), Append(commit("a", 1))], epoch=1)
+        store.commit([*made(commit("a", 1), commit("b", 1)), Append(entry(1, "a"))], epoch=1)
+        store.commit([*made(commit("a", 2)), DropHistory("a"), *made(commit("a", 1))], epoch=1)
         assert store.commits("a", limit=10) == [commit("a", 1)]
         assert store.commits("b", limit=10) == [commit("b", 1)]
         assert store.entries(job_id="a", limit=10) == [entry(1, "a")]
 
     def test_one_commit_is_dropped_and_may_be_made_again(self, store):
-        store.commit([Append(commit("a", step, gang)) for step in (1, 2) for gang in (0, 1)], epoch=1)
+        store.commit([*made(*(commit("a", step, gang) for step in (1, 2) for gang in (0, 1)))], epoch=1)
         again = commit("a", 2, attempt=2)
-        store.commit([DropCommit("a", 0, 2), Append(again)], epoch=1)
-        store.commit([Append(commit("a", 3)), DropCommit("a", 0, 3), DropCommit("a", 0, 9)], epoch=1)
+        store.commit([DropCommit("a", 0, 2), *made(again)], epoch=1)
+        store.commit([*made(commit("a", 3)), DropCommit("a", 0, 3), DropCommit("a", 0, 9)], epoch=1)
         assert store.commits("a", limit=9) == [commit("a", 2, 1), again, commit("a", 1, 1), commit("a", 1)]
 
     def test_a_transaction_that_fails_drops_and_drains_nothing(self, store):
         degraded = commit("a", 1, local=(0,))
-        store.commit([Append(degraded), Append(commit("a", 2)), Append(entry(1))], epoch=1)
+        store.commit([*made(degraded, commit("a", 2)), Append(entry(1))], epoch=1)
         with pytest.raises(StoreError):
             store.commit([MarkDrained("a", 0, 1, 0), DropCommit("a", 0, 2), Append(entry(1))], epoch=1)
         assert store.commits("a", limit=9) == [commit("a", 2), degraded]
 
     def test_the_file_of_a_rank_is_drained_whichever_transaction_made_the_commit(self, store):
-        store.commit([Append(commit("a", 1, local=(0, 1)))], epoch=1)
+        store.commit([*made(commit("a", 1, local=(0, 1)))], epoch=1)
         store.commit(
             [MarkDrained("a", 0, 1, 0), MarkDrained("a", 1, 1, 0), MarkDrained("a", 0, 9, 0)], epoch=1
         )
         assert store.commits("a", limit=9) == [commit("a", 1, local=(1,))]
-        store.commit([Append(commit("a", 2, local=(0, 1))), MarkDrained("a", 0, 2, 1)], epoch=1)
+        store.commit([*made(commit("a", 2, local=(0, 1))), MarkDrained("a", 0, 2, 1)], epoch=1)
         assert store.commits("a", limit=1) == [commit("a", 2, local=(0,))]
 
     def test_the_newest_commit_of_a_gang_upto_a_step(self, store):
-        made = [commit("a", 1), commit("a", 5), commit("a", 3, 1), commit("b", 4)]
-        store.commit([Append(item) for item in made], epoch=1)
+        store.commit([*made(commit("a", 1), commit("a", 5), commit("a", 3, 1), commit("b", 4))], epoch=1)
         assert store.commit_upto("a", 0, 5) == commit("a", 5)
         assert store.commit_upto("a", 0, 4) == commit("a", 1)
         assert store.commit_upto("a", 1, 2**63 - 1) == commit("a", 3, 1)

@@ -102,13 +102,18 @@ def shard_prepared(turn: Turn, event: ShardPrepared) -> None:
             ack = AckCommit(key.job_id, done.attempt, done.step, (key.rank,), publish=done, drop=drop)
             turn.send(event.node, ack)
         case commit.Wait():
-            turn.put(new)
+            _hold(turn, new)
         case commit.Complete(shards):
-            for rank in ranks:
-                prepared = state.prepared.get((key.job_id, rank))
-                if prepared is not None and prepared.step <= event.step:
-                    turn.delete(prepared)
+            _hold(turn, new)
             _commit(turn, gang, event.step, shards)
+
+
+def _hold(turn: Turn, new: Prepared) -> None:
+    """Keep what a rank prepared, in the place of what it prepared of another step."""
+    before = turn.state.prepared.get((new.job_id, new.rank))
+    if before is not None and before.step != new.step:
+        turn.delete(before)
+    turn.put(new)
 
 
 def _as_drained(shard: Shard, before: Prepared | None) -> Shard:

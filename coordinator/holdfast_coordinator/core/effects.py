@@ -39,7 +39,10 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Add to a history."""
+    """Add to a history.
+
+    A commit takes the place of what the ranks of its gang hold prepared of its step, which are its shards.
+    """
 
     item: Entry | Commit
 
@@ -60,7 +63,10 @@ class DropHistory:
 
 @dataclass(frozen=True, slots=True)
 class DropCommit:
-    """Remove one commit from its history: it is no longer kept, or was never what it seemed."""
+    """Remove one commit from its history: it is no longer kept, or was never what it seemed.
+
+    Its gang must no longer have it as its newest.
+    """
 
     job_id: str
     gang: int
@@ -69,7 +75,10 @@ class DropCommit:
 
 @dataclass(frozen=True, slots=True)
 class MarkDrained:
-    """Note of a commit in the history that the file of a rank no longer lies on its node alone."""
+    """Note of a commit in the history that the file of a rank no longer lies on its node alone.
+
+    If it is its gang's newest, the gang says so too.
+    """
 
     job_id: str
     gang: int

@@ -22,6 +22,7 @@ from holdfast_coordinator.core.effects import (
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
+    Commit,
     Entry,
     Gang,
     Job,
@@ -121,7 +122,10 @@ class State:
             case Node():
                 self.nodes[row.name] = row
             case Prepared():
-                self._drop_prepared(row)
+                old = self.prepared.get((row.job_id, row.rank))
+                assert old is None or (old.gang, old.step) == (row.gang, row.step), (
+                    "delete what it prepared before"
+                )
                 self.prepared[row.job_id, row.rank] = row
                 self.at_step.setdefault((row.job_id, row.gang, row.step), {})[row.rank] = row
 
@@ -140,7 +144,20 @@ class State:
             case Node():
                 del self.nodes[row.name]
             case Prepared():
-                self._drop_prepared(row)
+                del self.prepared[row.job_id, row.rank]
+                at_step = self.at_step[row.job_id, row.gang, row.step]
+                del at_step[row.rank]
+                if not at_step:
+                    del self.at_step[row.job_id, row.gang, row.step]
+
+    def settle_prepared(self, commit: Commit) -> None:
+        """Remove what became the shards of a commit."""
+        held = self.at_step.pop((commit.job_id, commit.gang, commit.step), {})
+        assert tuple(held[rank].shard for rank in sorted(held)) == commit.shards, (
+            "its shards were never prepared"
+        )
+        for rank in held:
+            del self.prepared[commit.job_id, rank]
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply writes, as a store does."""
@@ -152,9 +169,11 @@ class State:
                     self.delete(row)
                 case Append(Entry() as entry):
                     self.next_seq = max(self.next_seq, entry.seq + 1)
+                case Append(Commit() as commit):
+                    self.settle_prepared(commit)
                 case SetEpoch(epoch):
                     self.epoch = epoch
-                case Append() | DropHistory() | DropCommit() | MarkDrained():
+                case DropHistory() | DropCommit() | MarkDrained():
                     pass
 
     def rows(self) -> Iterator[Row]:
@@ -164,14 +183,6 @@ class State:
         yield from self.workers.values()
         yield from self.nodes.values()
         yield from self.prepared.values()
-
-    def _drop_prepared(self, of: Prepared) -> None:
-        old = self.prepared.pop((of.job_id, of.rank), None)
-        if old is not None:
-            place = (old.job_id, old.gang, old.step)
-            del self.at_step[place][old.rank]
-            if not self.at_step[place]:
-                del self.at_step[place]
 
     def _index(self, old: Worker | None, new: Worker | None) -> None:
         # In this order: a tally that somebody looks at must not come to nothing in between, and be another after.

@@ -75,7 +75,8 @@ class Turn:
         self._writes.append(Delete(row))
 
     def record(self, commit: Commit) -> None:
-        """Add a commit to the job's history."""
+        """Add a commit to the job's history, in the place of what is prepared of its step."""
+        self.state.settle_prepared(commit)
         self._writes.append(Append(commit))
 
     def drop_history(self, job_id: str) -> None:

@@ -1,6 +1,7 @@
 """Dataclass <-> row.
 
-Scalars are columns as they are; what is nested goes into JSON by its annotations. Reading is strict: a value
+Scalars are columns as they are; what is nested goes into JSON by its annotations, but for what has a table itself:
+the row of a commit has none of its shards, that of a gang has the step of its commit. Reading is strict: a value
 that is not of its annotated type, or a field too few or too many, is a ValueError, never a guess. Its message
 holds no values: a job's environment may be secret.
 """
@@ -30,7 +31,7 @@ TABLES: dict[type, Table] = {
     Gang: tables.gangs,
     Worker: tables.workers,
     Node: tables.nodes,
-    Prepared: tables.prepared,
+    Prepared: tables.shards,
     Entry: tables.entries,
     Commit: tables.commits,
 }
@@ -47,9 +48,9 @@ def to_row(item: Item) -> dict[str, Any]:
     return row
 
 
-def from_row(kind: type[T], row: Mapping[Any, Any]) -> T:
-    """Read a dataclass from the columns of its table. Raises ValueError."""
-    item: T = _READERS[kind](dict(row))  # a row of SQLAlchemy compares its keys in order
+def from_row(kind: type[T], row: Mapping[Any, Any], **given: object) -> T:
+    """Read a dataclass from the columns of its table, and what was read from others. Raises ValueError."""
+    item: T = _READERS[kind]({**row, **given})
     return item
 
 
@@ -86,8 +87,9 @@ def _writer(hint: Any) -> Convert | None:
 
 
 def _dataclass_writer(kind: Any) -> Convert:
-    names = tuple(_fields(kind))
-    writers = {name: writer for name, hint in _fields(kind).items() if (writer := _writer(hint))}
+    hints = {name: hint for name, hint in _fields(kind).items() if name != _FROM_OTHERS.get(kind)}
+    names = tuple(hints)
+    writers = {name: writer for name, hint in hints.items() if (writer := _writer(hint))}
     values_of = attrgetter(*names)
 
     def write(value: Any) -> dict[str, Any]:
@@ -123,8 +125,20 @@ def _reader(hint: Any) -> Convert:
     return lambda value: _checked(hint, value)
 
 
+def _gang_writer() -> Convert:
+    write_others = _dataclass_writer(Gang)
+
+    def write(gang: Gang) -> dict[str, Any]:
+        row: dict[str, Any] = write_others(gang)
+        row["commit"] = gang.commit.step if gang.commit is not None else None
+        return row
+
+    return write
+
+
 def _dataclass_reader(kind: Any) -> Convert:
-    readers = {name: _reader(hint) for name, hint in _fields(kind).items()}
+    given = _FROM_OTHERS.get(kind)
+    readers = {name: _as_it_is if name == given else _reader(hint) for name, hint in _fields(kind).items()}
 
     def read(value: Any) -> Any:
         if not isinstance(value, dict) or value.keys() != readers.keys():
@@ -134,14 +148,20 @@ def _dataclass_reader(kind: Any) -> Convert:
     return read
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 def _checked(kind: Any, value: Any) -> Any:
     if type(value) is not kind:
         raise ValueError(f"{type(value).__name__} in place of {kind.__name__}")
     return value
 
 
+_FROM_OTHERS: dict[type, str] = {Gang: "commit", Commit: "shards"}
+"""The field that is read from other tables."""
 _KEYS: dict[type, Convert] = {
     kind: attrgetter(*(column.name for column in table.primary_key)) for kind, table in TABLES.items()
 }
-_WRITERS = {kind: _dataclass_writer(kind) for kind in TABLES}
+_WRITERS = {kind: _dataclass_writer(kind) for kind in TABLES} | {Gang: _gang_writer()}
 _READERS = {kind: _dataclass_reader(kind) for kind in TABLES}

@@ -1,11 +1,12 @@
 """Reads and writes the tables over a connection. Nothing here is of one database; what is, is handed in."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, insert, or_, select, tuple_
+from sqlalchemy.sql.elements import ColumnElement
 
 from holdfast_coordinator.core.effects import (
     Append,
@@ -20,17 +21,18 @@ from holdfast_coordinator.core.effects import (
 )
 from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prepared, Worker
 from holdfast_coordinator.core.state import Settings, State
-from holdfast_coordinator.store.api import drained, fence
+from holdfast_coordinator.store.api import fence
 from holdfast_coordinator.store.rows import TABLES, Item, from_row, key_of, to_row
-from holdfast_coordinator.store.tables import commits, entries, leader, prepared
+from holdfast_coordinator.store.tables import commits, entries, gangs, leader, shards
 
 Upsert = Callable[[Table], Executable]
 """Makes the statement that inserts rows of a table or replaces those with their keys: every database has its own."""
 
-CommitKey = tuple[str, int, int]
-"""Of a commit: its job, step and gang."""
+Step = tuple[str, int, int]
+"""What a gang does at a step, a commit at most: its job, index and step."""
 
-_KINDS: tuple[type[Row], ...] = (Job, Gang, Worker, Node, Prepared)
+_KINDS: tuple[type[Row], ...] = (Job, Worker, Node)
+"""Rows that need nothing of another table."""
 _EPOCH = select(leader.c.epoch)
 _NEWEST_SEQ = select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1)
 
@@ -45,7 +47,22 @@ def read_state(connection: Connection, settings: Settings) -> State:
         oldest_first = (table.c.created_ms,) if kind is Job else ()
         for row in connection.execute(select(table).order_by(*oldest_first, *table.primary_key)).mappings():
             state.put(from_row(kind, row))
+    for row in connection.execute(select(gangs).order_by(*gangs.primary_key)).mappings():
+        state.put(from_row(Gang, row, commit=_read_commit(connection, row)))
+    for row in connection.execute(_PREPARED).mappings():
+        state.put(from_row(Prepared, row))
     return state
+
+
+def _read_commit(connection: Connection, gang: Mapping[Any, Any]) -> Commit | None:
+    """The newest commit of a gang. Raises ValueError."""
+    step = gang["commit"]
+    if step is None:
+        return None
+    found = read_commit_upto(connection, gang["job_id"], gang["index"], step)
+    if found is None or found.step != step:
+        raise ValueError(f"a gang of job {gang['job_id']} has a commit of step {step} that is not there")
+    return found
 
 
 def read_entries(connection: Connection, job_id: str, after: int, limit: int) -> list[Entry]:
@@ -64,14 +81,20 @@ def read_commits(
     if before is not None:
         query = query.where(tuple_(commits.c.step, commits.c.gang) < before)
     query = query.order_by(commits.c.step.desc(), commits.c.gang.desc()).limit(limit)
-    return [from_row(Commit, row) for row in connection.execute(query).mappings()]
+    return [_with_shards(connection, row) for row in connection.execute(query).mappings().all()]
 
 
 def read_commit_upto(connection: Connection, job_id: str, gang: int, step: int) -> Commit | None:
     """See Store.commit_upto. Raises ValueError."""
     query = select(commits).where(commits.c.job_id == job_id, commits.c.gang == gang, commits.c.step <= step)
     row = connection.execute(query.order_by(commits.c.step.desc()).limit(1)).mappings().first()
-    return from_row(Commit, row) if row is not None else None
+    return _with_shards(connection, row) if row is not None else None
+
+
+def _with_shards(connection: Connection, row: Mapping[Any, Any]) -> Commit:
+    step = _step_parameters((row["job_id"], row["gang"], row["step"]))
+    of_it = connection.execute(_SHARDS_OF_STEP, step).mappings()
+    return from_row(Commit, row, shards=tuple(from_row(Prepared, each).shard for each in of_it))
 
 
 def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch: int) -> None:
@@ -81,23 +104,20 @@ def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch
     if begun != stored:
         connection.execute(upsert(leader), [{"id": 1, "epoch": begun}])
     folded = _fold(writes)
-    for key, ranks in folded.drained.items():
-        _mark_drained(connection, key, ranks)
     for statement, rows in _statements(folded, upsert):
-        # An expanding parameter takes its list only where there is one set of parameters.
-        connection.execute(statement, rows if len(rows) > 1 else rows[0])
+        connection.execute(statement, rows)
+    for step, ranks in folded.drained.items():
+        _mark_drained(connection, upsert, step, ranks)
 
 
-def _mark_drained(connection: Connection, key: CommitKey, ranks: Iterable[int]) -> None:
-    """Change a commit that an earlier transaction made; one that is gone stays gone."""
-    job_id, step, gang = key
-    there = and_(commits.c.job_id == job_id, commits.c.step == step, commits.c.gang == gang)
-    row = connection.execute(select(commits).where(there)).mappings().first()
-    if row is not None:
-        commit = from_row(Commit, row)
-        for rank in ranks:
-            commit = drained(commit, rank)
-        connection.execute(update(commits).where(there).values(shards=to_row(commit)["shards"]))
+def _mark_drained(connection: Connection, upsert: Upsert, step: Step, ranks: Iterable[int]) -> None:
+    """Change shards of a commit; if it is gone, it stays gone."""
+    for rank in ranks:
+        row = connection.execute(_SHARD, {**_step_parameters(step), "of_rank": rank}).mappings().first()
+        if row is not None:
+            held = from_row(Prepared, row)
+            held = replace(held, shard=replace(held.shard, local_only=False))
+            connection.execute(upsert(shards), [to_row(held)])
 
 
 @dataclass(slots=True)
@@ -105,40 +125,44 @@ class _Folded:
     """What a sequence of writes comes to: of several to one row, the last."""
 
     rows: dict[tuple[type, Any], Put | Delete] = field(default_factory=dict)
-    dropped: dict[str, None] = field(default_factory=dict)
-    dropped_commits: dict[CommitKey, None] = field(default_factory=dict)
-    drained: dict[CommitKey, list[int]] = field(default_factory=dict)
-    """Ranks of commits that earlier transactions made."""
-    entries: list[Entry] = field(default_factory=list)
-    commits: dict[CommitKey, list[Commit]] = field(default_factory=dict)
+    shards: dict[Step, dict[int, Put | Delete]] = field(default_factory=dict)
+    """Rows too, by rank."""
+    commits: dict[Step, list[Commit]] = field(default_factory=dict)
     """More than one under a key is refused by the database."""
+    drained: dict[Step, dict[int, None]] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    dropped: dict[Step, None] = field(default_factory=dict)
+    dropped_jobs: dict[str, None] = field(default_factory=dict)
+
+    def forget(self, step: Step) -> None:
+        """Leave out a commit that does not stay."""
+        self.shards.pop(step, None)
+        self.commits.pop(step, None)
+        self.drained.pop(step, None)
 
 
 def _fold(writes: Iterable[Write]) -> _Folded:
     folded = _Folded()
     for item in writes:
         match item:
+            case Put(Prepared() as row) | Delete(Prepared() as row):
+                folded.shards.setdefault((row.job_id, row.gang, row.step), {})[row.rank] = item
             case Put(row) | Delete(row):
                 folded.rows[type(row), key_of(row)] = item
             case Append(Entry() as entry):
                 folded.entries.append(entry)
             case Append(Commit() as commit):
-                folded.commits.setdefault(key_of(commit), []).append(commit)
+                folded.commits.setdefault((commit.job_id, commit.gang, commit.step), []).append(commit)
             case DropHistory(job_id):
-                folded.dropped[job_id] = None
-                folded.drained = {key: ranks for key, ranks in folded.drained.items() if key[0] != job_id}
-                folded.commits = {key: made for key, made in folded.commits.items() if key[0] != job_id}
+                for step in {*folded.shards, *folded.commits, *folded.drained}:
+                    if step[0] == job_id:
+                        folded.forget(step)
+                folded.dropped_jobs[job_id] = None
             case DropCommit(job_id, gang, step):
-                key = (job_id, step, gang)
-                folded.commits.pop(key, None)
-                folded.drained.pop(key, None)
-                folded.dropped_commits[key] = None
+                folded.forget((job_id, gang, step))
+                folded.dropped[job_id, gang, step] = None
             case MarkDrained(job_id, gang, step, rank):
-                key = (job_id, step, gang)
-                if key in folded.commits:
-                    folded.commits[key] = [drained(made, rank) for made in folded.commits[key]]
-                else:
-                    folded.drained.setdefault(key, []).append(rank)
+                folded.drained.setdefault((job_id, gang, step), {})[rank] = None
             case SetEpoch():
                 pass
     return folded
@@ -148,28 +172,23 @@ def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, l
     """One statement for a table and kind of change, with the parameters of all its rows."""
     puts: dict[Table, list[dict[str, Any]]] = {}
     deletes: dict[Table, list[dict[str, Any]]] = {}
-    settled: dict[str, list[int]] = {}
-    for item in folded.rows.values():
-        row, table = item.row, TABLES[type(item.row)]
+    of_shards = (item for of_step in folded.shards.values() for item in of_step.values())
+    for item in (*folded.rows.values(), *of_shards):
+        table = TABLES[type(item.row)]
         if isinstance(item, Put):
-            puts.setdefault(table, []).append(to_row(row))
-        elif isinstance(row, Prepared):
-            settled.setdefault(row.job_id, []).append(row.rank)
+            puts.setdefault(table, []).append(to_row(item.row))
         else:
-            deletes.setdefault(table, []).append(_key_parameters(table, row))
+            deletes.setdefault(table, []).append(_key_parameters(table, item.row))
     for table, rows in deletes.items():
         yield _delete(table), rows
-    for job_id, ranks in settled.items():
-        for at in range(0, len(ranks), _RANKS_AT_ONCE):
-            yield _SETTLE, [{"job": job_id, "ranks": ranks[at : at + _RANKS_AT_ONCE]}]
+    for table in (commits, shards):
+        if folded.dropped_jobs:
+            yield _drop_job(table), [{"job": job_id} for job_id in folded.dropped_jobs]
+        if folded.dropped:
+            yield _drop_step(table), [_step_parameters(step) for step in folded.dropped]
     for table, rows in puts.items():
         yield upsert(table), rows
-    if folded.dropped:
-        yield _DROP, [{"dropped": job_id} for job_id in folded.dropped]
-    if folded.dropped_commits:
-        names = [f"key_{column.name}" for column in commits.primary_key]
-        yield _delete(commits), [dict(zip(names, key, strict=True)) for key in folded.dropped_commits]
-    made = [commit for of_key in folded.commits.values() for commit in of_key]
+    made = [commit for of_step in folded.commits.values() for commit in of_step]
     for table, items in ((entries, folded.entries), (commits, made)):
         if items:
             yield _insert(table), [to_row(item) for item in items]
@@ -177,12 +196,35 @@ def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, l
 
 # Statements are made once: making one costs more than a row.
 
-_RANKS_AT_ONCE = 10_000  # databases have a limit of values in a statement
-_SETTLE = delete(prepared).where(
-    prepared.c.job_id == bindparam("job"), prepared.c.rank.in_(bindparam("ranks", expanding=True))
+
+def _is_of_step(table: Table) -> ColumnElement[bool]:
+    of_gang = and_(table.c.job_id == bindparam("job"), table.c.gang == bindparam("gang"))
+    return and_(of_gang, table.c.step == bindparam("step"))
+
+
+def _step_parameters(step: Step) -> dict[str, Any]:
+    return dict(zip(("job", "gang", "step"), step, strict=True))
+
+
+_PREPARED = (
+    select(shards)
+    .join(gangs, and_(gangs.c.job_id == shards.c.job_id, gangs.c.index == shards.c.gang))
+    .where(or_(gangs.c.commit.is_(None), shards.c.step > gangs.c.commit))
+    .order_by(shards.c.job_id, shards.c.rank)
 )
-"""Every rank of a gang at once: one statement for each would be most of what a commit of 1,000 ranks costs."""
-_DROP = delete(commits).where(commits.c.job_id == bindparam("dropped"))
+"""The shards of no commit: what is above the newest."""
+_SHARDS_OF_STEP = select(shards).where(_is_of_step(shards)).order_by(shards.c.rank)
+_SHARD = select(shards).where(_is_of_step(shards), shards.c.rank == bindparam("of_rank"))
+
+
+@cache
+def _drop_step(table: Table) -> Executable:
+    return delete(table).where(_is_of_step(table))
+
+
+@cache
+def _drop_job(table: Table) -> Executable:
+    return delete(table).where(table.c.job_id == bindparam("job"))
 
 
 @cache

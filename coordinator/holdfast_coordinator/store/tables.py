@@ -1,6 +1,7 @@
 """The tables. Keys, states, times and numbers are columns; what is nested is JSON.
 
-A column has the name of the field it keeps; `rows.py` relies on that.
+A column has the name of the field it keeps; `rows.py` relies on that. What a commit holds is kept once, as rows of
+its shards: its own row has none, and a gang's row has the step of the commit.
 """
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table
@@ -43,7 +44,7 @@ gangs = Table(
     Column("cause", String, nullable=False),
     Column("master_addr", String, nullable=False),
     Column("master_port", Integer, nullable=False),
-    Column("commit", JSON(none_as_null=True)),
+    Column("commit", BigInteger),  # the step of it
     Column("kept", JSON, nullable=False),
     Column("pins", JSON, nullable=False),
     Column("dropping", JSON, nullable=False),
@@ -92,15 +93,17 @@ nodes = Table(
     Column("strays", JSON, nullable=False),
 )
 
-prepared = Table(
-    "prepared",
+# Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.
+shards = Table(
+    "shards",
     metadata,
     Column("job_id", String, primary_key=True),
+    Column("gang", Integer, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
     Column("rank", Integer, primary_key=True),
-    Column("gang", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("step", BigInteger, nullable=False),
     Column("shard", JSON, nullable=False),
+    sqlite_with_rowid=False,  # those of a step lie side by side, and once
 )
 
 entries = Table(
@@ -127,5 +130,4 @@ commits = Table(
     Column("at_ms", BigInteger, nullable=False),
     Column("rank", Integer),
     Column("world_size", Integer, nullable=False),
-    Column("shards", JSON, nullable=False),
 )

@@ -64,7 +64,7 @@ def _jobs() -> None:
         sa.Column("cause", sa.String, nullable=False),
         sa.Column("master_addr", sa.String, nullable=False),
         sa.Column("master_port", sa.Integer, nullable=False),
-        sa.Column("commit", sa.JSON(none_as_null=True)),
+        sa.Column("commit", sa.BigInteger),
         sa.Column("kept", sa.JSON, nullable=False),
         sa.Column("pins", sa.JSON, nullable=False),
         sa.Column("dropping", sa.JSON, nullable=False),
@@ -96,13 +96,14 @@ def _jobs() -> None:
 
 def _checkpoints_and_history() -> None:
     op.create_table(
-        "prepared",
+        "shards",
         sa.Column("job_id", sa.String, primary_key=True),
+        sa.Column("gang", sa.Integer, primary_key=True),
+        sa.Column("step", sa.BigInteger, primary_key=True),
         sa.Column("rank", sa.Integer, primary_key=True),
-        sa.Column("gang", sa.Integer, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
-        sa.Column("step", sa.BigInteger, nullable=False),
         sa.Column("shard", sa.JSON, nullable=False),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "commits",
@@ -113,7 +114,6 @@ def _checkpoints_and_history() -> None:
         sa.Column("at_ms", sa.BigInteger, nullable=False),
         sa.Column("rank", sa.Integer),
         sa.Column("world_size", sa.Integer, nullable=False),
-        sa.Column("shards", sa.JSON, nullable=False),
     )
     op.create_table(
         "entries",
