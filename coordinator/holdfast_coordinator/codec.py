@@ -272,6 +272,7 @@ def event_to_proto(entry: model.Entry) -> job_pb2.Event:
         attempt=entry.attempt,
         kind=entry.kind,
         message=entry.message,
+        evidence=entry.evidence,
     )
 
 

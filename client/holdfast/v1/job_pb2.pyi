@@ -1565,6 +1565,7 @@ class Event(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     job_id: _builtins.str
     node: _builtins.str
@@ -1574,6 +1575,10 @@ class Event(_message.Message):
     """Past tense, for instance "WorkerExited", "CheckpointCommitted"."""
     message: _builtins.str
     """What happened and why, in one sentence."""
+    evidence: _builtins.str
+    """What that rests on, as it was found: the last lines of a log, the stacks of
+    a worker that hung. May have many lines; of its size the newest 16 KiB.
+    """
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1587,10 +1592,11 @@ class Event(_message.Message):
         attempt: _builtins.int = ...,
         kind: _builtins.str = ...,
         message: _builtins.str = ...,
+        evidence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "job_id", b"job_id", "kind", b"kind", "message", b"message", "node", b"node", "rank", b"rank", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "evidence", b"evidence", "job_id", b"job_id", "kind", b"kind", "message", b"message", "node", b"node", "rank", b"rank", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015

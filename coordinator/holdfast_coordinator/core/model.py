@@ -413,3 +413,5 @@ class Entry:
     node: str = ""
     rank: int | None = None
     attempt: int = 0
+    evidence: str = ""
+    """What the message rests on, as it was found: the last lines of a log, a stack."""

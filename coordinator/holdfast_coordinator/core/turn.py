@@ -105,16 +105,23 @@ class Turn:
         node: str = "",
         rank: int | None = None,
         attempt: int = 0,
+        evidence: str = "",
     ) -> None:
         """Add a line to the timeline."""
-        entry = Entry(self.state.next_seq, self.at, kind, message, job_id, node, rank, attempt)
+        entry = Entry(self.state.next_seq, self.at, kind, message, job_id, node, rank, attempt, evidence)
         self.state.next_seq += 1
         self._writes.append(Append(entry))
 
-    def tell_worker(self, kind: str, message: str, worker: Worker) -> None:
+    def tell_worker(self, kind: str, message: str, worker: Worker, evidence: str = "") -> None:
         """Add a line about a worker to the timeline."""
         self.tell(
-            kind, message, job_id=worker.job_id, node=worker.node, rank=worker.rank, attempt=worker.attempt
+            kind,
+            message,
+            job_id=worker.job_id,
+            node=worker.node,
+            rank=worker.rank,
+            attempt=worker.attempt,
+            evidence=evidence,
         )
 
     def tell_gang(self, kind: str, message: str, gang: Gang) -> None:

@@ -117,6 +117,7 @@ entries = Table(
     Column("node", String, nullable=False),
     Column("rank", Integer),
     Column("attempt", Integer, nullable=False),
+    Column("evidence", String, nullable=False),
     Index("entries_by_job", "job_id", "seq"),
 )
 

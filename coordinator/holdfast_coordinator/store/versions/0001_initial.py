@@ -125,5 +125,6 @@ def _checkpoints_and_history() -> None:
         sa.Column("node", sa.String, nullable=False),
         sa.Column("rank", sa.Integer),
         sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("evidence", sa.String, nullable=False),
     )
     op.create_index("entries_by_job", "entries", ["job_id", "seq"])
