@@ -124,14 +124,17 @@ def ended_from_disk(found: dict[str, Any], message: str, page: heartbeat.Reading
 
 def progress_to_proto(page: heartbeat.Reading) -> agent_pb2.Progress:
     """Write what a heartbeat page says."""
-    stepping = Duration()
-    stepping.FromMicroseconds(int(page.stepping_seconds * 1e6))
     return agent_pb2.Progress(
         step=page.step,
         steps_done=page.steps_done,
-        stepping=stepping,
+        stepping=_duration(page.stepping_seconds),
         section=page.section,
         metrics=page.metrics,
+        setup=_duration(page.setup_seconds),
+        checkpoint=_duration(page.checkpoint_seconds),
+        other=_duration(page.other_seconds),
+        aside=_duration(page.aside_seconds),
+        total_steps=page.total_steps,
     )
 
 
@@ -162,6 +165,12 @@ def datasets_to_disk(spec: job_pb2.JobSpec) -> bytes:
 def scope_name(spec: job_pb2.JobSpec) -> str:
     """The restart scope as workers are told it."""
     return "rank" if spec.restart.scope == job_pb2.RESTART_SCOPE_RANK else "gang"
+
+
+def _duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromMicroseconds(int(seconds * 1e6))
+    return made
 
 
 def _exit(ended: Ended) -> agent_pb2.Exit:

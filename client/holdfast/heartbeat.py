@@ -17,7 +17,12 @@ offset format   meaning
 32     q        the same of its last report
 64     32s      section, UTF-8, zero-padded
 96     q        number of metrics, at most 32
+104    q        steps that there will be in all, 0: not known
 128    48 each  metric: 40s name, d value
+1664   q        nanoseconds from the start of the process to its first report
+1672   5 q      when a section was last left that was neither "setup" nor steps, and
+                nanoseconds from the first report on: in "checkpoint" as of the last
+                report before that, and in all; and the same of all other sections
 ====== ======== ====================================================================
 """
 
@@ -45,6 +50,12 @@ _METRIC = struct.Struct("<40sd")
 _VALUE = struct.Struct("<d")
 _METRICS_AT = 128
 _NAME_BYTES = 40
+_TOTAL_AT = 104
+_ASIDE = struct.Struct("<qqqqq")
+_SETUP_AT = 1664
+_ASIDE_AT = 1672
+_LAST = struct.Struct("<q")
+_LAST_AT = 32
 
 # Looked up once: a report is made at every step.
 pack_step = _STEP.pack_into
@@ -59,6 +70,16 @@ class Reading(NamedTuple):
     stepping_seconds: float = 0.0
     section: str = ""
     metrics: Mapping[str, float] = MappingProxyType({})
+    checkpoint_seconds: float = 0.0
+    """In the section "checkpoint", from the first report of a step on."""
+    other_seconds: float = 0.0
+    """The same in every other section in which no step is reported, for instance "eval"."""
+    aside_seconds: float = 0.0
+    """How much of those two is part of `stepping_seconds`."""
+    total_steps: int = 0
+    """0: not known."""
+    setup_seconds: float = 0.0
+    """From the start of the process to its first report of a step."""
 
 
 class Writer:
@@ -74,7 +95,9 @@ class Writer:
         self._slots: dict[str, int] = {}
         self.first_ns = 0
         self.steps_done = 0
-        self._section = ""
+        self._section = "setup"
+        self._entered_ns = self._left_ns = 0
+        self._aside = [0, 0, 0, 0]
         self.section("setup")
 
     def step(self, step: int) -> None:
@@ -85,15 +108,35 @@ class Writer:
     def begin(self) -> int:
         """Note the time of the first report, and return it."""
         self.first_ns = now_ns()
+        _COUNT.pack_into(self.page, _SETUP_AT, _age_ns())
         if self._section == "setup":
             self.section("step")
         return self.first_ns
 
     def section(self, name: str) -> str:
         """Say what the worker is in from here on, cut to 32 bytes; returns what it was in."""
-        before, self._section = self._section, name
+        before, now = self._section, now_ns()
+        if before not in ("setup", "step") and self.first_ns:
+            self._leave(0 if before == "checkpoint" else 2, now)
+        self._section, self._entered_ns = name, now
         _SECTION.pack_into(self.page, _SECTION_AT, name.encode()[:32])
         return before
+
+    def _leave(self, which: int, now: int) -> None:
+        """Count the time in a section that was no step."""
+        (last,) = _LAST.unpack_from(self.page, _LAST_AT)
+        if last > self._entered_ns:
+            return  # steps were reported in it
+        aside = self._aside
+        if last >= self._left_ns:
+            aside[0], aside[2] = aside[1], aside[3]
+        aside[which + 1] += now - max(self._entered_ns, self.first_ns)
+        self._left_ns = now
+        _ASIDE.pack_into(self.page, _ASIDE_AT, now, *aside)
+
+    def expect(self, steps: int) -> None:
+        """Say how many steps there will be in all; 0: not known."""
+        _COUNT.pack_into(self.page, _TOTAL_AT, steps)
 
     def metric(self, name: str, value: float) -> None:
         """Set one metric. The first 32 names are kept; more are ignored."""
@@ -116,6 +159,13 @@ class Writer:
     def close(self) -> None:
         """Unmap the file."""
         self.page.close()
+
+
+def _age_ns() -> int:
+    """How long this process has been there, to a tick of 10 ms."""
+    with open("/proc/self/stat", "rb") as file:  # noqa: PTH123  pathlib is one more import before the first step
+        ticks = int(file.read().rpartition(b")")[2].split()[19])
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def _anonymous() -> mmap.mmap:
@@ -143,12 +193,19 @@ def read(page: bytes | mmap.mmap) -> Reading:
         name, value = _METRIC.unpack_from(page, _METRICS_AT + index * _METRIC.size)
         if math.isfinite(value):
             metrics[_text(name)] = value
+    left, *aside = _ASIDE.unpack_from(page, _ASIDE_AT)
+    inside = aside[1] + aside[3] if last >= left else aside[0] + aside[2]
     return Reading(
         step=None if step < 0 else step,
         steps_done=done,
         stepping_seconds=max(0, last - first) / 1e9,
         section=_text(section),
         metrics=metrics,
+        checkpoint_seconds=max(0, aside[1]) / 1e9,
+        other_seconds=max(0, aside[3]) / 1e9,
+        aside_seconds=max(0, inside) / 1e9,
+        total_steps=max(0, *_COUNT.unpack_from(page, _TOTAL_AT)),
+        setup_seconds=max(0, *_COUNT.unpack_from(page, _SETUP_AT)) / 1e9,
     )
 
 

@@ -291,7 +291,10 @@ def summary_to_proto(job: model.Job, summary: Summary) -> job_pb2.JobSummary:
         steps_per_second=summary.steps_per_second,
         elapsed=_duration(summary.elapsed_ms),
         goodput=summary.goodput,
-        badput_seconds={cause: ms / 1000 for cause, ms in summary.badput_ms.items()},
+        time_seconds={part: ms / 1000 for part, ms in summary.time_ms.items()},
+        total_steps=summary.total_steps,
+        metrics=summary.metrics,
+        time_left=_duration(summary.left_ms) if summary.left_ms is not None else None,
         degraded_commits=summary.degraded_commits,
         degraded=summary.degraded,
     )
@@ -385,6 +388,11 @@ def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
         stepping_ms=_to_ms(progress.stepping),
         section=progress.section,
         metrics=dict(progress.metrics),
+        setup_ms=_to_ms(progress.setup),
+        checkpoint_ms=_to_ms(progress.checkpoint),
+        other_ms=_to_ms(progress.other),
+        aside_ms=_to_ms(progress.aside),
+        total_steps=min(max(0, progress.total_steps), MOST_STEPS),
     )
 
 

@@ -282,25 +282,30 @@ SUMMARY = job_pb2.JobSummary(
     steps_redone=12,
     steps_per_second=431.25,
     goodput=0.915,
-    badput_seconds={"setup": 4, "redone": 0.1, "waiting": 300},
+    time_seconds={"kept": 7.7, "setup": 0.5, "redone": 0.2, "waiting": 0.01},
+    total_steps=1_000,
+    metrics={"loss": 0.125},
 )
 SUMMARY.elapsed.FromMilliseconds(8_400)
+SUMMARY.time_left.FromSeconds(600)
 
 
 def test_summary_as_a_table(coordinator, holdfast):
     coordinator.summary = SUMMARY
     assert [line.rstrip() for line in holdfast("job", "summary", JOB).stdout.splitlines() if line] == [
-        "state                  succeeded",
-        "why                    every rank exited with code 0",
-        "workers                4",
-        "steps                  800",
-        "steps/s, all ranks     431.2",
-        "restarts               1",
-        "steps redone           12",
-        "committed step         800",
-        "elapsed                8.4 s",
-        "goodput                91.5%",
-        "lost, in rank-seconds  setup 4s, waiting 5m",
+        "state               succeeded",
+        "why                 every rank exited with code 0",
+        "workers             4",
+        "steps               800 of 1000",
+        "steps/s, all ranks  431.2",
+        "restarts            1",
+        "steps redone        12",
+        "committed step      800",
+        "elapsed             8.4 s",
+        "time left           10m",
+        "goodput             91.5%",
+        "time went into      kept 91.6%, setup 5.9%, redone 2.4%",
+        "metrics             loss=0.125",
     ]
 
 
@@ -308,7 +313,7 @@ def test_summary_of_a_job_that_reports_no_steps(coordinator, holdfast):
     coordinator.summary = job_pb2.JobSummary(job_id=JOB, state=job_pb2.JOB_STATE_RUNNING)
     out = holdfast("job", "summary", JOB).stdout
     for name in ("steps", "steps/s, all ranks", "committed step", "goodput"):
-        assert f"\n{name.ljust(21)}  -\n" in out
+        assert f"\n{name.ljust(18)}  -\n" in out
 
 
 def test_summary_as_data(coordinator, holdfast):
@@ -385,7 +390,7 @@ def test_a_degraded_job_says_so_wherever_it_is_looked_at(coordinator, holdfast):
     assert "degraded: files of the newest checkpoint lie on their nodes alone" in shown
     coordinator.summary = job_pb2.JobSummary(degraded_commits=3, degraded=True)
     rows = holdfast("job", "summary", JOB).stdout.splitlines()
-    assert "degraded checkpoints   3, the newest still is" in [row.rstrip() for row in rows]
+    assert "degraded checkpoints  3, the newest still is" in [row.rstrip() for row in rows]
     over = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0", degraded=True)
     coordinator.watched = [over]
     assert holdfast("job", "watch", JOB).stdout == "succeeded, degraded: every rank exited with code 0\n"

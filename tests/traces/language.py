@@ -187,6 +187,7 @@ _SHOWN = {
         "attempt",
         "restarts",
         "not_before_ms",
+        "short_since_ms",
         "best_step",
         "master_port",
         "commit",
@@ -248,7 +249,7 @@ def _value(name: str, value: object) -> str:
             return _short(value)
         case tuple():
             return "[" + " ".join(_value(name, each) for each in value) + "]"
-        case int() if name == "not_before_ms" and value:
+        case int() if name in ("not_before_ms", "short_since_ms") and value:
             return f"+{value - T0}"
         case str() if " " in value:
             return f'"{value}"'

@@ -12,6 +12,7 @@ from holdfast.cli.common import (
     asynchronous,
     enum_word,
     fail,
+    metrics,
     output_option,
     printable,
     server_option,
@@ -19,6 +20,7 @@ from holdfast.cli.common import (
     show,
     show_data,
     show_table,
+    time_shares,
     to_dict,
 )
 from holdfast.cli.exits import EXIT
@@ -73,9 +75,7 @@ WORKER_COLUMNS = (
     Column("ATTEMPT", lambda w: str(w.attempt)),
     Column("STEP", lambda w: str(w.step) if w.HasField("step") else "-"),
     Column("SECTION", lambda w: w.section or "-", wide=True),
-    Column(
-        "METRICS", lambda w: " ".join(f"{k}={v:g}" for k, v in sorted(w.metrics.items())) or "-", wide=True
-    ),
+    Column("METRICS", metrics, wide=True),
     Column("LAST EXIT", lambda w: w.last_exit.message or "-"),
 )
 
@@ -348,20 +348,24 @@ async def wait_for(
 
 def summary_rows(found: job_pb2.JobSummary) -> list[list[str]]:
     """A summary as rows of a table."""
+    steps = f"{found.steps} of {found.total_steps}" if found.total_steps else str(found.steps)
+    left = short_seconds(found.time_left.seconds) if found.HasField("time_left") else "-"
     rows = [
         ["state", enum_word(job_pb2.JobState.Name(found.state))],
         ["why", found.reason],
         ["workers", str(found.world_size)],
-        ["steps", str(found.steps) if found.HasField("steps") else "-"],
+        ["steps", steps if found.HasField("steps") else "-"],
         ["steps/s, all ranks", f"{found.steps_per_second:.1f}" if found.steps_per_second else "-"],
         ["restarts", str(found.restarts)],
         ["steps redone", str(found.steps_redone)],
         ["committed step", str(found.last_committed_step) if found.HasField("last_committed_step") else "-"],
         ["elapsed", f"{found.elapsed.ToMilliseconds() / 1000:.1f} s"],
+        ["time left", left],
         ["goodput", f"{found.goodput:.1%}" if found.HasField("goodput") else "-"],
+        ["time went into", time_shares(found) if found.HasField("goodput") else "-"],
+        ["metrics", metrics(found)],
     ]
     if found.degraded_commits:
         newest = ", the newest still is" if found.degraded else ""
         rows.append(["degraded checkpoints", f"{found.degraded_commits}{newest}"])
-    lost = [f"{cause} {short_seconds(s)}" for cause, s in sorted(found.badput_seconds.items()) if s >= 0.5]
-    return [*rows, ["lost, in rank-seconds", ", ".join(lost) or "-"]]
+    return rows

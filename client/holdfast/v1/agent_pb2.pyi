@@ -335,16 +335,37 @@ class Progress(_message.Message):
     STEPPING_FIELD_NUMBER: _builtins.int
     SECTION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SETUP_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    ASIDE_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     steps_done: _builtins.int
     """Steps done by this attempt."""
     section: _builtins.str
+    total_steps: _builtins.int
+    """How many steps there will be in all; 0: not known."""
     @_builtins.property
     def stepping(self) -> _duration_pb2.Duration:
         """From its first to its last report of a step."""
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def setup(self) -> _duration_pb2.Duration:
+        """From the start of its process to its first report of a step."""
+
+    @_builtins.property
+    def checkpoint(self) -> _duration_pb2.Duration:
+        """In the section "checkpoint" since, and in other sections without steps."""
+
+    @_builtins.property
+    def other(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def aside(self) -> _duration_pb2.Duration:
+        """How much of those two lies between its first and its last report."""
+
     def __init__(
         self,
         *,
@@ -353,10 +374,15 @@ class Progress(_message.Message):
         stepping: _duration_pb2.Duration | None = ...,
         section: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        setup: _duration_pb2.Duration | None = ...,
+        checkpoint: _duration_pb2.Duration | None = ...,
+        other: _duration_pb2.Duration | None = ...,
+        aside: _duration_pb2.Duration | None = ...,
+        total_steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step", "stepping", b"stepping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "other", b"other", "setup", b"setup", "step", b"step", "stepping", b"stepping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "metrics", b"metrics", "section", b"section", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "metrics", b"metrics", "other", b"other", "section", b"section", "setup", b"setup", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done", "total_steps", b"total_steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

@@ -1009,7 +1009,27 @@ class JobSummary(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
-    class BadputSecondsEntry(_message.Message):
+    class TimeSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -1040,9 +1060,12 @@ class JobSummary(_message.Message):
     STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
     GOODPUT_FIELD_NUMBER: _builtins.int
-    BADPUT_SECONDS_FIELD_NUMBER: _builtins.int
+    TIME_SECONDS_FIELD_NUMBER: _builtins.int
     DEGRADED_COMMITS_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
     state: Global___JobState.ValueType
@@ -1064,13 +1087,29 @@ class JobSummary(_message.Message):
     """Checkpoints so far of which files lay on nodes alone when they were committed."""
     degraded: _builtins.bool
     """Whether those of the newest do now."""
+    total_steps: _builtins.int
+    """How many steps there will be in all; 0: not known."""
     @_builtins.property
-    def elapsed(self) -> _duration_pb2.Duration: ...
+    def elapsed(self) -> _duration_pb2.Duration:
+        """Since it was created."""
+
     @_builtins.property
-    def badput_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Rank-seconds lost, by cause: "setup" (start-up, restore, whatever is no step), "redone" (steps done
-        again) and "waiting" (no process: backoff, placement, a lost node).
+    def time_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Where the elapsed time went, the mean of all ranks; sums to it. "kept" and
+        "redone" (steps that were kept, and that had to be done again), "checkpoint"
+        (the training loop was stopped for one), "setup" (start-up and restore),
+        "restart" (no process, though there was room for one), "waiting" (no room on
+        the nodes), "hang", "other" (sections of the program's own), "finished"
+        (other ranks were not yet).
         """
+
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """Until then, if it goes on as it did. Absent: not known."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the ranks reported last, the mean of those that did."""
 
     def __init__(
         self,
@@ -1087,13 +1126,16 @@ class JobSummary(_message.Message):
         steps_per_second: _builtins.float = ...,
         elapsed: _duration_pb2.Duration | None = ...,
         goodput: _builtins.float | None = ...,
-        badput_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        time_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         degraded_commits: _builtins.int = ...,
         degraded: _builtins.bool = ...,
+        total_steps: _builtins.int = ...,
+        time_left: _duration_pb2.Duration | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "elapsed", b"elapsed", "goodput", b"goodput", "last_committed_step", b"last_committed_step", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "elapsed", b"elapsed", "goodput", b"goodput", "last_committed_step", b"last_committed_step", "steps", b"steps", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "badput_seconds", b"badput_seconds", "degraded", b"degraded", "degraded_commits", b"degraded_commits", "elapsed", b"elapsed", "goodput", b"goodput", "job_id", b"job_id", "last_committed_step", b"last_committed_step", "name", b"name", "reason", b"reason", "restarts", b"restarts", "state", b"state", "steps", b"steps", "steps_per_second", b"steps_per_second", "steps_redone", b"steps_redone", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "degraded", b"degraded", "degraded_commits", b"degraded_commits", "elapsed", b"elapsed", "goodput", b"goodput", "job_id", b"job_id", "last_committed_step", b"last_committed_step", "metrics", b"metrics", "name", b"name", "reason", b"reason", "restarts", b"restarts", "state", b"state", "steps", b"steps", "steps_per_second", b"steps_per_second", "steps_redone", b"steps_redone", "time_left", b"time_left", "time_seconds", b"time_seconds", "total_steps", b"total_steps", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__goodput: _TypeAlias = _typing.Literal["goodput"]  # noqa: Y015
     _WhichOneofArgType__goodput: _TypeAlias = _typing.Literal["_goodput", b"_goodput"]  # noqa: Y015

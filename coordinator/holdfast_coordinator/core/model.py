@@ -281,6 +281,8 @@ class Gang:
     """The furthest step of this attempt of which a rank could not write its file."""
     degraded_commits: int = 0
     """How many of its commits lay on nodes alone when they were made."""
+    short_since_ms: int = 0
+    """Since when it could start and there is no room for it; 0: it does not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,8 +303,19 @@ class Progress:
     step: int | None = None
     steps_done: int = 0
     stepping_ms: int = 0
+    """From its first to its last report of a step."""
     section: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    setup_ms: int = 0
+    """From the start of its process to its first report."""
+    checkpoint_ms: int = 0
+    """In the section "checkpoint" since its first report."""
+    other_ms: int = 0
+    """The same in other sections in which no step is reported."""
+    aside_ms: int = 0
+    """How much of those two is part of `stepping_ms`."""
+    total_steps: int = 0
+    """How many there will be in all; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,8 +325,17 @@ class Account:
     steps_done: int = 0
     steps_redone: int = 0
     alive_ms: int = 0
+    setup_ms: int = 0
+    """Before its first steps."""
     stepping_ms: int = 0
+    """In steps, those that were kept and those that are done again."""
     kept_ms: int = 0
+    checkpoint_ms: int = 0
+    other_ms: int = 0
+    """In sections of the program's own, for instance "eval", and after its last step."""
+    hang_ms: int = 0
+    waiting_ms: int = 0
+    """Without a process, for want of room on the nodes."""
 
 
 @dataclass(frozen=True, slots=True)

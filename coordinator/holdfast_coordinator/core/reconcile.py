@@ -121,23 +121,37 @@ def _place(turn: Turn, job: Job, gangs: list[Gang]) -> None:
     ]
     spots, shortage = placement.place(ranks, job.spec.resources, rooms)
     if not spots:
-        _note_shortage(turn, job, shortage)
+        _note_shortage(turn, job, gangs, shortage)
         return
     if job.spec.restart.scope is Scope.GANG and not _reserve_port(turn, gangs[0], spots[0].node):
-        _note_shortage(turn, job, f"node {spots[0].node} has no free port to offer yet")
+        _note_shortage(turn, job, gangs, f"node {spots[0].node} has no free port to offer yet")
         return
+    for gang in gangs:
+        _end_shortage(turn, turn.state.gangs[gang.job_id, gang.index])
     _assign(turn, job, spots)
     for name in sorted({spot.node for spot in spots}):
         started = [state.workers[job.id, spot.rank] for spot in spots if spot.node == name]
         turn.send(name, start_command(turn, job, started))
 
 
-def _note_shortage(turn: Turn, job: Job, shortage: str) -> None:
+def _end_shortage(turn: Turn, gang: Gang) -> None:
+    """Count how long there was no room for a gang."""
+    if gang.short_since_ms:
+        for worker in turn.state.members(gang):
+            turn.put(account.waited(worker, turn.at - gang.short_since_ms))
+        turn.put(replace(gang, short_since_ms=0))
+
+
+def _note_shortage(turn: Turn, job: Job, gangs: Iterable[Gang], shortage: str) -> None:
     """Say why the job waits; once on the timeline, though the numbers in the reason follow the fleet."""
     reason = f"waits for room: {shortage}"
     if not turn.state.jobs[job.id].reason.startswith("waits for room"):
         turn.tell("JobWaiting", reason, job_id=job.id)
     turn.put(replace(turn.state.jobs[job.id], reason=reason))
+    for each in gangs:
+        gang = turn.state.gangs[each.job_id, each.index]
+        if not gang.short_since_ms:
+            turn.put(replace(gang, short_since_ms=turn.at))
 
 
 def _reserve_port(turn: Turn, gang: Gang, master: str) -> bool:
@@ -250,6 +264,7 @@ def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobS
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
     for gang in turn.state.gangs_of(job):
+        _end_shortage(turn, gang)
         committed = gang.commit.step if gang.commit else None
         for worker in turn.state.members(gang):
             closed = account.close_attempt(worker, committed)

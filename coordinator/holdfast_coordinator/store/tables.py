@@ -50,6 +50,7 @@ gangs = Table(
     Column("dropping", JSON, nullable=False),
     Column("failed_step", BigInteger, nullable=False),
     Column("degraded_commits", Integer, nullable=False),
+    Column("short_since_ms", BigInteger, nullable=False),
 )
 
 workers = Table(

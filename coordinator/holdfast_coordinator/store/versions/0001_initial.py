@@ -70,6 +70,7 @@ def _jobs() -> None:
         sa.Column("dropping", sa.JSON, nullable=False),
         sa.Column("failed_step", sa.BigInteger, nullable=False),
         sa.Column("degraded_commits", sa.Integer, nullable=False),
+        sa.Column("short_since_ms", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "workers",
