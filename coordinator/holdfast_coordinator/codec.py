@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
 from holdfast_coordinator.core import effects, events, model
 from holdfast_coordinator.core.account import Summary, last_committed
+from holdfast_coordinator.core.story import Story
 
 MOST_STEPS = 2**40
 """What a worker says beyond this is nonsense, and must not add up to more than its job's summary can hold."""
@@ -273,6 +274,30 @@ def event_to_proto(entry: model.Entry) -> job_pb2.Event:
         kind=entry.kind,
         message=entry.message,
         evidence=entry.evidence,
+        outcome=entry.outcome,
+    )
+
+
+def story_to_proto(summary: job_pb2.JobSummary, story: Story) -> job_pb2.JobStory:
+    """Write the story of a job."""
+    return job_pb2.JobStory(
+        summary=summary,
+        incidents=[
+            job_pb2.Incident(
+                at=_timestamp(each.at_ms),
+                attempt=each.attempt,
+                rank=each.rank,
+                node=each.node,
+                cause=each.cause,
+                fell=each.fell,
+                decided=each.decided,
+                cost=each.cost,
+                evidence=each.evidence,
+            )
+            for each in story.incidents
+        ],
+        left_out=story.left_out,
+        notes=[event_to_proto(note) for note in story.notes],
     )
 
 

@@ -466,9 +466,15 @@ def _changed_jobs(writes: Iterable[Write]) -> Iterable[str]:
 
 
 def _log_entry(entry: Entry) -> None:
-    about = {"job": entry.job_id, "node": entry.node, "rank": entry.rank, "attempt": entry.attempt}
+    about = {
+        "outcome": entry.outcome,
+        "job": entry.job_id,
+        "node": entry.node,
+        "rank": entry.rank,
+        "attempt": entry.attempt or None,
+    }
     log.info(
         entry.kind,
         why=entry.message,
-        **{name: value for name, value in about.items() if value not in ("", None, 0)},
+        **{name: value for name, value in about.items() if value not in ("", None)},
     )

@@ -212,7 +212,8 @@ def _write(write: Write, before: dict[str, Row]) -> str:
             return f"delete {_name(row)}"
         case Append(Entry() as entry):
             about = [f"rank {entry.rank}"] if entry.rank is not None else []
-            return f"! {' '.join([entry.kind, *about])}: {entry.message}"
+            outcome = f"; {entry.outcome}" if entry.outcome else ""
+            return f"! {' '.join([entry.kind, *about])}: {entry.message}{outcome}"
         case Append(Commit() as made):
             return f"append commit of {made.job_id} step {made.step} attempt {made.attempt}"
         case SetEpoch(epoch):

@@ -28,6 +28,7 @@ from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.log_lines import LinePrinter
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
+from holdfast.cli.why import command as why
 from holdfast.client import TERMINAL, Client
 from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
@@ -114,6 +115,7 @@ def command() -> None:
 
 
 command.add_command(samples)
+command.add_command(why)
 
 
 @command.command(context_settings={"allow_interspersed_args": False})

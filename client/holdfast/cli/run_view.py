@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from holdfast.cli.common import coloured, printable, time_shares
+from holdfast.cli.events import said
 from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
@@ -55,7 +56,7 @@ class View:
         """Note what the timeline has that was not noted yet; `quietly`, pass over it."""
         async for event in client.list_events(job_id, after=self._seen):
             if event.kind in NOTED and not quietly:
-                self.note(event.message)
+                self.note(said(event))
             self._seen = event.seq
 
     async def end(self) -> None:

@@ -1541,6 +1541,139 @@ class PinCheckpointResponse(_message.Message):
 Global___PinCheckpointResponse: _TypeAlias = PinCheckpointResponse  # noqa: Y015
 
 @_typing.final
+class ExplainJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    incidents: _builtins.int
+    """How many incidents, the newest. Default 10, at most 1,000."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        incidents: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
+
+@_typing.final
+class ExplainJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def story(self) -> Global___JobStory: ...
+    def __init__(
+        self,
+        *,
+        story: Global___JobStory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["story", b"story"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["story", b"story"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobResponse: _TypeAlias = ExplainJobResponse  # noqa: Y015
+
+@_typing.final
+class JobStory(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """How many older ones are not among them."""
+    @_builtins.property
+    def summary(self) -> Global___JobSummary: ...
+    @_builtins.property
+    def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Incident]:
+        """Oldest first."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """What is worth knowing although no attempt ended with it."""
+
+    def __init__(
+        self,
+        *,
+        summary: Global___JobSummary | None = ...,
+        incidents: _abc.Iterable[Global___Incident] | None = ...,
+        left_out: _builtins.int = ...,
+        notes: _abc.Iterable[Global___Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "left_out", b"left_out", "notes", b"notes", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobStory: _TypeAlias = JobStory  # noqa: Y015
+
+@_typing.final
+class Incident(_message.Message):
+    """The end of an attempt that was not its success."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    FELL_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The one that ended."""
+    rank: _builtins.int
+    """Whose end was the first. Absent: it was none's."""
+    node: _builtins.str
+    cause: _builtins.str
+    """How it ended, in one sentence."""
+    fell: _builtins.str
+    """Who ended with it, and who was stopped."""
+    decided: _builtins.str
+    cost: _builtins.str
+    """Until all were up again, and steps done once more. Empty: they are not yet."""
+    evidence: _builtins.str
+    """The last lines of its log, its stacks."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        attempt: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
+        node: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        fell: _builtins.str = ...,
+        decided: _builtins.str = ...,
+        cost: _builtins.str = ...,
+        evidence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "cause", b"cause", "cost", b"cost", "decided", b"decided", "evidence", b"evidence", "fell", b"fell", "node", b"node", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+
+Global___Incident: _TypeAlias = Incident  # noqa: Y015
+
+@_typing.final
 class ListEventsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1608,6 +1741,7 @@ class Event(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     job_id: _builtins.str
     node: _builtins.str
@@ -1621,6 +1755,8 @@ class Event(_message.Message):
     """What that rests on, as it was found: the last lines of a log, the stacks of
     a worker that hung. May have many lines; of its size the newest 16 KiB.
     """
+    outcome: _builtins.str
+    """What came of it or is done about it, in one sentence; empty: nothing."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1635,10 +1771,11 @@ class Event(_message.Message):
         kind: _builtins.str = ...,
         message: _builtins.str = ...,
         evidence: _builtins.str = ...,
+        outcome: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "evidence", b"evidence", "job_id", b"job_id", "kind", b"kind", "message", b"message", "node", b"node", "rank", b"rank", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "evidence", b"evidence", "job_id", b"job_id", "kind", b"kind", "message", b"message", "node", b"node", "outcome", b"outcome", "rank", b"rank", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015

@@ -283,6 +283,10 @@ class Gang:
     """How many of its commits lay on nodes alone when they were made."""
     short_since_ms: int = 0
     """Since when it could start and there is no room for it; 0: it does not wait."""
+    broke_ms: int = 0
+    """When the attempt before this one came to its end; 0 when all of this one are up."""
+    redone: int = 0
+    """How many steps that one had done in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,3 +441,5 @@ class Entry:
     attempt: int = 0
     evidence: str = ""
     """What the message rests on, as it was found: the last lines of a log, a stack."""
+    outcome: str = ""
+    """What came of it or is done about it, in one sentence; empty: nothing."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from holdfast_coordinator.core import account, placement
 from holdfast_coordinator.core.effects import Assignment, StartWorkers, StopWorkers
+from holdfast_coordinator.core.fence import tell_of_end, tell_of_start
 from holdfast_coordinator.core.model import (
     DEAD,
     LIVE,
@@ -23,6 +24,7 @@ from holdfast_coordinator.core.model import (
 )
 from holdfast_coordinator.core.turn import Turn
 
+_NOT_UP = (WorkerState.STARTING, WorkerState.WAITING, WorkerState.STOPPING, *sorted(DEAD))
 _UNSTOPPED = (WorkerState.STARTING, WorkerState.RUNNING)
 _RESTARTING = (WorkerState.WAITING, WorkerState.STOPPING, *sorted(DEAD))
 
@@ -37,7 +39,10 @@ def settle(turn: Turn, job_id: str, gangs: Iterable[int]) -> None:
             stop_live(turn, turn.state.workers_of(job), force=job.force, reason=job.reason)
         return
     for index in gangs:
-        _renew(turn, job, turn.state.gangs[job_id, index])
+        gang = turn.state.gangs[job_id, index]
+        _renew(turn, job, gang)
+        if gang.broke_ms and not _any(turn.state.gang_tallies[job_id, index], _NOT_UP):
+            tell_of_start(turn, gang)
 
 
 def _renew(turn: Turn, job: Job, gang: Gang) -> None:
@@ -50,15 +55,18 @@ def _renew(turn: Turn, job: Job, gang: Gang) -> None:
         return
     committed = gang.commit.step if gang.commit else None
     best = gang.best_step if committed is None else max(gang.best_step, committed)
+    cause, redone = tell_of_end(turn, gang), 0
     for worker in turn.state.members(gang):
         step = worker.progress.step
         best = best if step is None else max(best, step)
         closed = account.close_attempt(worker, committed)
+        redone = max(redone, closed.account.steps_redone - worker.account.steps_redone)
         turn.put(
             replace(closed, state=WorkerState.WAITING, attempt=gang.attempt, pid=0, pid_start=0, gpus=())
         )
-    if best != gang.best_step:
-        turn.put(replace(gang, best_step=best))
+    renewed = replace(gang, best_step=best, cause=cause, redone=redone)
+    if renewed != gang:
+        turn.put(renewed)
 
 
 def _superseded(turn: Turn, job: Job, gang: Gang) -> bool:
@@ -265,6 +273,8 @@ def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobS
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
     for gang in turn.state.gangs_of(job):
         _end_shortage(turn, gang)
+        if state is JobState.FAILED:
+            tell_of_end(turn, gang)
         committed = gang.commit.step if gang.commit else None
         for worker in turn.state.members(gang):
             closed = account.close_attempt(worker, committed)

@@ -7,7 +7,7 @@ the difference.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import checkpoints, liveness, restart
+from holdfast_coordinator.core import blame, checkpoints, liveness, restart
 from holdfast_coordinator.core.effects import (
     CloseSession,
     Effects,
@@ -388,7 +388,7 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
     at_step = "" if progress.step is None else f" at step {progress.step}"
     turn.tell_worker("WorkerExited", f"{ended.message}{at_step}", worker)
     if state is WorkerState.FAILED:
-        _after_exit(turn, worker, f"rank {worker.rank} on node {node}: {ended.message}{at_step}")
+        _after_exit(turn, worker, blame.cause(worker))
 
 
 def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:

@@ -51,6 +51,8 @@ gangs = Table(
     Column("failed_step", BigInteger, nullable=False),
     Column("degraded_commits", Integer, nullable=False),
     Column("short_since_ms", BigInteger, nullable=False),
+    Column("broke_ms", BigInteger, nullable=False),
+    Column("redone", BigInteger, nullable=False),
 )
 
 workers = Table(
@@ -119,6 +121,7 @@ entries = Table(
     Column("rank", Integer),
     Column("attempt", Integer, nullable=False),
     Column("evidence", String, nullable=False),
+    Column("outcome", String, nullable=False),
     Index("entries_by_job", "job_id", "seq"),
 )
 

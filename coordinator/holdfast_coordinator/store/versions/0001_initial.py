@@ -71,6 +71,8 @@ def _jobs() -> None:
         sa.Column("failed_step", sa.BigInteger, nullable=False),
         sa.Column("degraded_commits", sa.Integer, nullable=False),
         sa.Column("short_since_ms", sa.BigInteger, nullable=False),
+        sa.Column("broke_ms", sa.BigInteger, nullable=False),
+        sa.Column("redone", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "workers",
@@ -127,5 +129,6 @@ def _checkpoints_and_history() -> None:
         sa.Column("rank", sa.Integer),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("evidence", sa.String, nullable=False),
+        sa.Column("outcome", sa.String, nullable=False),
     )
     op.create_index("entries_by_job", "entries", ["job_id", "seq"])

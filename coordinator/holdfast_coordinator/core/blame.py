@@ -1,0 +1,85 @@
+"""Whose end began it: when a gang falls, the first culprit is told from its victims.
+
+Ranks that talk to each other die of each other's death: a peer that is gone shows as a reset connection or a
+collective that times out, and often the victims' tracebacks come first. Whom a coordinator hears of first says little.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from holdfast_coordinator.core.model import DEAD, Exit, Worker, WorkerState
+
+AS_ONE_MS = 50
+"""Ends so close to each other are of one moment: the clocks of two nodes agree no better."""
+
+_OF_A_VICTIM = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|peer (closed|gone)|gloo|nccl"
+    r"|DistBackendError|ConnectionResetError|BrokenPipeError|ConnectionRefusedError|EOFError",
+    re.IGNORECASE,
+)
+"""What a rank says when another one has gone from it."""
+_TOLD_TO = (2, 9, 15)
+"""Signals by which a worker ends that was told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Who was first, and who fell with it."""
+
+    culprit: Worker
+    victims: tuple[Worker, ...]
+    """Ended by themselves, because of it."""
+    stopped: tuple[Worker, ...]
+    """Were stopped."""
+
+
+def verdict(members: Sequence[Worker]) -> Verdict | None:
+    """Find the culprit among the workers of an attempt that is over; None when nobody ended by itself.
+
+    Of those that ended by themselves, whoever does not say that a peer was gone comes before whoever does; then the
+    earliest; of those of one moment, the one whose end says most: nobody is killed because a peer has an exit code.
+    """
+    ended = [(worker, worker.exit) for worker in members if worker.exit is not None and worker.state in DEAD]
+    own = [(worker, how) for worker, how in ended if _by_itself(worker, how)]
+    if not own:
+        return None
+    honest = [each for each in own if not _OF_A_VICTIM.search(each[1].message)] or own
+    first = min(how.at_ms for _, how in honest)
+    of_one_moment = [each for each in honest if each[1].at_ms <= first + AS_ONE_MS]
+    culprit, _ = min(of_one_moment, key=lambda each: (_weight(*each), each[1].at_ms, each[0].rank))
+    victims = tuple(worker for worker, _ in own if worker is not culprit)
+    fell = {culprit.rank, *(worker.rank for worker in victims)}
+    return Verdict(culprit, victims, tuple(worker for worker, _ in ended if worker.rank not in fell))
+
+
+def cause(worker: Worker) -> str:
+    """How a worker ended, in one sentence."""
+    step = worker.progress.step
+    message = worker.exit.message if worker.exit is not None else "it ended"
+    return f"rank {worker.rank} on node {worker.node}: {message}{'' if step is None else f' at step {step}'}"
+
+
+def _by_itself(worker: Worker, how: Exit) -> bool:
+    if worker.state in (WorkerState.FAILED, WorkerState.LOST):
+        return True
+    return worker.state is WorkerState.STOPPED and how.signal not in _TOLD_TO and how.code != 0
+
+
+def _weight(worker: Worker, how: Exit) -> int:
+    """How much an end says of itself; the less the more."""
+    if worker.state is WorkerState.LOST or how.never_ran:
+        return 0
+    return 1 if how.signal else 2
+
+
+def shown(ranks: Iterable[int]) -> str:
+    """`rank 3`, `ranks 0 to 2, 5`."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    said = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    return f"rank{'s' if sum(map(len, runs)) > 1 else ''} {said}"
