@@ -173,8 +173,9 @@ class Client:
 
     async def explain_job(self, job_id: str, *, incidents: int = 0) -> job_pb2.JobStory:
         """What ended the attempts of a job, what was done, what it cost; the newest `incidents`, 0: some."""
-        request = job_pb2.ExplainJobRequest(job_id=job_id, incidents=incidents)
-        return (await self._jobs.ExplainJob(request)).story
+        async with self._errors():
+            request = job_pb2.ExplainJobRequest(job_id=job_id, incidents=incidents)
+            return (await self._jobs.ExplainJob(request)).story
 
     async def list_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
         """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""
