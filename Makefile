@@ -8,7 +8,7 @@ SEEDS ?= 200
 SEED  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim bench torch jax clean
+.PHONY: help demo test test-s3 lint fmt proto sim soak bench torch jax clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+soak: $(READY) ## kill 1,000 workers and 200 agents: KILLS=n AGENTS=n
+	$(BIN)/python -m tests.soak $(if $(KILLS),--kills $(KILLS)) $(if $(AGENTS),--agents $(AGENTS))
 
 bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
