@@ -60,7 +60,7 @@ class Fleet:
         )
 
     async def submit_command(
-        self, command: list[str], world: int, scope: str = "gang", **spec: object
+        self, command: list[str], world: int, scope: str = "gang", *, backoff_ms: int = 50, **spec: object
     ) -> str:
         wanted = job_pb2.JobSpec(
             name="test",
@@ -70,7 +70,7 @@ class Fleet:
             **spec,
         )
         wanted.restart.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{scope.upper()}")
-        wanted.restart.backoff.FromMilliseconds(50)
+        wanted.restart.backoff.FromMilliseconds(backoff_ms)
         wanted.stop_grace.FromMilliseconds(2_000)
         job = await self.retried(lambda: self.client.create_job(wanted, request_id=f"job-{len(self._jobs)}"))
         self._jobs.append(job.id)
