@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from tests.ports import free_port
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = [str(EXAMPLES / "digits.py"), "--hidden", "64", "--epochs", "100"]
 DDP = [str(EXAMPLES / "digits_ddp.py"), "--epochs", "3"]
@@ -115,13 +117,11 @@ def test_digits_says_what_it_needs(tmp_path):
 
 @pytest.mark.torch
 @needs_torch
-def test_the_curve_of_a_killed_gang_is_that_of_an_undisturbed_one(
-    make_agent, spawn, tmp_path, uri, free_ports
-):
+def test_the_curve_of_a_killed_gang_is_that_of_an_undisturbed_one(make_agent, spawn, tmp_path, uri):
     agent = make_agent(world_size=2)
 
     def gang(curve, attempt, resume_step=None):
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         argv = [*DDP, "--curve", curve]
         return [spawn(agent, argv, rank, attempt, resume_step, **address) for rank in (0, 1)]
 
