@@ -169,7 +169,9 @@ def test_an_update_whose_answer_is_lost_is_done_once(s3, proxy, before, between)
 
 
 def test_an_update_that_hangs_after_it_was_done(s3, proxy):
-    storage = s3(S3_READ_TIMEOUT="500ms", AWS_MAX_ATTEMPTS="10")  # the machine may be slow to answer the others
+    storage = s3(
+        S3_READ_TIMEOUT="500ms", AWS_MAX_ATTEMPTS="10"
+    )  # the machine may be slow to answer the others
     proxy.fail(hangs_after, is_write, times=1)
     storage.update("log", append(b"a"))
     assert storage.read("log") == b"a"
