@@ -14,7 +14,7 @@ from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, worker_pb2
 from holdfast_coordinator.app import Coordinator, CoordinatorConfig
 from tests.ports import free_port
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 class House:

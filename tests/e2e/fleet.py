@@ -15,7 +15,7 @@ from holdfast.wire import HoldfastError
 
 HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
 TRAIN = str(Path(__file__).with_name("train.py"))
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 class Fleet:
