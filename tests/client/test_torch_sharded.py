@@ -40,10 +40,7 @@ from holdfast.torch.loading import Saved  # noqa: E402
 from holdfast.torch.part import Piece, make_part  # noqa: E402
 from tests.client import sharded_program  # noqa: E402
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.xdist_group("torch_sharded"),  # what `saved` is made by takes four processes with torch
-]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 PROGRAM = str(Path(sharded_program.__file__))
 
 
@@ -71,7 +68,7 @@ def saved(tmp_path_factory):
         for rank in range(4)
     ]
     try:
-        said = [rank.communicate(timeout=100)[0] for rank in ranks]
+        said = [rank.communicate(timeout=250)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * 4
     finally:
         for rank in ranks:

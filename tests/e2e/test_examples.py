@@ -51,6 +51,7 @@ def test_chaos_kills_a_worker_and_the_arrays_do_not_show_it(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed: make torch")
 def test_ddp_resumes_bit_for_bit(tmp_path):
     curves, said = [], []
