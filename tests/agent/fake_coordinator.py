@@ -8,7 +8,7 @@ import grpc
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
 from holdfast.wire import server_options
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 BEAT_MS = 50
 
 

@@ -22,7 +22,7 @@ from holdfast_coordinator.session import Session
 from holdfast_coordinator.store.api import StoreFullError
 from holdfast_coordinator.store.memory import MemoryStore
 
-PATIENCE = 20
+PATIENCE = 60
 SETTINGS = Settings(lost_after_ms=10_000, suspect_after_ms=5_000)
 
 

@@ -24,7 +24,7 @@ from holdfast_coordinator.store.api import StoreFullError
 
 pytest_plugins = ["tests.client.cli_fixtures"]
 
-PATIENCE = 20
+PATIENCE = 60
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 

@@ -15,13 +15,13 @@ from holdfast.wire import HoldfastError
 
 HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
 TRAIN = str(Path(__file__).with_name("train.py"))
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 class Fleet:
     """One coordinator and some agents below `root`. Everything it started is gone after `close`."""
 
-    def __init__(self, root: Path, lost_after: str = "10s") -> None:
+    def __init__(self, root: Path, lost_after: str = "100s") -> None:
         self.root = root
         self.out = root / "out"
         self.out.mkdir()

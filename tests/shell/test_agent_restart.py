@@ -87,7 +87,7 @@ async def test_an_agent_that_is_told_to_end_leaves_its_workers(coordinator, laun
     session = await coordinator.session()
     pid = await started(session, *FOREVER)
     agent.terminate()
-    said, _ = agent.communicate(timeout=20)
+    said, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0
     assert "its workers go on" in said
     assert sorted(map(name, marked(mark))) == ["holdfast-shim", "sleep"]
@@ -140,7 +140,7 @@ async def test_one_state_directory_has_one_agent(coordinator, launch):
     launch()
     await coordinator.session()
     second = launch()
-    said, _ = second.communicate(timeout=20)
+    said, _ = second.communicate(timeout=60)
     assert second.returncode == 1
     assert "another agent uses the state directory" in said
     assert "--state-dir" in said
