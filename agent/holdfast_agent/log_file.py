@@ -45,7 +45,7 @@ _RECORDS_AT = 64
 _BLOCK = 4096
 _PUNCH = 0x2 | 0x1  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_REOPENINGS = 5
+_OPENINGS = 5
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
@@ -77,11 +77,11 @@ class Log:
         self._index = os.open(self._path(index_name(name)), os.O_RDWR | create | os.O_CLOEXEC, 0o600)
         self._fd = -1
         try:
-            self._fd = os.open(
-                self._path(name), os.O_RDWR | os.O_APPEND | create | os.O_CLOEXEC, 0o600
-            )
+            self._fd = os.open(self._path(name), os.O_RDWR | os.O_APPEND | create | os.O_CLOEXEC, 0o600)
             if not os.fstat(self._index).st_size:
-                os.posix_fallocate(self._index, 0, _BLOCK)  # so that no full disk keeps the log from being freed
+                os.posix_fallocate(
+                    self._index, 0, _BLOCK
+                )  # so that no full disk keeps the log from being freed
                 os.truncate(self._index, _RECORDS_AT)
                 os.pwrite(self._index, _HEAD.pack(_MAGIC, 0, 0, 0, 0, 0), 0)
             self._begins, self._slot = _begin(self._index, self._fd)
@@ -212,19 +212,19 @@ class LogReader:
 
     def __init__(self, directory: str, name: str) -> None:
         self._index = self._fd = -1
+        path, index = (os.path.join(directory, each) for each in (name, index_name(name)))  # noqa: PTH118
         try:
-            for last in (False,) * _REOPENINGS + (True,):
-                self._fd = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH118
+            for left in reversed(range(_OPENINGS)):
+                self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 if self._index < 0:
-                    self._index = os.open(os.path.join(directory, index_name(name)), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH118
+                    self._index = os.open(index, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     self._begins, _ = _begin(self._index, self._fd)
+                    break
                 except OSError:  # another file has taken the place of this one since it was opened
-                    if last:
+                    if not left:
                         raise
                     os.close(self._fd)
-                else:
-                    break
         except OSError:
             self.close()
             raise
@@ -329,10 +329,8 @@ class WorkerLogs:
         """Free the oldest bytes of the larger one: many lines of progress don't push out the few of an error."""
         log = max(self._logs.values(), key=lambda each: each.size)
         more = min(self._most // (16 if log.punches else 2), log.size // 2)
-        try:
+        with contextlib.suppress(OSError):
             log.free(log.kept + self._size - self._most + more)
-        except OSError:
-            pass
         self._size = sum(each.size for each in self._logs.values())
         # Where nothing could be freed it is tried again, but not with every write.
         self._free_at = max(self._most, self._size + more if self._size > self._most else 0)

@@ -191,7 +191,12 @@ class Reading:
         return chunks, more
 
     def _chunk(
-        self, attempt: int, stream: "job_pb2.LogStream.ValueType", offset: int, data: bytes = b"", skipped: int = 0
+        self,
+        attempt: int,
+        stream: "job_pb2.LogStream.ValueType",
+        offset: int,
+        data: bytes = b"",
+        skipped: int = 0,
     ) -> job_pb2.StreamLogsResponse:
         at = job_pb2.LogCursor(rank=self._asked.rank, attempt=attempt, stream=stream, offset=offset)
         return job_pb2.StreamLogsResponse(cursor=at, data=data, skipped=skipped)

@@ -4,7 +4,8 @@ A shim outlives the agent, so that the agent can be killed and upgraded while wo
 worker and everything that its worker started: being a subreaper, it inherits what was double-forked or put into a
 session of its own, and it ends none of it alive (P8).
 
-It is forked by the nursery, so that it costs a fork and no interpreter; only what is of the standard library alone is imported here.
+It is forked by the nursery, so that it costs a fork and no interpreter; what is imported here takes the standard
+library alone.
 
 =========  ================================================================================
 signal     meaning to a shim
@@ -245,7 +246,9 @@ class _Shim:
                 return True
             if not data:
                 return False
-            self._dropped += self._logs.append(self._pipes[pipe], data)  # it costs log lines, never the worker
+            self._dropped += self._logs.append(
+                self._pipes[pipe], data
+            )  # it costs log lines, never the worker
             if not last:
                 return True
 

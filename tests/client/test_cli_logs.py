@@ -7,7 +7,8 @@ import io
 import pytest
 
 from holdfast.cli.common import printable
-from holdfast.cli.log_lines import LONGEST_LINE, LinePrinter
+from holdfast.cli.log_lines import LinePrinter
+from holdfast.log_text import LONGEST_LINE
 from holdfast.v1 import job_pb2
 from tests.client.scripted import coordinator, holdfast, make_job
 
@@ -71,7 +72,7 @@ def test_ranks_never_share_a_line(capsys):
 def test_what_is_no_text_is_shown_all_the_same(capsys):
     printer = LinePrinter()
     printer.write(chunk(b"a\xff\xe2\x82"))
-    printer.write(chunk(b"\xac\r\n"))
+    printer.write(chunk(b"\xac\r\n", offset=4))
     assert capsys.readouterr().out == "[0] a\ufffd\u20ac\n"
 
 
@@ -79,8 +80,10 @@ def test_a_line_without_an_end_does_not_grow_for_ever(capsys):
     printer = LinePrinter()
     printer.write(chunk(b"x" * LONGEST_LINE))
     assert capsys.readouterr().out == ""
-    printer.write(chunk(b"x"))
-    assert capsys.readouterr().out == f"[0] {'x' * (LONGEST_LINE + 1)}\n"
+    printer.write(chunk(b"x", offset=LONGEST_LINE))
+    assert capsys.readouterr().out == f"[0] {'x' * LONGEST_LINE}\n"
+    printer.write(chunk(b"yz\n", offset=LONGEST_LINE + 1))
+    assert capsys.readouterr().out == "[0] xyz\n"
 
 
 def test_a_file_gets_the_bytes_as_they_are(capsys):

@@ -346,13 +346,15 @@ class LogPolicy(_message.Message):
     def __init__(
         self,
         *,
-        keep_bytes: _builtins.int = ...,
+        keep_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes", "keep_bytes", b"keep_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_bytes", b"keep_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes", "keep_bytes", b"keep_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__keep_bytes: _TypeAlias = _typing.Literal["keep_bytes"]  # noqa: Y015
+    _WhichOneofArgType__keep_bytes: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_bytes) -> _WhichOneofReturnType__keep_bytes | None: ...
 
 Global___LogPolicy: _TypeAlias = LogPolicy  # noqa: Y015
 
