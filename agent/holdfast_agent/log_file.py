@@ -258,6 +258,12 @@ class LogReader:
         offset = index.offset(index.after_time(at_ms - RECORD_EVERY_MS))
         return self._line_start(self.held.end if offset is None else offset)
 
+    def times(self) -> bytes:
+        """The records of its index that are not freed, as they are there."""
+        found = os.pread(self._index, os.fstat(self._index).st_size, _RECORDS_AT)
+        whole = len(found) - len(found) % _RECORD.size
+        return b"".join(_RECORD.pack(*each) for each in _RECORD.iter_unpack(found[:whole]) if each[0])
+
     def last_lines(self, count: int) -> tuple[int, int]:
         """Where the last lines begin, and how many there are of them, `count` at most."""
         kept, end = self.held
