@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, loader, recovery, step
+from benchmarks import checkpoints, commits, heartbeats, loader, logs, recovery, step
 from benchmarks.figures import machine
 
 PARTS = {
@@ -13,6 +13,7 @@ PARTS = {
     "commits": commits.measure,
     "checkpoints": checkpoints.measure,
     "loader": loader.measure,
+    "logs": logs.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

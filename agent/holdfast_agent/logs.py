@@ -14,11 +14,15 @@ import structlog
 
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
 from holdfast_agent.inotify import Changes, Inotify
-from holdfast_agent.log_file import CHUNK, STDERR, STDOUT, LogReader
+from holdfast_agent.log_file import STDERR, STDOUT, LogReader
 from holdfast_agent.shim import EXIT
 
-CHUNKS_AT_ONCE = 16
+CHUNK = 128 * 1024
+"""Pushed in one message. Each costs the same three times on its way, whatever its size."""
+CHUNKS_AT_ONCE = 8
 """Of one log, between two looks at the other: a mebibyte of memory for each reader."""
+LOOK_EVERY_S = 0.01
+"""What is written at short intervals is read together; what comes after a pause, at once."""
 STREAMS = {job_pb2.LOG_STREAM_STDOUT: STDOUT, job_pb2.LOG_STREAM_STDERR: STDERR}
 
 log = structlog.get_logger(__name__)
@@ -84,6 +88,7 @@ class Reading:
         """
         follow = self._asked.follow
         begun = not self._asked.HasField("tail")
+        loop = asyncio.get_running_loop()
         while True:
             attempts = self._watch() if follow else self._attempts()
             if not begun:
@@ -108,7 +113,11 @@ class Reading:
                         self._finished.add(number)
                 if not follow:
                     return
+                next_look = loop.time() + LOOK_EVERY_S
                 changed = await self._changes.wait()
+                if (early := next_look - loop.time()) > 0:
+                    await asyncio.sleep(early)
+                    changed |= self._changes.take()
                 if self._job in changed or self._job.parent in changed:
                     break  # there may be a new attempt
                 fresh = {number: path for number, path in attempts.items() if path in changed}
@@ -180,7 +189,7 @@ class Reading:
                 place = (attempt, stream)
                 offset = self._offsets[place] if place in self._offsets else self._since(log)
                 for turn in range(CHUNKS_AT_ONCE):
-                    at, data = log.read(offset)
+                    at, data = log.read(offset, CHUNK)
                     data = data[: cut(data, complete=complete)]
                     if not data and at == offset:
                         break

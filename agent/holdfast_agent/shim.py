@@ -34,6 +34,9 @@ EXIT_TO_COME = f".{EXIT}"
 """While it is there, the attempt has begun, and its end is not recorded."""
 LOG_BYTES = 2**30
 """Kept of what a worker writes, where nobody says how much."""
+LITTLE = CHUNK // 4
+GATHER_MS = 2
+"""After so few bytes it waits for more, so that a worker's every line is no work for all that read them."""
 ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
 
@@ -99,7 +102,7 @@ class _Shim:
         self._pid = 0
         self._status: int | None = None
         self._kill_at: float | None = None
-        self._dropped = 0
+        self._dropped = self._moved = 0
         self._pipes: dict[int, str] = {}
         """The log that each ends in."""
 
@@ -184,11 +187,14 @@ class _Shim:
     def _watch(self, signals: int) -> None:
         """Move output and obey signals until the worker itself is gone."""
         poller = select.poll()
+        waking = select.poll()
         for fd in (signals, *self._pipes):
             poller.register(fd, select.POLLIN)
+        waking.register(signals, select.POLLIN)
         if self._agent is not None:
             poller.register(self._agent, select.POLLIN)
         while self._status is None:
+            moved = self._moved
             for fd, _ in poller.poll(self._until_kill()):
                 if fd == signals:
                     self._obey(os.read(signals, CHUNK))
@@ -199,6 +205,9 @@ class _Shim:
                     poller.unregister(fd)
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._kill()
+            if 0 < self._moved - moved < LITTLE:
+                # Lines that come one by one go on together. What a signal means is not kept waiting.
+                waking.poll(GATHER_MS)
 
     def _until_kill(self) -> float | None:
         return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000) + 1
@@ -246,6 +255,7 @@ class _Shim:
                 return True
             if not data:
                 return False
+            self._moved += len(data)
             self._dropped += self._logs.append(
                 self._pipes[pipe], data
             )  # it costs log lines, never the worker

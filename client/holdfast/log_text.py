@@ -18,23 +18,33 @@ class Lines:
         self._rests: dict[Place, tuple[int, bytes]] = {}
 
     def add(self, chunk: job_pb2.StreamLogsResponse) -> Iterator[tuple[int, bytes]]:
-        """Take what follows in a log; give what is whole now, with its offset.
+        """Take what follows in a log; give what is whole now, with its offset, at most a piece at a time.
 
-        Either are lines, and end with a line end, or one piece of a line, and have none.
+        Either are lines, and end with a line end, or one piece of a line, and have none. Pieces are small for the
+        memory's sake: the allocator takes blocks that are much larger from the kernel, and gives them back, every time.
         """
-        at, data = chunk.cursor, chunk.data
-        place, offset = (at.rank, at.attempt, at.stream), at.offset
+        data, at = chunk.data, 0
+        place, offset = (chunk.cursor.rank, chunk.cursor.attempt, chunk.cursor.stream), chunk.cursor.offset
         if place in self._rests:
             begun, rest = self._rests.pop(place)
-            if begun + len(rest) == offset:
-                offset, data = begun, rest + data
-            else:  # the rest of that line was freed
+            if begun + len(rest) != offset:  # the rest of that line was freed
                 yield begun, rest
-        while len(data) > LONGEST_LINE and data.find(b"\n", 0, LONGEST_LINE + 1) < 0:
-            yield offset, data[:LONGEST_LINE]
-            offset, data = offset + LONGEST_LINE, data[LONGEST_LINE:]
-        if end := data.rfind(b"\n") + 1:
-            yield offset, data[:end]
+            else:
+                room = LONGEST_LINE - len(rest)
+                at = data.find(b"\n", 0, room + 1) + 1 or min(room, len(data))
+                line = rest + data[:at]
+                if line.endswith(b"\n") or at < len(data):
+                    yield begun, line
+                else:
+                    self._rests[place] = begun, line
+                    return
+        while len(data) - at > LONGEST_LINE:
+            end = data.rfind(b"\n", at, at + LONGEST_LINE + 1) + 1 or at + LONGEST_LINE
+            yield offset + at, data[at:end]
+            at = end
+        end = data.rfind(b"\n", at) + 1 or at
+        if at < end:
+            yield offset + at, data[at:end]
         if end < len(data):
             self._rests[place] = offset + end, data[end:]
 

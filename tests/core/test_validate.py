@@ -155,7 +155,11 @@ def test_how_much_of_the_logs_cannot_be_kept(kept):
 @pytest.mark.parametrize(
     ("name", "pattern", "complaint"),
     [
-        ("loss", "loss (", '"loss (" is no regular expression: missing ), unterminated subpattern at position 5'),
+        (
+            "loss",
+            "loss (",
+            '"loss (" is no regular expression: missing ), unterminated subpattern at position 5',
+        ),
         ("loss", "loss .*", '"loss .*" has 0 groups; put the number, and nothing else, into one'),
         ("loss", "(loss) (.*)", '"(loss) (.*)" has 2 groups; put the number, and nothing else, into one'),
         ("loss", "(x)" + "y" * 500, "has 503 characters; write a pattern of no more than 500"),

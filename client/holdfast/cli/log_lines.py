@@ -56,13 +56,20 @@ def _print(rank: int, stream: int, block: bytes) -> None:
     """Print whole lines, or a piece of one, which becomes a line."""
     out: TextIO = sys.stderr if stream == job_pb2.LOG_STREAM_STDERR else sys.stdout
     head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m " if coloured(out) else f"[{rank}] "
-    text = block.removesuffix(b"\n").decode(errors="replace")
+    block = block.removesuffix(b"\n")
+    # All lines at once: what a job writes may be millions.
+    if not out.isatty() and block.isascii() and b"\r" not in block and hasattr(out, "buffer"):
+        out.flush()
+        raw_head = head.encode()
+        out.buffer.write(b"%b%b\n" % (raw_head, block.replace(b"\n", b"\n" + raw_head)))
+        out.buffer.flush()
+        return
+    text = block.decode(errors="replace")
     if "\r" in text:
         text = text.removesuffix("\r").replace("\r\n", "\n")
     if out.isatty():
         # Of a progress bar, what it came to.
         text = "\n".join(printable(line.rpartition("\r")[2]) for line in text.split("\n"))
-    # All lines at once: what a job writes may be millions.
     out.write(f"{head}{text.replace(chr(10), chr(10) + head)}\n")
     out.flush()
 
