@@ -66,10 +66,11 @@ class Filter:
     def add(self, chunk: job_pb2.StreamLogsResponse) -> Iterator[job_pb2.StreamLogsResponse]:
         """Give what matches, in chunks of lines that follow each other. What says more than its data passes."""
         at = chunk.cursor
-        if chunk.skipped or chunk.HasField("away"):
-            yield job_pb2.StreamLogsResponse(
-                cursor=at, skipped=chunk.skipped, away=chunk.away if chunk.HasField("away") else None
-            )
+        if chunk.HasField("away"):
+            yield chunk
+            return
+        if chunk.skipped:
+            yield job_pb2.StreamLogsResponse(cursor=at, skipped=chunk.skipped)
         for offset, block in self._lines.add(chunk):
             yield from self._matching((at.rank, at.attempt, at.stream), offset, block)
 
