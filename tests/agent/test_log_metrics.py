@@ -32,7 +32,9 @@ class TestMatcher:
         assert found({"a": "a=(.*)", "b": "b(x)?"}, "a=fast", "a=", "b", "a=inf", "a=1_0.5") == [("a", 10.5)]
 
     def test_of_a_long_line_the_beginning(self):
-        assert found(PATTERNS, "x" * LONGEST_LINE + "loss=1", "loss=2" + "x" * LONGEST_LINE) == [("loss", 2.0)]
+        assert found(PATTERNS, "x" * LONGEST_LINE + "loss=1", "loss=2" + "x" * LONGEST_LINE) == [
+            ("loss", 2.0)
+        ]
 
 
 class TestPage:

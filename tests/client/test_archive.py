@@ -100,7 +100,9 @@ def test_since(storage):
     assert read(storage, since_ms=200_000) == {}
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"nothing of the kind", lambda data: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: b"nothing of the kind", lambda data: b""]
+)
 def test_what_is_damaged_is_an_error_that_names_it(storage, damage):
     data = random.Random(1).randbytes(300_000)
     storage.put(Archived(0, 1, "stdout", 0).name, Bytes(damage(gzip.compress(data))))
