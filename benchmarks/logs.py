@@ -83,10 +83,8 @@ def fleet(root: Path) -> Iterator[str]:
     target, quiet = f"unix:{root}/c.sock", subprocess.DEVNULL
     coordinator = [HOLDFAST, "coordinator", "--listen", target, "--state-dir", str(root / "coordinator")]
     agent = [HOLDFAST, "agent", "--coordinator", target, "--state-dir", str(root / "agent"), "--slots", "1"]
-    daemons = []
+    daemons = [subprocess.Popen(command, stdout=quiet, stderr=quiet) for command in (coordinator, agent)]
     try:
-        for command in (coordinator, agent):
-            daemons.append(subprocess.Popen(command, stdout=quiet, stderr=quiet))
         until = time.monotonic() + SECONDS
         listing = [HOLDFAST, "node", "list", "-o", "name", "--server", target]
         while not subprocess.run(listing, capture_output=True, check=False).stdout:

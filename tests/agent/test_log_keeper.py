@@ -1,4 +1,4 @@
-"""The logs of a job on a node stay below its limit: what is over goes first, oldest first, and live workers keep theirs."""
+"""The logs of a job on a node stay below its limit: what is over goes first, and live workers keep theirs."""
 
 import json
 

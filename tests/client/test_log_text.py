@@ -1,5 +1,6 @@
 """Lines out of chunks, whatever the cuts; cursors that take every byte once."""
 
+import itertools
 import re
 
 import pytest
@@ -20,7 +21,7 @@ def chunk(data, offset, *, rank=0, attempt=1, stream=OUT, skipped=0):
 
 def chunks_of(data, cuts):
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         yield chunk(data[start:end], start)
 
 

@@ -103,8 +103,8 @@ async def test_what_can_not_be_had_is_said_with_its_reason(fleet):
     found = await asyncio.to_thread(cli, fleet, job_id)
     assert found.returncode == 3
     assert re.fullmatch(
-        "holdfast: what rank 0 wrote on node-a can't be read: its agent is not connected, and there is no archive of it "
-        f"in .*/checkpoints/{job_id}/logs\n",
+        "holdfast: what rank 0 wrote on node-a can't be read: its agent is not connected, "
+        f"and there is no archive of it in .*/checkpoints/{job_id}/logs\n",
         found.stderr,
     )
     fleet.start_agent()

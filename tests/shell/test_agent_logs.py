@@ -248,7 +248,8 @@ class TestFloods:
             assert chunk.cursor.offset % len(self.LINE) == 0
             offset, skipped = chunk.cursor.offset + len(chunk.data), skipped + chunk.skipped
             if not skipped:
-                await until(lambda: (flooding / "0-1/stdout.log").stat().st_size > offset + 2 * self.KEEP)
+                ahead = offset + 2 * self.KEEP
+                await until(lambda ahead=ahead: (flooding / "0-1/stdout.log").stat().st_size > ahead)
         push.unwanted.set()
 
     async def test_others_and_heartbeats_do_not_wait(self, session, open_log, flooding):

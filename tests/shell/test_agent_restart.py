@@ -181,7 +181,8 @@ async def test_metrics_of_a_log_go_on_where_the_agent_before_was(coordinator, la
     """Also what was written, and how it ended, while there was none."""
     for tell in ("one", "two"):
         os.mkfifo(tmp_path / tell)
-    script = f"echo step 1; echo step 2; read -r _ <{tmp_path}/one; echo step 3; read -r _ <{tmp_path}/two; printf 'step 5'"
+    one, two = (f"read -r _ <{tmp_path / tell}" for tell in ("one", "two"))
+    script = f"echo step 1; echo step 2; {one}; echo step 3; {two}; printf 'step 5'"
     agent = launch()
     session = await coordinator.session()
     pid = await started(session, "sh", "-c", script, log_metrics={"step": r"step (\d+)"})
