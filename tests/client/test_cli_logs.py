@@ -223,3 +223,18 @@ def test_an_archive_that_is_damaged_is_told(coordinator, holdfast, tmp_path):
     result = holdfast("job", "logs", JOB)
     assert result.exit_code == 3
     assert "and its archive can't be read: 0-1/stdout.0.log.gz in " in result.stderr
+
+
+def test_a_write_that_is_cut_short_is_gone_on_with(monkeypatch):
+    """As where PYTHONUNBUFFERED is set, and somebody presses Ctrl-Z."""
+
+    class Short(io.BytesIO):
+        def write(self, data):
+            return super().write(bytes(data[:1_000]))
+
+    written = Short()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, write_through=True))
+    LinePrinter().write(chunk(b"a line of the log\n" * 3_000))
+    assert written.getvalue() == b"[0] a line of the log\n" * 3_000
+    LinePrinter().write(chunk("naïve\n".encode() * 1_000))
+    assert written.getvalue().endswith("[0] naïve\n".encode() * 1_000)

@@ -1,5 +1,6 @@
 """What workers wrote, line by line with the rank in front, stdout to stdout and stderr to stderr."""
 
+import select
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -58,11 +59,9 @@ def _print(rank: int, stream: int, block: bytes) -> None:
     head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m " if coloured(out) else f"[{rank}] "
     block = block.removesuffix(b"\n")
     # All lines at once: what a job writes may be millions.
-    if not out.isatty() and block.isascii() and b"\r" not in block and hasattr(out, "buffer"):
-        out.flush()
+    if block.isascii() and b"\r" not in block and not out.isatty():
         raw_head = head.encode()
-        out.buffer.write(b"%b%b\n" % (raw_head, block.replace(b"\n", b"\n" + raw_head)))
-        out.buffer.flush()
+        _write(out, b"%b%b\n" % (raw_head, block.replace(b"\n", b"\n" + raw_head)))
         return
     text = block.decode(errors="replace")
     if "\r" in text:
@@ -70,8 +69,29 @@ def _print(rank: int, stream: int, block: bytes) -> None:
     if out.isatty():
         # Of a progress bar, what it came to.
         text = "\n".join(printable(line.rpartition("\r")[2]) for line in text.split("\n"))
-    out.write(f"{head}{text.replace(chr(10), chr(10) + head)}\n")
+    text = f"{head}{text.replace(chr(10), chr(10) + head)}\n"
+    _write(out, text.encode(out.encoding or "utf-8", errors="replace"))
+
+
+def _write(out: TextIO, data: bytes) -> None:
+    """Write all of it at once, past the buffers.
+
+    Where PYTHONUNBUFFERED is set there are none, and whoever writes text loses what a write leaves over that was
+    interrupted, as by Ctrl-Z or a debugger.
+    """
+    buffer = getattr(out, "buffer", None)
+    if buffer is None:
+        out.write(data.decode(out.encoding or "utf-8"))
+        return
     out.flush()
+    raw = getattr(buffer, "raw", buffer)
+    left = memoryview(data)
+    while left:
+        done = raw.write(left)
+        if done is None:  # it does not block, and is full
+            select.select([], [raw], [])
+        else:
+            left = left[done:]
 
 
 def _size(count: int) -> str:
