@@ -10,6 +10,8 @@ import structlog
 
 SETTLE_WITHIN_S = 2.0
 """An end is not held back for longer, when the process is busy with a pattern that takes too long."""
+PAUSE_S = 0.5
+"""Before another one is started: perhaps none can be."""
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +42,12 @@ class LogMetrics:
             log.warning("the last lines of a log were not looked at for metrics", directory=name)
         self._watched.discard(name)
         self._ending.pop(name, None)
+        if (
+            not (self._watched or self._ending)
+            and self._process is not None
+            and self._process.stdin is not None
+        ):
+            self._process.stdin.close()  # nobody needs it now, and it takes some megabytes
 
     async def stop(self) -> None:
         """End the process."""
@@ -50,7 +58,11 @@ class LogMetrics:
     def _command(self, what: dict[str, str]) -> None:
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
-        elif self._process is not None and self._process.stdin is not None:
+        elif (
+            self._process is not None
+            and self._process.stdin is not None
+            and not self._process.stdin.is_closing()
+        ):
             self._process.stdin.write(json.dumps(what).encode() + b"\n")
 
     async def _run(self) -> None:
@@ -73,13 +85,15 @@ class LogMetrics:
                     self._command({"end": name})
                 async for line in process.stdout:
                     self._heard(json.loads(line))
-                log.warning("what looks for metrics in logs has died; another one is started")
             finally:
                 self._process = None
                 process.stdin.close()
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
+            if self._watched or self._ending:
+                log.warning("what looks for metrics in logs has ended; another one is started")
+                await asyncio.sleep(PAUSE_S)
 
     def _heard(self, said: dict[str, str]) -> None:
         if "done" in said:
