@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, loader, recovery, step, supervision
+from benchmarks import checkpoints, commits, heartbeats, loader, logs, recovery, step, supervision
 from benchmarks.figures import machine
 
 PARTS = {
@@ -14,6 +14,7 @@ PARTS = {
     "commits": commits.measure,
     "checkpoints": checkpoints.measure,
     "loader": loader.measure,
+    "logs": logs.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -16,8 +16,9 @@ from holdfast_agent import convert, core, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
-from holdfast_agent.environment import Place, worker_environment
+from holdfast_agent.environment import Place, uses_s3_in, worker_environment
 from holdfast_agent.inotify import Inotify
+from holdfast_agent.log_care import LogCare
 from holdfast_agent.ports import Ports
 from holdfast_agent.session import Session
 from holdfast_agent.workdir import StateDir, StateDirError
@@ -62,8 +63,11 @@ class Agent:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._state_dir = StateDir(config.state_dir.absolute())
-        self._crew = Crew(self._state_dir, foreground=config.foreground, report=self._dispatch)
         self._core = core.AgentState()
+        self._log_care = LogCare(self._state_dir, self._live_jobs)
+        self._crew = Crew(
+            self._state_dir, foreground=config.foreground, report=self._dispatch, logs=self._log_care
+        )
         self._link = WorkerLink(
             self._state_dir.path,
             welcome=self._welcome_worker,
@@ -103,12 +107,13 @@ class Agent:
             await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
-            draining = asyncio.create_task(self._drainer.run())
+            helping = [asyncio.create_task(each.run()) for each in (self._drainer, self._log_care)]
             try:
                 await self._session.run()
             finally:
-                draining.cancel()
-                await asyncio.gather(draining, return_exceptions=True)
+                for task in helping:
+                    task.cancel()
+                await asyncio.gather(*helping, return_exceptions=True)
 
     async def stop(self, *, workers: bool) -> None:
         """Let go of everything, after `run` was cancelled. Workers go on, unless `workers` says to end them."""
@@ -117,6 +122,7 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._inotify.close()
         await self._crew.stop(workers=workers)
+        await self._log_care.stop()
         await self._link.stop()
         self._ports.close()
         self._state_dir.close()
@@ -248,7 +254,10 @@ class Agent:
             "env": env,
             "cwd": str(self._working_dir / spec.working_dir),
             "grace_ms": spec.stop_grace.ToMilliseconds(),
+            **convert.logs_to_disk(spec, assignment),
         }
+        if not self._config.foreground and (spec.checkpoint_uri or uses_s3_in(env)):
+            begin["archive"] = env["HOLDFAST_CHECKPOINT_URI"]
         to_write = datasets is not None and not datasets.exists()
         return Order(
             key,

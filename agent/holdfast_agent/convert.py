@@ -11,6 +11,7 @@ from holdfast.data import shards
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_agent import core
 from holdfast_agent.core import Ended, Key
+from holdfast_agent.shim import LOG_BYTES
 
 LONGEST_MESSAGE = 1_000
 """Of a report: a sentence. The coordinator keeps no more of it, and this agent may have to hold many."""
@@ -160,6 +161,16 @@ def datasets_to_disk(spec: job_pb2.JobSpec) -> bytes:
             for each in spec.datasets
         ]
     )
+
+
+def logs_to_disk(spec: job_pb2.JobSpec, assignment: agent_pb2.Assignment) -> dict[str, Any]:
+    """What start.json says of logs: each worker that starts here has an equal share of what its job may keep."""
+    most = spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else LOG_BYTES
+    return {
+        "job_log_bytes": most,
+        "log_bytes": most // max(1, assignment.local_world_size),
+        "log_metrics": dict(spec.log_metrics),
+    }
 
 
 def scope_name(spec: job_pb2.JobSpec) -> str:

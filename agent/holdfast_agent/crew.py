@@ -13,6 +13,7 @@ import structlog
 from holdfast import heartbeat
 from holdfast_agent import convert, core, orphans
 from holdfast_agent.core import Ended, Key, Phase
+from holdfast_agent.log_care import LogCare
 from holdfast_agent.readable import readable
 from holdfast_agent.shim import EXIT, SHIM
 from holdfast_agent.spawn import Nursery, NurseryLostError, SpawnError, describe_exit, signal_shim
@@ -35,9 +36,16 @@ class Crew:
     """Live workers by key. `report` hears of what becomes of them: WorkerSpawned and WorkerEnded."""
 
     def __init__(
-        self, state_dir: StateDir, *, foreground: bool, report: Callable[[core.Event], None]
+        self,
+        state_dir: StateDir,
+        *,
+        foreground: bool,
+        report: Callable[[core.Event], None],
+        logs: LogCare | None = None,
     ) -> None:
+        """`logs` hears of attempts before `report` does."""
         self._state_dir = state_dir
+        self._logs = logs
         self._report = report
         self._nursery = Nursery(foreground=foreground)
         self._pidfds: dict[Key, int] = {}
@@ -93,7 +101,7 @@ class Crew:
             attempt.remove()  # the coordinator says its start again
             return None
         ended = _ended_as_recorded(attempt)
-        if ended is not None:
+        if ended is not None and not (self._logs is not None and self._logs.measures(attempt)):
             return core.Worker(attempt.key, Phase.ENDED, ended=ended)
         started = attempt.read(SHIM)
         self._in_background(self._adopt(attempt))
@@ -128,7 +136,7 @@ class Crew:
         else:
             self._pidfds[key] = started.pidfd
             if started.pid:
-                self._report(core.WorkerSpawned(key, started.pid, started.pid_start))
+                self._spawned(attempt, started.pid, started.pid_start)
             await self._see_to_its_end(attempt)
 
     async def _adopt(self, attempt: Attempt) -> None:
@@ -143,12 +151,12 @@ class Crew:
                 self._pidfds[attempt.key] = os.pidfd_open(shim["pid"])
             except ProcessLookupError:
                 break
-            self._report(core.WorkerSpawned(attempt.key, shim["worker_pid"], shim["worker_start_time"]))
+            self._spawned(attempt, shim["worker_pid"], shim["worker_start_time"])
             await self._see_to_its_end(attempt)
             return
         if lock is not None:
             os.close(lock)
-        self._report(core.WorkerEnded(attempt.key, await _how_it_ended(attempt)))
+        await self._ended(attempt)
 
     async def _see_to_its_end(self, attempt: Attempt) -> None:
         pidfd = self._pidfds[attempt.key]
@@ -159,6 +167,16 @@ class Crew:
         finally:
             del self._pidfds[attempt.key]
             os.close(pidfd)
+        await self._ended(attempt)
+
+    def _spawned(self, attempt: Attempt, pid: int, pid_start: int) -> None:
+        if self._logs is not None:
+            self._logs.started(attempt)
+        self._report(core.WorkerSpawned(attempt.key, pid, pid_start))
+
+    async def _ended(self, attempt: Attempt) -> None:
+        if self._logs is not None:
+            await self._logs.ended(attempt)
         self._report(core.WorkerEnded(attempt.key, await _how_it_ended(attempt)))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:

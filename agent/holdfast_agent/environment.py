@@ -50,7 +50,7 @@ def worker_environment(
         env["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks on one node must not fight for its cores
     env |= inherited
     env |= asked
-    uses_s3 = env.get("USE_S3", "").strip().lower() not in _OFF
+    uses_s3 = uses_s3_in(env)
     env |= {
         "HOLDFAST_JOB_ID": place.job_id,
         "HOLDFAST_ATTEMPT": str(place.attempt),
@@ -76,3 +76,8 @@ def worker_environment(
     if place.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, place.gpus))
     return env
+
+
+def uses_s3_in(env: Mapping[str, str]) -> bool:
+    """Paths are places in a bucket, by this environment."""
+    return env.get("USE_S3", "").strip().lower() not in _OFF

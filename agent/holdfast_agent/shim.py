@@ -4,7 +4,8 @@ A shim outlives the agent, so that the agent can be killed and upgraded while wo
 worker and everything that its worker started: being a subreaper, it inherits what was double-forked or put into a
 session of its own, and it ends none of it alive (P8).
 
-It is forked by the nursery, so that it costs a fork and no interpreter; only the standard library is imported here.
+It is forked by the nursery, so that it costs a fork and no interpreter; what is imported here takes the standard
+library alone.
 
 =========  ================================================================================
 signal     meaning to a shim
@@ -25,12 +26,17 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-CHUNK = 64 * 1024
+from holdfast_agent.log_file import CHUNK, STDERR, STDOUT, WorkerLogs
+
 RECORD_BYTES = 4096
 START, SHIM, EXIT = "start.json", "shim.json", "exit.json"
-STDOUT, STDERR = "stdout.log", "stderr.log"
 EXIT_TO_COME = f".{EXIT}"
 """While it is there, the attempt has begun, and its end is not recorded."""
+LOG_BYTES = 2**30
+"""Kept of what a worker writes, where nobody says how much."""
+LITTLE = CHUNK // 4
+GATHER_MS = 2
+"""After so few bytes it waits for more, so that a worker's every line is no work for all that read them."""
 ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
 
@@ -96,8 +102,9 @@ class _Shim:
         self._pid = 0
         self._status: int | None = None
         self._kill_at: float | None = None
-        self._dropped = 0
-        self._logs: dict[int, int] = {}
+        self._dropped = self._moved = 0
+        self._pipes: dict[int, str] = {}
+        """The log that each ends in."""
 
     def run(self) -> None:
         signals = self._catch_signals()
@@ -105,6 +112,7 @@ class _Shim:
             start = json.load(file)
         self._grace = start["grace_ms"] / 1000
         try:
+            self._logs = WorkerLogs(self._directory, start.get("log_bytes", LOG_BYTES))
             started, ended = _Record(self._directory, SHIM), _Record(self._directory, EXIT)
             failed = self._spawn(start)
         except OSError as error:
@@ -117,7 +125,7 @@ class _Shim:
         self._note_start(started)
         self._watch(signals)
         self._end_descendants()
-        for pipe in list(self._logs):
+        for pipe in list(self._pipes):
             self._pump(pipe, last=True)
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
@@ -139,12 +147,11 @@ class _Shim:
 
     def _spawn(self, start: dict[str, Any]) -> dict[str, Any] | None:
         """Start the worker. Returns what failed, when its program can't be run at all."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         ends = []
         for name in (STDOUT, STDERR):
             readable, writable = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(readable, False)
-            self._logs[readable] = os.open(self._path(name), flags, 0o600)
+            self._pipes[readable] = name
             ends.append(writable)
         failures, failing = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
@@ -180,11 +187,14 @@ class _Shim:
     def _watch(self, signals: int) -> None:
         """Move output and obey signals until the worker itself is gone."""
         poller = select.poll()
-        for fd in (signals, *self._logs):
+        waking = select.poll()
+        for fd in (signals, *self._pipes):
             poller.register(fd, select.POLLIN)
+        waking.register(signals, select.POLLIN)
         if self._agent is not None:
             poller.register(self._agent, select.POLLIN)
         while self._status is None:
+            moved = self._moved
             for fd, _ in poller.poll(self._until_kill()):
                 if fd == signals:
                     self._obey(os.read(signals, CHUNK))
@@ -195,6 +205,9 @@ class _Shim:
                     poller.unregister(fd)
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._kill()
+            if 0 < self._moved - moved < LITTLE:
+                # Lines that come one by one go on together. What a signal means is not kept waiting.
+                waking.poll(GATHER_MS)
 
     def _until_kill(self) -> float | None:
         return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000) + 1
@@ -242,18 +255,12 @@ class _Shim:
                 return True
             if not data:
                 return False
-            self._write(self._logs[pipe], data)
+            self._moved += len(data)
+            self._dropped += self._logs.append(
+                self._pipes[pipe], data
+            )  # it costs log lines, never the worker
             if not last:
                 return True
-
-    def _write(self, log: int, data: bytes) -> None:
-        """Append to a log. A full disk costs log lines, never the worker."""
-        while data:
-            try:
-                data = data[os.write(log, data) :]
-            except OSError:
-                self._dropped += len(data)
-                return
 
     def _end_descendants(self) -> None:
         """Kill and reap everything that the worker left behind; it is our child by now, or its child is soon."""

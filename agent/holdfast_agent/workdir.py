@@ -11,6 +11,9 @@
 ``… exit.json``                        how it ended
 ``… released``                         the coordinator has the exit
 ``… heartbeat stdout.log stderr.log``  the worker's
+``… stdout.index stderr.index``        what of its logs is freed, and when the rest was written
+``… log_metrics``                      a page like the heartbeat's, of what was found in its logs
+``… archived``                         its logs are in the checkpoint storage, too
 ``spool/<job>/``                       checkpoint files that the storage could not be given yet; the workers' own
 ====================================== ======================================================================
 
@@ -39,6 +42,7 @@ from holdfast_agent.core import Key
 from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
 RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
+ARCHIVED, LOG_PAGE = "archived", "log_metrics"
 
 
 class StateDirError(Exception):
@@ -66,9 +70,16 @@ class Attempt:
         return self.path / HEARTBEAT
 
     def read_heartbeat(self) -> bytes:
-        """Read its page; empty while it has none. The file is the worker's to do with as it likes."""
+        """Read its page: the worker's own, or where it writes none the one that was made from its logs.
+
+        Empty while there is neither. The file is the worker's to do with as it likes.
+        """
+        page = self._read_page(HEARTBEAT)
+        return page if heartbeat.is_page(page) else self._read_page(LOG_PAGE) or page
+
+    def _read_page(self, name: str) -> bytes:
         try:
-            fd = os.open(self.heartbeat, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return b""
         try:

@@ -183,7 +183,7 @@ def _map_file(path: str) -> mmap.mmap:
 
 def read(page: bytes | mmap.mmap) -> Reading:
     """Read one page. A page without the magic (touched by a program that uses no library) reads as nothing."""
-    if len(page) < SIZE or page[:8] != _MAGIC:
+    if not is_page(page):
         return Reading()
     _, step, done, first, last = _HEAD.unpack_from(page, 0)
     (section,) = _SECTION.unpack_from(page, _SECTION_AT)
@@ -207,6 +207,16 @@ def read(page: bytes | mmap.mmap) -> Reading:
         total_steps=max(0, *_COUNT.unpack_from(page, _TOTAL_AT)),
         setup_seconds=max(0, *_COUNT.unpack_from(page, _SETUP_AT)) / 1e9,
     )
+
+
+def is_page(page: bytes | mmap.mmap) -> bool:
+    """The file was written as described above, and not merely touched."""
+    return len(page) >= SIZE and page[:8] == _MAGIC
+
+
+def first_ns(page: bytes | mmap.mmap) -> int:
+    """CLOCK_MONOTONIC nanoseconds of the first report of a step in a page with the magic; 0: none yet."""
+    return int(_HEAD.unpack_from(page, 0)[3])
 
 
 def _text(raw: bytes) -> str:

@@ -95,6 +95,12 @@ class RetentionPart(_Part):
         )
 
 
+class LogsPart(_Part):
+    """What is kept of the workers' output."""
+
+    keep: Size | None = None
+
+
 class SpecPart(_Part):
     """A job file."""
 
@@ -111,6 +117,8 @@ class SpecPart(_Part):
     retention: RetentionPart | None = None
     resume_from: StrictStr | None = None
     datasets: dict[StrictStr, StrictStr] | None = None
+    logs: LogsPart | None = None
+    log_metrics: dict[StrictStr, StrictStr] | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
         """Write it as a JobSpec. What is absent stays absent, but for the world size, which is 1 then."""
@@ -126,7 +134,10 @@ class SpecPart(_Part):
             retention=self.retention.to_proto() if self.retention is not None else None,
             resume_from=self.resume_from or "",
             datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
+            log_metrics=self.log_metrics or {},
         )
+        if self.logs is not None and self.logs.keep is not None:
+            spec.logs.keep_bytes = self.logs.keep
         if self.resources is not None:
             needs = self.resources
             spec.resources.cpus = needs.cpus or 0
@@ -163,7 +174,7 @@ class SpecFile:
 
     def where(self, field: str) -> str | None:
         """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
-        field = field.replace("memory_bytes", "memory")
+        field = field.replace("memory_bytes", "memory").replace("keep_bytes", "keep")
         path: Path_ = tuple(field.split(".", 1))
         if path not in self._lines:
             return None
@@ -260,6 +271,7 @@ _PARTS: dict[str, type[BaseModel]] = {
     "resources": ResourcesPart,
     "restart": RestartPart,
     "retention": RetentionPart,
+    "logs": LogsPart,
 }
 
 

@@ -90,6 +90,8 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         ),
         retention=_retention(spec.retention) if spec.HasField("retention") else None,
         resume_from=spec.resume_from,
+        log_bytes=spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else model.DEFAULT_LOG_BYTES,
+        log_metrics=dict(spec.log_metrics),
     )
 
 
@@ -132,6 +134,8 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         datasets=_datasets(spec.datasets) if datasets else (),
         retention=_retention_to_proto(spec.retention) if spec.retention is not None else None,
         resume_from=spec.resume_from,
+        logs=job_pb2.LogPolicy(keep_bytes=spec.log_bytes),
+        log_metrics=spec.log_metrics,
     )
 
 

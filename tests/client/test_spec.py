@@ -40,6 +40,10 @@ retention:
 resume_from: s3://bucket/old/k7m2p9xq4w
 datasets:
   train: s3://bucket/train/
+logs: {keep: 64MiB}
+log_metrics:
+  loss: 'loss[= ]([0-9.eE+-]+)'
+  step: 'step (\\d+)'
 """
 
 WRONG = [
@@ -76,6 +80,9 @@ WRONG = [
     ("retention: {mode: best}", 'retention.mode: "best" is neither min nor max'),
     ("retention: {keep_lats: 3}", 'retention.keep_lats: unknown key; did you mean "keep_last"?'),
     ("retention: {keep_last: some}", 'retention.keep_last: "some" is not a whole number; write e.g. 4'),
+    ("logs: {keep: much}", 'logs.keep: "much" is no size; write e.g. 512MiB or 2GiB'),
+    ("logs: {kepe: 1GiB}", 'logs.kepe: unknown key; did you mean "keep"?'),
+    ("log_metrics: {loss: 3}", "log_metrics.loss: 3 is not a string; put it in quotes"),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),
@@ -117,6 +124,8 @@ def test_every_key_arrives(read):
             keep_last=3, keep_every=1000, best=2, metric="accuracy", mode=job_pb2.METRIC_MODE_MAX
         ),
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
+        logs=job_pb2.LogPolicy(keep_bytes=64 * 2**20),
+        log_metrics={"loss": "loss[= ]([0-9.eE+-]+)", "step": r"step (\d+)"},
     )
     expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))
     expected.restart.backoff.FromTimedelta(timedelta(0))

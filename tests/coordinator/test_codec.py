@@ -74,6 +74,14 @@ def test_a_policy_is_read_with_its_defaults_and_shown_with_them(policy):
         assert shown.retention.mode in (job_pb2.METRIC_MODE_MIN, job_pb2.METRIC_MODE_MAX)
 
 
+@pytest.mark.parametrize("logs", [None, job_pb2.LogPolicy(), job_pb2.LogPolicy(keep_bytes=5)], ids=str)
+def test_what_is_kept_of_logs_is_read_with_its_default(logs):
+    spec = codec.spec_from_proto(job_pb2.JobSpec(name="a", logs=logs, log_metrics={"loss": "(x)"}))
+    assert spec.log_bytes == (5 if logs is not None and logs.keep_bytes else 2**30)
+    assert spec.log_metrics == {"loss": "(x)"}
+    assert codec.spec_from_proto(codec.spec_to_proto(spec)) == spec
+
+
 def test_metrics_of_a_shard_are_numbers_and_not_too_many():
     said = worker_pb2.Shard(file="f", metrics={f"m{n:03}": 0.5 for n in range(100)}, local_only=True)
     said.metrics["a"], said.metrics["b"] = float("nan"), float("-inf")

@@ -146,6 +146,39 @@ def test_what_retention_can_be():
     assert complaints(retention=policy) == []
 
 
+@pytest.mark.parametrize("kept", [0, 2**20 - 1, 2**50 + 1, -1])
+def test_how_much_of_the_logs_cannot_be_kept(kept):
+    found = complaints(log_bytes=kept)
+    assert found == [("logs.keep_bytes", f"{kept} bytes is not between 1 MiB and 1 PiB")]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "complaint"),
+    [
+        (
+            "loss",
+            "loss (",
+            '"loss (" is no regular expression: missing ), unterminated subpattern at position 5',
+        ),
+        ("loss", "loss .*", '"loss .*" has 0 groups; put the number, and nothing else, into one'),
+        ("loss", "(loss) (.*)", '"(loss) (.*)" has 2 groups; put the number, and nothing else, into one'),
+        ("loss", "(x)" + "y" * 500, "has 503 characters; write a pattern of no more than 500"),
+        ("a b", "(x)", "is no name of a metric; use up to 40 letters and digits"),
+    ],
+)
+def test_what_log_metrics_cannot_be(name, pattern, complaint):
+    ((field, said),) = complaints(log_metrics={name: pattern})
+    assert field == f"log_metrics.{name}"
+    assert said.startswith(complaint)
+
+
+def test_what_log_metrics_can_be():
+    assert complaints(log_metrics={"loss": r"loss[= ](\S+)", "step": r"^(?:epoch \d+, )?step (\d+)"}) == []
+    assert complaints(log_metrics={f"m{n}": "(x)" for n in range(33)}) == [
+        ("log_metrics", "are 33; give no more than 32")
+    ]
+
+
 @pytest.mark.parametrize("name", ["two words", "-x", "x" * 64, "a/b", "\x1b[31m"])
 def test_a_pin_has_a_name_that_can_be_shown(name):
     (wrong,) = pin_violations(name)

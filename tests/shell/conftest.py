@@ -42,12 +42,12 @@ class House:
         self.crew = Crew(self.state_dir, foreground=self._foreground, report=self._events.put_nowait)
         self.crew.start()
 
-    def start(self, *argv, rank=0, attempt=1, grace_ms=10_000, cwd="/", env=()):
+    def start(self, *argv, rank=0, attempt=1, grace_ms=10_000, cwd="/", env=(), **more):
         """Start a worker; returns its directory."""
         key = Key("job1", rank, attempt)
         attempt_dir = self.state_dir.attempt(key)
         env = {**os.environ, "HOLDFAST_HEARTBEAT_FILE": str(attempt_dir.heartbeat), **dict(env)}
-        begin = {"argv": argv, "env": env, "cwd": str(cwd), "grace_ms": grace_ms}
+        begin = {"argv": argv, "env": env, "cwd": str(cwd), "grace_ms": grace_ms, **more}
         self.crew.spawn(Order(key, begin, b""))
         return attempt_dir.path
 

@@ -25,7 +25,7 @@ from holdfast.cli.common import (
 )
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
-from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.logs import command as logs
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
 from holdfast.cli.why import command as why
@@ -114,6 +114,7 @@ def command() -> None:
     """Submit, list, watch, stop and delete jobs."""
 
 
+command.add_command(logs)
 command.add_command(samples)
 command.add_command(why)
 
@@ -220,28 +221,6 @@ async def watch(job_id: str, timeout: float | None, server: str) -> None:
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         await wait_for(client, job_id, timeout, tell=True)
-
-
-@command.command()
-@click.argument("job_id")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
-@click.option("--rank", "ranks", multiple=True, type=int, help="Only this rank; may be repeated.")
-@click.option("--attempt", type=click.IntRange(min=0), default=0, help="Only this attempt.  [default: all]")
-@server_option
-@asynchronous
-async def logs(job_id: str, ranks: tuple[int, ...], attempt: int, server: str, *, follow: bool) -> None:
-    """Print what workers wrote, with the rank in front.
-
-    \b
-    Examples:
-      holdfast job logs c7mk2xq9pd
-      holdfast job logs c7mk2xq9pd --follow --rank 0
-    """  # noqa: D301  click reads the backspaces
-    printer = LinePrinter()
-    async with Client(server) as client:
-        async for chunk in client.stream_logs(job_id, ranks=ranks, attempt=attempt, follow=follow):
-            printer.write(chunk)
-    printer.finish()
 
 
 @command.command()

@@ -63,6 +63,12 @@ _OPTIONS = (
         metavar="NAME=URI",
         help="A data set: a directory, prefix or glob of shards, which are counted now. May be repeated.",
     ),
+    click.option(
+        "--log-metric",
+        multiple=True,
+        metavar="NAME=REGEX",
+        help="A metric in what the program prints, e.g. 'loss=loss: ([0-9.]+)'; step is the step. May be repeated.",
+    ),
     click.option("--label", multiple=True, metavar="NAME=VALUE", help="May be repeated."),
 )
 
@@ -72,6 +78,7 @@ _FLAGS = {
     "env": "env",
     "labels": "label",
     "datasets": "data",
+    "log_metrics": "log_metric",
     "working_dir": "working_dir",
     "checkpoint_uri": "checkpoint_dir",
     "resume_from": "resume_from",
@@ -107,7 +114,8 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
         raise click.UsageError("give the command, for instance: -- python train.py")
     spec.env.update(pairs([_with_value(text) for text in flags["env"]], "--env"))
     spec.labels.update(pairs(flags["label"], "--label"))
-    for field in _FLAGS.keys() - {"env", "labels", "datasets"}:
+    spec.log_metrics.update(pairs(flags["log_metric"], "--log-metric"))
+    for field in _FLAGS.keys() - {"env", "labels", "datasets", "log_metrics"}:
         if flags[_FLAGS[field]] is not None:
             _set(spec, field, flags[_FLAGS[field]])
     spec.working_dir = _absolute(spec.working_dir or ".")

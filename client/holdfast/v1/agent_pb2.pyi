@@ -13,6 +13,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from holdfast.v1 import job_pb2 as _job_pb2
 from holdfast.v1 import node_pb2 as _node_pb2
@@ -876,6 +877,9 @@ class OpenLog(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     CURSORS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    FIRST_ATTEMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The agent repeats it in PushLogsRequest."""
     job_id: _builtins.str
@@ -883,8 +887,15 @@ class OpenLog(_message.Message):
     attempt: _builtins.int
     """0: every attempt on disk, oldest first."""
     follow: _builtins.bool
+    tail: _builtins.int
+    first_attempt: _builtins.int
+    """Attempts before this one are not read."""
     @_builtins.property
     def cursors(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.LogCursor]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """As in StreamLogsRequest, of logs without a cursor."""
+
     def __init__(
         self,
         *,
@@ -894,12 +905,17 @@ class OpenLog(_message.Message):
         attempt: _builtins.int = ...,
         follow: _builtins.bool = ...,
         cursors: _abc.Iterable[_job_pb2.LogCursor] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        tail: _builtins.int | None = ...,
+        first_attempt: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursors", b"cursors", "follow", b"follow", "job_id", b"job_id", "rank", b"rank", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "attempt", b"attempt", "cursors", b"cursors", "first_attempt", b"first_attempt", "follow", b"follow", "job_id", b"job_id", "rank", b"rank", "request_id", b"request_id", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
 
 Global___OpenLog: _TypeAlias = OpenLog  # noqa: Y015
 

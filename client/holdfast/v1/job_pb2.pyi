@@ -220,6 +220,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LogMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
@@ -233,6 +253,8 @@ class JobSpec(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
     RESUME_FROM_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    LOG_METRICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Shown to people; need not be unique. Letters, digits, '-', '_' and '.'."""
     world_size: _builtins.int
@@ -274,6 +296,17 @@ class JobSpec(_message.Message):
         WatchJob.
         """
 
+    @_builtins.property
+    def logs(self) -> Global___LogPolicy:
+        """What is kept of the workers' output. Absent: the defaults."""
+
+    @_builtins.property
+    def log_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For programs that do not use the library: regular expressions of Python's re,
+        each with one group around a number, that find metrics in what workers write.
+        "step" is the step.
+        """
+
     def __init__(
         self,
         *,
@@ -290,14 +323,40 @@ class JobSpec(_message.Message):
         retention: Global___RetentionPolicy | None = ...,
         datasets: _abc.Iterable[Global___DataSet] | None = ...,
         resume_from: _builtins.str = ...,
+        logs: Global___LogPolicy | None = ...,
+        log_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logs", b"logs", "resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class LogPolicy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_BYTES_FIELD_NUMBER: _builtins.int
+    keep_bytes: _builtins.int
+    """So many bytes on each node, of all its workers and attempts together; then
+    the oldest are freed. Default 1 GiB.
+    """
+    def __init__(
+        self,
+        *,
+        keep_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes", "keep_bytes", b"keep_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes", "keep_bytes", b"keep_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_bytes: _TypeAlias = _typing.Literal["keep_bytes"]  # noqa: Y015
+    _WhichOneofArgType__keep_bytes: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_bytes) -> _WhichOneofReturnType__keep_bytes | None: ...
+
+Global___LogPolicy: _TypeAlias = LogPolicy  # noqa: Y015
 
 @_typing.final
 class DataSet(_message.Message):
@@ -1161,18 +1220,30 @@ class StreamLogsRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     CURSORS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt: _builtins.int
     """0: every attempt that is still on disk."""
     follow: _builtins.bool
     """Go on as the workers write, until the job has ended."""
+    tail: _builtins.int
+    """Only the last so many lines of each worker's stdout, and of its stderr, and
+    with `follow` what comes after them.
+    """
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Empty: all."""
 
     @_builtins.property
     def cursors(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogCursor]:
-        """Where to go on after a reconnect."""
+        """Where to go on after a reconnect. For a log that has none, `since` and `tail`
+        say where it begins.
+        """
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only what was written then or later, to a second, by the node's clock."""
 
     def __init__(
         self,
@@ -1182,12 +1253,16 @@ class StreamLogsRequest(_message.Message):
         attempt: _builtins.int = ...,
         follow: _builtins.bool = ...,
         cursors: _abc.Iterable[Global___LogCursor] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        tail: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursors", b"cursors", "follow", b"follow", "job_id", b"job_id", "ranks", b"ranks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "attempt", b"attempt", "cursors", b"cursors", "follow", b"follow", "job_id", b"job_id", "ranks", b"ranks", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
 
 Global___StreamLogsRequest: _TypeAlias = StreamLogsRequest  # noqa: Y015
 
@@ -1227,25 +1302,65 @@ class StreamLogsResponse(_message.Message):
 
     CURSOR_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Raw bytes as the worker wrote them, cut at line ends where there are any."""
+    """Raw bytes as the worker wrote them, at most 128 KiB, cut at line ends where
+    there are any. May be empty: the log begins here.
+    """
+    skipped: _builtins.int
+    """So many bytes before these were freed before they could be read."""
     @_builtins.property
     def cursor(self) -> Global___LogCursor:
         """Where data begins."""
+
+    @_builtins.property
+    def away(self) -> Global___LogsAway:
+        """Set, and nothing else: what this says."""
 
     def __init__(
         self,
         *,
         cursor: Global___LogCursor | None = ...,
         data: _builtins.bytes = ...,
+        skipped: _builtins.int = ...,
+        away: Global___LogsAway | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "cursor", b"cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "cursor", b"cursor", "data", b"data", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamLogsResponse: _TypeAlias = StreamLogsResponse  # noqa: Y015
+
+@_typing.final
+class LogsAway(_message.Message):
+    """Logs that can't be had from where they were written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    node: _builtins.str
+    reason: _builtins.str
+    """In one sentence."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        node: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "rank", b"rank", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogsAway: _TypeAlias = LogsAway  # noqa: Y015
 
 @_typing.final
 class ListCheckpointsRequest(_message.Message):

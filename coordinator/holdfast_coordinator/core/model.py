@@ -77,6 +77,7 @@ class ReportKind(StrEnum):
 
 
 DEFAULT_STOP_GRACE_MS = 30_000
+DEFAULT_LOG_BYTES = 2**30
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
 """Job states that nothing leaves."""
@@ -160,6 +161,10 @@ class JobSpec:
     """None: every checkpoint is kept."""
     resume_from: str = ""
     """A checkpoint of another job, to begin with while there is none of its own."""
+    log_bytes: int = DEFAULT_LOG_BYTES
+    """Kept of the workers' output on each node."""
+    log_metrics: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions that find metrics in it, by name."""
 
 
 @dataclass(frozen=True, slots=True)

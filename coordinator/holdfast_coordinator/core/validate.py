@@ -1,7 +1,7 @@
 """What a job spec may be. The one place that says so; clients show these sentences beside the line they are about."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from holdfast_coordinator.core.model import DataShard, JobSpec, RetentionPolicy
@@ -11,6 +11,11 @@ MAX_NAME = 63
 MAX_SHARDS = 100_000
 MAX_DATASETS_BYTES = 8 * 2**20
 """Names and digests of all shards together: a spec has to go into a message."""
+LEAST_LOG_BYTES, MOST_LOG_BYTES = 2**20, 2**50
+MAX_METRICS = 32
+MAX_METRIC_NAME = 40
+"""As many and as long as a heartbeat page holds."""
+MAX_PATTERN = 500
 MAX_KEPT = 1_000
 """Checkpoints that a policy may have to look at with every commit."""
 
@@ -68,6 +73,36 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
     yield from _datasets(spec)
     if spec.retention is not None:
         yield from _retention(spec.retention)
+    if not LEAST_LOG_BYTES <= spec.log_bytes <= MOST_LOG_BYTES:
+        yield Violation("logs.keep_bytes", f"{spec.log_bytes} bytes is not between 1 MiB and 1 PiB")
+    yield from _log_metrics(spec.log_metrics)
+
+
+def _log_metrics(patterns: Mapping[str, str]) -> Iterator[Violation]:
+    if len(patterns) > MAX_METRICS:
+        yield Violation("log_metrics", f"are {len(patterns)}; give no more than {MAX_METRICS}")
+    for name, pattern in sorted(patterns.items()):
+        field = f"log_metrics.{name[:80]}"
+        if not _NAME.fullmatch(name) or len(name) > MAX_METRIC_NAME:
+            yield Violation(field, f"is no name of a metric; use up to {MAX_METRIC_NAME} letters and digits")
+        if wrong := _wrong_pattern(pattern):
+            yield Violation(field, wrong)
+
+
+def _wrong_pattern(pattern: str) -> str:
+    """What is wrong with a regular expression that is to find a number; empty when nothing is."""
+    if len(pattern) > MAX_PATTERN:
+        return f"has {len(pattern)} characters; write a pattern of no more than {MAX_PATTERN}"
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        return f'"{pattern[:80]}" is no regular expression: {error}'
+    if groups != 1:
+        return (
+            f'"{pattern[:80]}" has {groups} groups; put the number, and nothing else, into one, '
+            "e.g. loss=([0-9.]+), and write (?:…) for others"
+        )
+    return ""
 
 
 def _wrong_with(uri: str) -> str:
