@@ -9,6 +9,7 @@
 ``… resume``                           the commit to resume from, a serialized CommitRecord
 ``… shim.json``                        pids and start times of the shim and its worker
 ``… exit.json``                        how it ended
+``… hang.json``                        how it hung, until the coordinator has that it moves again
 ``… released``                         the coordinator has the exit
 ``… heartbeat stdout.log stderr.log``  the worker's
 ``spool/<job>/``                       checkpoint files that the storage could not be given yet; the workers' own
@@ -39,6 +40,7 @@ from holdfast_agent.core import Key
 from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
 RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
+HANG_JSON = "hang.json"
 
 
 class StateDirError(Exception):
@@ -66,15 +68,22 @@ class Attempt:
         return self.path / HEARTBEAT
 
     def read_heartbeat(self) -> bytes:
-        """Read its page; empty while it has none. The file is the worker's to do with as it likes."""
+        """Read its page; empty while it has none."""
+        return self.look()[0]
+
+    def look(self) -> tuple[bytes, int]:
+        """Read its page, and when its file was touched, in nanoseconds since the Unix epoch; (empty, 0) without one.
+
+        The file is the worker's to do with as it likes.
+        """
         try:
             fd = os.open(self.heartbeat, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            return b""
+            return b"", 0
         try:
-            return os.read(fd, heartbeat.SIZE)
+            return os.read(fd, heartbeat.SIZE), os.fstat(fd).st_mtime_ns
         except OSError:
-            return b""
+            return b"", 0
         finally:
             os.close(fd)
 
@@ -108,6 +117,16 @@ class Attempt:
             os.close(fd)
             return None
         return fd
+
+    def note_hang(self, content: dict[str, Any]) -> None:
+        """Note for the next agent how it hangs. Raises OSError."""
+        making = self.path / f".{HANG_JSON}"
+        making.write_text(json.dumps(content))
+        making.rename(self.path / HANG_JSON)
+
+    def forget_hang(self) -> None:
+        """Forget that it hung. Raises OSError."""
+        (self.path / HANG_JSON).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the directory: this attempt never began."""

@@ -15,10 +15,16 @@ offset format   meaning
 16     q        steps done by this attempt
 24     q        CLOCK_MONOTONIC nanoseconds of its first report of a step, 0: none yet
 32     q        the same of its last report
+40     q        the same of when it came into the section that it is in
 64     32s      section, UTF-8, zero-padded
 96     q        number of metrics, at most 32
+104    q        number of sections below, at most 32
 128    48 each  metric: 40s name, d value
+2048   40 each  section that was left: 32s name, q longest time in nanoseconds that it
+                was left after, counted from its begin or its last report of a step
 ====== ======== ====================================================================
+
+A worker *moves* when it reports a step or goes to another section; where it does not for long, it hangs.
 """
 
 import math
@@ -32,19 +38,26 @@ from typing import NamedTuple
 
 SIZE = 4096
 MAX_METRICS = 32
+MAX_SECTIONS = 32
+SECTION_BYTES = 32
 
 _MAGIC = b"HOLDFST1"
 _HEAD = struct.Struct("<8sqqqq")
 _STEP = struct.Struct("<qqqq")
 STEP_AT = 8
+_LAST_AT = 32
+_BEGUN_AT = 40
 _SECTION = struct.Struct("<32s")
 _SECTION_AT = 64
 _COUNT = struct.Struct("<q")
 _COUNT_AT = 96
+_LEFT_COUNT_AT = 104
 _METRIC = struct.Struct("<40sd")
 _VALUE = struct.Struct("<d")
 _METRICS_AT = 128
 _NAME_BYTES = 40
+_LEFT = struct.Struct("<32sq")
+_LEFT_AT = 2048
 
 # Looked up once: a report is made at every step.
 pack_step = _STEP.pack_into
@@ -59,6 +72,10 @@ class Reading(NamedTuple):
     stepping_seconds: float = 0.0
     section: str = ""
     metrics: Mapping[str, float] = MappingProxyType({})
+    moved_ns: int = 0
+    """CLOCK_MONOTONIC when it last moved; 0: never."""
+    longest_ns: Mapping[str, int] = MappingProxyType({})
+    """By section that was left: the longest time that it had not moved in it when it left."""
 
 
 class Writer:
@@ -72,6 +89,9 @@ class Writer:
         self.page = _anonymous() if path is None else _map_file(path)
         _HEAD.pack_into(self.page, 0, _MAGIC, -1, 0, 0, 0)
         self._slots: dict[str, int] = {}
+        self._left: dict[str, tuple[int, int]] = {}
+        """By section: where its longest time stands in the page, and what it is."""
+        self._begun_ns = 0
         self.first_ns = 0
         self.steps_done = 0
         self._section = ""
@@ -92,8 +112,31 @@ class Writer:
     def section(self, name: str) -> str:
         """Say what the worker is in from here on, cut to 32 bytes; returns what it was in."""
         before, self._section = self._section, name
-        _SECTION.pack_into(self.page, _SECTION_AT, name.encode()[:32])
+        now = now_ns()
+        if self._begun_ns:
+            self._leave(before, now)
+        self._begun_ns = now
+        # In this order: a reader that sees one of them must not take the new section for as old as the one before.
+        _COUNT.pack_into(self.page, _BEGUN_AT, now)
+        _SECTION.pack_into(self.page, _SECTION_AT, name.encode()[:SECTION_BYTES])
         return before
+
+    def _leave(self, section: str, now: int) -> None:
+        """Note how long it had not moved in the section that it leaves, when that is longer than ever."""
+        (last,) = _COUNT.unpack_from(self.page, _LAST_AT)
+        quiet = now - max(self._begun_ns, last)
+        known = self._left.get(section)
+        if known is None:
+            index = len(self._left)
+            if index == MAX_SECTIONS:
+                return
+            at = _LEFT_AT + index * _LEFT.size
+            _LEFT.pack_into(self.page, at, section.encode()[:SECTION_BYTES], quiet)
+            self._left[section] = at, quiet
+            _COUNT.pack_into(self.page, _LEFT_COUNT_AT, index + 1)
+        elif quiet > known[1]:
+            _COUNT.pack_into(self.page, known[0] + SECTION_BYTES, quiet)
+            self._left[section] = known[0], quiet
 
     def metric(self, name: str, value: float) -> None:
         """Set one metric. The first 32 names are kept; more are ignored."""
@@ -136,6 +179,7 @@ def read(page: bytes | mmap.mmap) -> Reading:
     if len(page) < SIZE or page[:8] != _MAGIC:
         return Reading()
     _, step, done, first, last = _HEAD.unpack_from(page, 0)
+    (begun,) = _COUNT.unpack_from(page, _BEGUN_AT)
     (section,) = _SECTION.unpack_from(page, _SECTION_AT)
     (count,) = _COUNT.unpack_from(page, _COUNT_AT)
     metrics = {}
@@ -149,7 +193,18 @@ def read(page: bytes | mmap.mmap) -> Reading:
         stepping_seconds=max(0, last - first) / 1e9,
         section=_text(section),
         metrics=metrics,
+        moved_ns=max(last, begun),
+        longest_ns=_longest(page),
     )
+
+
+def _longest(page: bytes | mmap.mmap) -> dict[str, int]:
+    (count,) = _COUNT.unpack_from(page, _LEFT_COUNT_AT)
+    found = (
+        _LEFT.unpack_from(page, _LEFT_AT + index * _LEFT.size)
+        for index in range(min(max(count, 0), MAX_SECTIONS))
+    )
+    return {_text(name): longest for name, longest in found}
 
 
 def _text(raw: bytes) -> str:

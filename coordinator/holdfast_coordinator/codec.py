@@ -7,18 +7,16 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
+from holdfast_coordinator import codec_hangs
+from holdfast_coordinator.codec_values import LONGEST_MESSAGE, MOST_STEPS, key_from_proto
+from holdfast_coordinator.codec_values import bounded as _bounded
+from holdfast_coordinator.codec_values import duration as _duration
+from holdfast_coordinator.codec_values import timestamp as _timestamp
+from holdfast_coordinator.codec_values import to_ms as _to_ms
 from holdfast_coordinator.core import effects, events, model
 from holdfast_coordinator.core.account import Summary, last_committed
 
-MOST_STEPS = 2**40
-"""What a worker says beyond this is nonsense, and must not add up to more than its job's summary can hold."""
-
-LONGEST_MESSAGE = 1_000
-"""Of what a worker reports about a checkpoint: a sentence, not a log."""
 MOST_METRICS = 64
 """Of a shard: its commit is written into the store with them."""
 
@@ -89,6 +87,8 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         ),
         retention=_retention(spec.retention) if spec.HasField("retention") else None,
         resume_from=spec.resume_from,
+        hang=codec_hangs.hang_policy_from_proto(spec.hang),
+        stragglers=codec_hangs.straggler_policy_from_proto(spec.stragglers),
     )
 
 
@@ -131,6 +131,8 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         datasets=_datasets(spec.datasets) if datasets else (),
         retention=_retention_to_proto(spec.retention) if spec.retention is not None else None,
         resume_from=spec.resume_from,
+        hang=codec_hangs.hang_policy_to_proto(spec.hang),
+        stragglers=codec_hangs.straggler_policy_to_proto(spec.stragglers),
     )
 
 
@@ -211,6 +213,9 @@ def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.
         restarts=gang.restarts,
         resume_step=worker.resume_step,
         started_at=_timestamp(worker.started_ms),
+        hang=codec_hangs.hang_to_proto(worker.hang) if worker.hang is not None else None,
+        straggler_score=worker.straggler.score,
+        strikes=worker.straggler.strikes,
     )
 
 
@@ -357,6 +362,8 @@ def event_from_proto(
             return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
         case "checkpoint_reported":
             return _reported(message.checkpoint_reported, node=node, session=session, at=at)
+        case "worker_hung":
+            return codec_hangs.hung_from_proto(message.worker_hung, node=node, session=session, at=at)
         case other:
             raise ValueError(f"an agent does not say {other} here")
 
@@ -370,11 +377,6 @@ def _reported(
         raise ValueError(f"a report of kind {report.kind} is none that this coordinator knows")
     message = report.message[:LONGEST_MESSAGE]
     return events.CheckpointReported(at, node, session, key_from_proto(said.key), kind, report.step, message)
-
-
-def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:
-    """Read a worker's name."""
-    return model.Key(key.job_id, key.rank, key.attempt)
 
 
 def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
@@ -400,13 +402,6 @@ def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
         metrics=dict(itertools.islice(numbers.items(), MOST_METRICS)),
         local_only=shard.local_only,
     )
-
-
-def _bounded(number: int) -> int:
-    """Refuse what no clock of ticks since boot reaches, and no database column holds."""
-    if number >= 2**63:
-        raise ValueError(f"a start time of {number} ticks can't be")
-    return number
 
 
 def _exit(ended: agent_pb2.Exit) -> model.Exit:
@@ -455,6 +450,10 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
         case effects.NoteReport(key, kind, step):
             message.note_report.CopyFrom(
                 agent_pb2.NoteReport(key=key_to_proto(key), kind=_REPORTS[kind], step=step)
+            )
+        case effects.NoteHang(key, since_ns, over):
+            message.note_hang.CopyFrom(
+                agent_pb2.NoteHang(key=key_to_proto(key), since_ns=since_ns, over=over)
             )
         case effects.ForgetJob(job_id):
             message.forget_job.job_id = job_id
@@ -521,28 +520,7 @@ def record_to_proto(commit: model.Commit) -> worker_pb2.CommitRecord:
     )
 
 
-# Times
-
-
 def _exit_status(ended: model.Exit) -> job_pb2.ExitStatus:
     return job_pb2.ExitStatus(
         code=ended.code, signal=ended.signal, message=ended.message, at=_timestamp(ended.at_ms)
     )
-
-
-def _timestamp(ms: int) -> Timestamp | None:
-    if not ms:
-        return None
-    stamp = Timestamp()
-    stamp.FromMilliseconds(ms)
-    return stamp
-
-
-def _duration(ms: int) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(ms)
-    return duration
-
-
-def _to_ms(duration: Duration) -> int:
-    return duration.ToMilliseconds()

@@ -1,5 +1,6 @@
 import math
 import os
+import time
 
 import pytest
 
@@ -25,7 +26,9 @@ def read(path):
 
 
 def test_before_the_first_step_it_is_in_setup(writer, path):
-    assert read(path) == Reading(None, 0, 0.0, "setup", {})
+    reading = read(path)
+    assert reading == Reading(None, 0, 0.0, "setup", {}, reading.moved_ns, {})
+    assert 0 < reading.moved_ns <= time.monotonic_ns()
 
 
 def test_a_step_is_read_as_it_was_written(writer, path):
@@ -46,6 +49,44 @@ def test_a_section_says_what_it_replaced(writer, path):
     assert writer.section("eval") == "setup"
     assert writer.section("x" * 40) == "eval"
     assert read(path).section == "x" * 32
+
+
+def test_a_report_and_another_section_are_movement_and_nothing_else_is(writer, path):
+    seen = [read(path).moved_ns]
+    for act in (lambda: writer.step(1), lambda: writer.section("eval"), lambda: writer.step(2)):
+        act()
+        writer.metric("loss", 1.0)
+        seen.append(read(path).moved_ns)
+    assert seen == sorted(set(seen))
+
+
+def test_the_longest_time_in_a_section_is_kept_for_each_that_was_left(writer, path, monkeypatch):
+    now = 10**9
+    monkeypatch.setattr(heartbeat, "now_ns", lambda: now)
+    writer.section("eval")
+    for took in (3, 7, 5):
+        now += took
+        writer.section("checkpoint")
+        now += 1
+        writer.section("eval")
+    assert read(path).longest_ns.items() >= {("eval", 7), ("checkpoint", 1)}
+    now += 5
+    writer.step(1)
+    now += 9
+    writer.section("step")
+    assert read(path).longest_ns["eval"] == 9  # since it last moved: a step was reported in it
+    now += 100
+    assert read(path).longest_ns["eval"] == 9
+
+
+def test_sections_above_the_limit_are_not_kept(writer, path):
+    for index in range(2 * heartbeat.MAX_SECTIONS):
+        writer.section(f"s{index}")
+        writer.section("x" * 40)
+    found = read(path)
+    assert len(found.longest_ns) == heartbeat.MAX_SECTIONS
+    assert found.section == "x" * heartbeat.SECTION_BYTES
+    assert (found.metrics, found.step) == ({}, None)
 
 
 def test_metrics_keep_their_names_and_newest_values(writer, path):

@@ -40,6 +40,12 @@ retention:
 resume_from: s3://bucket/old/k7m2p9xq4w
 datasets:
   train: s3://bucket/train/
+hang:
+  action: off
+  limits: {setup: 10m, step: 60s, a.b: 5s}
+  factor: 5
+  floor: 2m
+stragglers: {threshold: 2.5, strikes: 3}
 """
 
 WRONG = [
@@ -76,6 +82,11 @@ WRONG = [
     ("retention: {mode: best}", 'retention.mode: "best" is neither min nor max'),
     ("retention: {keep_lats: 3}", 'retention.keep_lats: unknown key; did you mean "keep_last"?'),
     ("retention: {keep_last: some}", 'retention.keep_last: "some" is not a whole number; write e.g. 4'),
+    ("hang: {action: kill}", 'hang.action: "kill" is neither notify nor restart nor off'),
+    ("hang: {action: yes}", "hang.action: True is neither notify nor restart nor off"),
+    ("hang: {limit: {}}", 'hang.limit: unknown key; did you mean "limits"?'),
+    ("hang:\n  limits:\n    step: 60", "job.yaml:3: hang.limits.step: 60 is no duration; write e.g. 500ms"),
+    ("stragglers: {strikes: few}", 'stragglers.strikes: "few" is not a whole number; write e.g. 4'),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),
@@ -117,7 +128,12 @@ def test_every_key_arrives(read):
             keep_last=3, keep_every=1000, best=2, metric="accuracy", mode=job_pb2.METRIC_MODE_MAX
         ),
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
+        hang=job_pb2.HangPolicy(action=job_pb2.HANG_ACTION_OFF, factor=5),
+        stragglers=job_pb2.StragglerPolicy(threshold=2.5, strikes=3),
     )
+    for section, seconds in (("setup", 600), ("step", 60), ("a.b", 5)):
+        expected.hang.limits[section].FromTimedelta(timedelta(seconds=seconds))
+    expected.hang.floor.FromTimedelta(timedelta(minutes=2))
     expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))
     expected.restart.backoff.FromTimedelta(timedelta(0))
     expected.restart.backoff_cap.FromTimedelta(timedelta(minutes=1))
@@ -178,6 +194,10 @@ def test_where_a_field_stands(read):
     assert found.where("restart.backoff_cap") == "job.yaml:16: restart.backoff_cap"
     assert found.where("resources.memory_bytes") == "job.yaml:11: resources.memory"
     assert found.where("env.LR") == "job.yaml:5: env.LR"
+    assert found.where("hang.limits.step") == "job.yaml:34: hang.limits.step"
+    assert found.where("hang.limits.a.b") == "job.yaml:34: hang.limits.a.b"
+    assert found.where("hang.factor") == "job.yaml:35: hang.factor"
+    assert found.where("hang.limits") == "job.yaml:34: hang.limits"
     assert found.where("env.NONE") is None
     assert found.where("request_id") is None
 
