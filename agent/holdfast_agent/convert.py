@@ -174,14 +174,16 @@ def ended_from_disk(found: dict[str, Any], message: str, page: heartbeat.Reading
 
 def progress_to_proto(page: heartbeat.Reading) -> agent_pb2.Progress:
     """Write what a heartbeat page says."""
-    stepping = Duration()
+    stepping, waiting = Duration(), Duration()
     stepping.FromMicroseconds(int(page.stepping_seconds * 1e6))
+    waiting.FromMicroseconds(int(page.waiting_seconds * 1e6))
     return agent_pb2.Progress(
         step=page.step,
         steps_done=page.steps_done,
         stepping=stepping,
         section=page.section,
         metrics=page.metrics,
+        waiting=waiting,
     )
 
 

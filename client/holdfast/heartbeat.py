@@ -16,6 +16,7 @@ offset format   meaning
 24     q        CLOCK_MONOTONIC nanoseconds of its first report of a step, 0: none yet
 32     q        the same of its last report
 40     q        the same of when it came into the section that it is in
+48     q        nanoseconds that it spent in the section "wait", when it left it last
 64     32s      section, UTF-8, zero-padded
 96     q        number of metrics, at most 32
 104    q        number of sections below, at most 32
@@ -40,6 +41,8 @@ SIZE = 4096
 MAX_METRICS = 32
 MAX_SECTIONS = 32
 SECTION_BYTES = 32
+WAIT = "wait"
+"""The section in which a rank waits for others."""
 
 _MAGIC = b"HOLDFST1"
 _HEAD = struct.Struct("<8sqqqq")
@@ -47,6 +50,7 @@ _STEP = struct.Struct("<qqqq")
 STEP_AT = 8
 _LAST_AT = 32
 _BEGUN_AT = 40
+_WAITED_AT = 48
 _SECTION = struct.Struct("<32s")
 _SECTION_AT = 64
 _COUNT = struct.Struct("<q")
@@ -76,6 +80,8 @@ class Reading(NamedTuple):
     """CLOCK_MONOTONIC when it last moved; 0: never."""
     longest_ns: Mapping[str, int] = MappingProxyType({})
     """By section that was left: the longest time that it had not moved in it when it left."""
+    waiting_seconds: float = 0.0
+    """In the section "wait"."""
 
 
 class Writer:
@@ -92,6 +98,7 @@ class Writer:
         self._left: dict[str, tuple[int, int]] = {}
         """By section: where its longest time stands in the page, and what it is."""
         self._begun_ns = 0
+        self._waited_ns = 0
         self.first_ns = 0
         self.steps_done = 0
         self._section = ""
@@ -122,7 +129,10 @@ class Writer:
         return before
 
     def _leave(self, section: str, now: int) -> None:
-        """Note how long it had not moved in the section that it leaves, when that is longer than ever."""
+        """Note how long it had not moved in the section that it leaves, if that is longer than ever; and its waits."""
+        if section == WAIT:
+            self._waited_ns += now - self._begun_ns
+            _COUNT.pack_into(self.page, _WAITED_AT, self._waited_ns)
         (last,) = _COUNT.unpack_from(self.page, _LAST_AT)
         quiet = now - max(self._begun_ns, last)
         known = self._left.get(section)
@@ -180,6 +190,7 @@ def read(page: bytes | mmap.mmap) -> Reading:
         return Reading()
     _, step, done, first, last = _HEAD.unpack_from(page, 0)
     (begun,) = _COUNT.unpack_from(page, _BEGUN_AT)
+    (waited,) = _COUNT.unpack_from(page, _WAITED_AT)
     (section,) = _SECTION.unpack_from(page, _SECTION_AT)
     (count,) = _COUNT.unpack_from(page, _COUNT_AT)
     metrics = {}
@@ -195,6 +206,7 @@ def read(page: bytes | mmap.mmap) -> Reading:
         metrics=metrics,
         moved_ns=max(last, begun),
         longest_ns=_longest(page),
+        waiting_seconds=max(0, waited) / 1e9,
     )
 
 

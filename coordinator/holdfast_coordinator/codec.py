@@ -387,6 +387,7 @@ def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
         stepping_ms=_to_ms(progress.stepping),
         section=progress.section,
         metrics=dict(progress.metrics),
+        waiting_ms=_to_ms(progress.waiting),
     )
 
 

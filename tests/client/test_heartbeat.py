@@ -79,6 +79,19 @@ def test_the_longest_time_in_a_section_is_kept_for_each_that_was_left(writer, pa
     assert read(path).longest_ns["eval"] == 9
 
 
+def test_what_was_waited_for_others_adds_up(writer, path, monkeypatch):
+    now = 10**9
+    monkeypatch.setattr(heartbeat, "now_ns", lambda: now)
+    for took in (1, 2, 3):
+        writer.section("wait")
+        now += took * 10**9
+        writer.section("step")
+        now += 10**9
+    writer.section("wait")
+    now += 10**9
+    assert read(path).waiting_seconds == 6.0
+
+
 def test_sections_above_the_limit_are_not_kept(writer, path):
     for index in range(2 * heartbeat.MAX_SECTIONS):
         writer.section(f"s{index}")

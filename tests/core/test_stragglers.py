@@ -72,6 +72,16 @@ def test_a_window_compares_what_was_done_in_it():
     assert paces.turn_over(4_000, third) == {key(2): 20.0}
 
 
+def test_what_a_rank_waits_for_others_is_no_time_of_its_own():
+    """In a synchronous gang all step times are those of the slowest."""
+    paces = Paces(0)
+    paces.turn_over(1_000, {key(rank): Progress(10, 10, 1_000, waiting_ms=500) for rank in range(4)})
+    later = {key(rank): Progress(20, 20, 2_000, waiting_ms=1_300 if rank else 520) for rank in range(4)}
+    step_ms = paces.turn_over(2_000, later)
+    assert step_ms == {key(0): 98.0, key(1): 20.0, key(2): 20.0, key(3): 20.0}
+    assert [k for k, score in scores(step_ms).items() if score > THRESHOLD] == [key(0)]
+
+
 # In the job
 
 

@@ -343,6 +343,7 @@ class Progress(_message.Message):
     STEPPING_FIELD_NUMBER: _builtins.int
     SECTION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     steps_done: _builtins.int
     """Steps done by this attempt."""
@@ -353,6 +354,10 @@ class Progress(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def waiting(self) -> _duration_pb2.Duration:
+        """Of all that, what it spent in the section "wait": for other ranks."""
+
     def __init__(
         self,
         *,
@@ -361,10 +366,11 @@ class Progress(_message.Message):
         stepping: _duration_pb2.Duration | None = ...,
         section: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        waiting: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step", "stepping", b"stepping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step", "stepping", b"stepping", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "metrics", b"metrics", "section", b"section", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "metrics", b"metrics", "section", b"section", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

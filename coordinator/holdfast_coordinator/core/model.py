@@ -333,6 +333,8 @@ class Progress:
     stepping_ms: int = 0
     section: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    waiting_ms: int = 0
+    """For other ranks, in the section "wait"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@ peers (1.4826 of their median absolute deviation, a standard deviation where not
 a tenth of the median: ranks that are equal but for noise never stand out. With less than four peers a spread says
 nothing; then it is a quarter of the median, so that the ratio alone decides.
 
+Where ranks wait for each other at every step, all take as long as the slowest. So what a rank spent in the section
+"wait" is no part of its time.
+
 The engine compares the ranks of a job over windows that follow one another, so that who stands out did so for the
 whole of one; each is a strike.
 """
@@ -44,7 +47,8 @@ class Paces:
             before = self.at.get(key)
             steps = newest.steps_done - before.steps_done if before is not None else 0
             if before is not None and before.steps_done and steps >= LEAST_STEPS:
-                step_ms[key] = (newest.stepping_ms - before.stepping_ms) / steps
+                waited = newest.waiting_ms - before.waiting_ms
+                step_ms[key] = (newest.stepping_ms - before.stepping_ms - waited) / steps
         self.began_ms, self.at = now, dict(progress)
         return {key: ms for key, ms in step_ms.items() if ms > 0}
 
