@@ -302,7 +302,9 @@ PLANTS: dict[str, Plant] = {
     "no fresh lease": Plant(no_fresh_lease, "P4: node . is lost after"),
     "pause is silence": Plant(pause_is_silence, "P4: node . is lost after"),
     "lost fence": Plant(lost_fence, "P2|superseded attempt"),
-    "commit without a shard": Plant(commit_without_a_shard, "its shards were never prepared"),
+    "commit without a shard": Plant(
+        commit_without_a_shard, "its shards were never prepared|a commit of some of its ranks"
+    ),
     "commit goes back": Plant(commit_goes_back, "went back|is older than the commit", LOST_ACKS),
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
     "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
