@@ -17,6 +17,8 @@ from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
 from holdfast_agent.environment import Place, uses_s3_in, worker_environment
+from holdfast_agent.hang_reports import Report, Reports, watched
+from holdfast_agent.hang_watch import HANG, HangWatch, tell
 from holdfast_agent.inotify import Inotify
 from holdfast_agent.log_care import LogCare
 from holdfast_agent.ports import Ports
@@ -77,6 +79,8 @@ class Agent:
         self._drainer = Drainer(
             self._state_dir.spool, self._live_jobs, partial(self._checkpoint_reported, by_worker=False)
         )
+        self._hangs = Reports()
+        self._hang_watch = HangWatch(self._state_dir, self._can_hang, self._hang_noticed)
         self._session = Session(
             config.coordinator, hello=self._hello, heard=self._heard, lost=self._lost, beat=self._beat
         )
@@ -107,7 +111,9 @@ class Agent:
             await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
-            helping = [asyncio.create_task(each.run()) for each in (self._drainer, self._log_care)]
+            helping = [
+                asyncio.create_task(each.run()) for each in (self._drainer, self._log_care, self._hang_watch)
+            ]
             try:
                 await self._session.run()
             finally:
@@ -141,6 +147,13 @@ class Agent:
         if message.HasField("open_log"):
             self._push_log(message.open_log)
             return
+        if message.HasField("note_hang"):
+            noted = message.note_hang
+            if message.epoch >= self._core.epoch:
+                key = Key(noted.key.job_id, noted.key.rank, noted.key.attempt)
+                if self._hangs.noted(key, noted.since_ns, over=noted.over) and noted.over:
+                    self._hang_watch.forget(key)
+            return
         try:
             event = convert.event_from_proto(message)
         except ValueError as error:
@@ -148,6 +161,8 @@ class Agent:
             return
         if event is not None:
             self._dispatch(event)
+        if isinstance(event, core.Welcomed):
+            self._tell_hangs(self._hangs.welcomed(self._core))
 
     def _lost(self) -> None:
         self._dispatch(core.StreamLost())
@@ -160,6 +175,16 @@ class Agent:
             self._dispatch(core.CheckpointReported(key, convert.report_from_proto(report), by_worker))
         except ValueError as error:
             log.warning("a worker reports what can't be", worker=key, error=str(error))
+
+    def _can_hang(self) -> list[core.Worker]:
+        return [worker for worker in self._core.workers.values() if watched(self._core, worker.key)]
+
+    def _hang_noticed(self, report: Report) -> None:
+        self._tell_hangs(self._hangs.notice(self._core, report))
+
+    def _tell_hangs(self, reports: list[Report]) -> None:
+        for report in reports:
+            self._session.send(tell(report))
 
     def _live_jobs(self) -> set[str]:
         return {key.job_id for key, worker in self._core.workers.items() if worker.phase is not Phase.ENDED}
@@ -187,6 +212,7 @@ class Agent:
             case core.TellStarted(worker):
                 self._session.send(convert.started_to_proto(worker))
             case core.TellEnded(worker):
+                self._hangs.ended(worker.key)
                 self._session.send(convert.ended_to_proto(worker))
             case core.TellPrepared(key, shard):
                 self._session.send(convert.prepared_to_proto(key, shard))
@@ -255,6 +281,7 @@ class Agent:
             "cwd": str(self._working_dir / spec.working_dir),
             "grace_ms": spec.stop_grace.ToMilliseconds(),
             **convert.logs_to_disk(spec, assignment),
+            HANG: convert.hang_policy_to_disk(spec.hang),
         }
         if not self._config.foreground and (spec.checkpoint_uri or uses_s3_in(env)):
             begin["archive"] = env["HOLDFAST_CHECKPOINT_URI"]

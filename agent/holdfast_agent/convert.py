@@ -9,10 +9,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast import heartbeat
 from holdfast.data import shards
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_agent import core
+from holdfast_agent import core, hangs
 from holdfast_agent.core import Ended, Key
+from holdfast_agent.evidence import Evidence
 from holdfast_agent.shim import LOG_BYTES
 
+DEFAULT_HANG_FACTOR, DEFAULT_HANG_FLOOR_MS = 10.0, 600_000
+"""Where a coordinator says nothing; it says always what it has decided."""
 LONGEST_MESSAGE = 1_000
 """Of a report: a sentence. The coordinator keeps no more of it, and this agent may have to hold many."""
 
@@ -99,6 +102,53 @@ def reported_to_proto(key: Key, report: core.Report) -> agent_pb2.AgentMessage:
     return agent_pb2.AgentMessage(checkpoint_reported=reported)
 
 
+def hang_policy_to_disk(policy: job_pb2.HangPolicy) -> dict[str, Any] | None:
+    """Write which limits hold for a worker, so that the agent after this one finds them; None: none."""
+    if policy.action == job_pb2.HANG_ACTION_OFF:
+        return None
+    return {
+        "limits_ms": {section: limit.ToMilliseconds() for section, limit in policy.limits.items()},
+        "factor": policy.factor if policy.HasField("factor") else DEFAULT_HANG_FACTOR,
+        "floor_ms": policy.floor.ToMilliseconds() if policy.HasField("floor") else DEFAULT_HANG_FLOOR_MS,
+    }
+
+
+def hang_policy_from_disk(found: dict[str, Any] | None) -> hangs.Policy | None:
+    """Read which limits hold for a worker."""
+    if found is None:
+        return None
+    limits = {section: limit * 10**6 for section, limit in found["limits_ms"].items()}
+    return hangs.Policy(limits, found["factor"], found["floor_ms"] * 10**6)
+
+
+def hung_to_proto(hung: hangs.Hung, found: Evidence) -> agent_pb2.WorkerHung:
+    """Write that a worker hangs."""
+    return agent_pb2.WorkerHung(
+        key=key_to_proto(hung.key),
+        since_ns=hung.since_ns,
+        section=hung.section,
+        step=hung.step,
+        silent=_duration(hung.silent_ns),
+        limit=_duration(hung.limit_ns),
+        learned=hung.learned,
+        stopped=found.stopped,
+        where=found.where,
+        evidence=found.text,
+    )
+
+
+def moved_to_proto(moved: hangs.Moved) -> agent_pb2.WorkerHung:
+    """Write that a worker moves again."""
+    return agent_pb2.WorkerHung(
+        key=key_to_proto(moved.key),
+        since_ns=moved.since_ns,
+        over=True,
+        section=moved.section,
+        step=moved.step,
+        silent=_duration(moved.silent_ns),
+    )
+
+
 def record_to_proto(worker: core.Worker) -> agent_pb2.WorkerRecord:
     """Write a worker for the inventory."""
     return agent_pb2.WorkerRecord(
@@ -136,6 +186,7 @@ def progress_to_proto(page: heartbeat.Reading) -> agent_pb2.Progress:
         other=_duration(page.other_seconds),
         aside=_duration(page.aside_seconds),
         total_steps=page.total_steps,
+        waiting=_duration(page.waiting_seconds),
     )
 
 

@@ -9,6 +9,7 @@
 ``… resume``                           the commit to resume from, a serialized CommitRecord
 ``… shim.json``                        pids and start times of the shim and its worker
 ``… exit.json``                        how it ended
+``… hang.json``                        how it hung, until the coordinator has that it moves again
 ``… released``                         the coordinator has the exit
 ``… heartbeat stdout.log stderr.log``  the worker's
 ``… stdout.index stderr.index``        what of its logs is freed, and when the rest was written
@@ -43,6 +44,7 @@ from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
 RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
 ARCHIVED, LOG_PAGE = "archived", "log_metrics"
+HANG_JSON = "hang.json"
 
 
 class StateDirError(Exception):
@@ -70,22 +72,30 @@ class Attempt:
         return self.path / HEARTBEAT
 
     def read_heartbeat(self) -> bytes:
-        """Read its page: the worker's own, or where it writes none the one that was made from its logs.
+        """Read its page; empty while it has none."""
+        return self.look()[0]
 
-        Empty while there is neither. The file is the worker's to do with as it likes.
+    def look(self) -> tuple[bytes, int]:
+        """Read its page, and when its file was touched, in nanoseconds since the Unix epoch; (empty, 0) without one.
+
+        It is the worker's own, or where it writes none the one that was made from its logs. The worker may do with its
+        file as it likes.
         """
-        page = self._read_page(HEARTBEAT)
-        return page if heartbeat.is_page(page) else self._read_page(LOG_PAGE) or page
+        page, touched = self._look(HEARTBEAT)
+        if heartbeat.is_page(page):
+            return page, touched
+        found = self._look(LOG_PAGE)
+        return found if found[0] else (page, touched)
 
-    def _read_page(self, name: str) -> bytes:
+    def _look(self, name: str) -> tuple[bytes, int]:
         try:
             fd = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            return b""
+            return b"", 0
         try:
-            return os.read(fd, heartbeat.SIZE)
+            return os.read(fd, heartbeat.SIZE), os.fstat(fd).st_mtime_ns
         except OSError:
-            return b""
+            return b"", 0
         finally:
             os.close(fd)
 
@@ -119,6 +129,16 @@ class Attempt:
             os.close(fd)
             return None
         return fd
+
+    def note_hang(self, content: dict[str, Any]) -> None:
+        """Note for the next agent how it hangs. Raises OSError."""
+        making = self.path / f".{HANG_JSON}"
+        making.write_text(json.dumps(content))
+        making.rename(self.path / HANG_JSON)
+
+    def forget_hang(self) -> None:
+        """Forget that it hung. Raises OSError."""
+        (self.path / HANG_JSON).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the directory: this attempt never began."""

@@ -45,6 +45,11 @@ def _words(value: object) -> object:
     return value
 
 
+def _action(value: object) -> object:
+    """YAML takes the word off, without quotes, for a false."""
+    return "off" if value is False else value
+
+
 Seconds = Annotated[timedelta, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[float, BeforeValidator(_number)]
@@ -101,6 +106,35 @@ class LogsPart(_Part):
     keep: Size | None = None
 
 
+class HangPart(_Part):
+    """When a worker hangs, and what is done about it."""
+
+    action: Annotated[Literal["notify", "restart", "off"] | None, BeforeValidator(_action)] = None
+    limits: dict[StrictStr, Seconds] | None = None
+    factor: Number | None = None
+    floor: Seconds | None = None
+
+    def to_proto(self) -> job_pb2.HangPolicy:
+        """Write it as a HangPolicy."""
+        return job_pb2.HangPolicy(
+            action=job_pb2.HangAction.Value(f"HANG_ACTION_{(self.action or 'unspecified').upper()}"),
+            limits={section: _duration(limit) for section, limit in (self.limits or {}).items()},
+            factor=self.factor,
+            floor=_proto(self.floor),
+        )
+
+
+class StragglerPart(_Part):
+    """When a rank is a straggler, and what is done about it."""
+
+    threshold: Number | None = None
+    strikes: Whole | None = None
+
+    def to_proto(self) -> job_pb2.StragglerPolicy:
+        """Write it as a StragglerPolicy."""
+        return job_pb2.StragglerPolicy(threshold=self.threshold, strikes=self.strikes or 0)
+
+
 class SpecPart(_Part):
     """A job file."""
 
@@ -119,6 +153,8 @@ class SpecPart(_Part):
     datasets: dict[StrictStr, StrictStr] | None = None
     logs: LogsPart | None = None
     log_metrics: dict[StrictStr, StrictStr] | None = None
+    hang: HangPart | None = None
+    stragglers: StragglerPart | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
         """Write it as a JobSpec. What is absent stays absent, but for the world size, which is 1 then."""
@@ -135,6 +171,8 @@ class SpecPart(_Part):
             resume_from=self.resume_from or "",
             datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
             log_metrics=self.log_metrics or {},
+            hang=self.hang.to_proto() if self.hang is not None else None,
+            stragglers=self.stragglers.to_proto() if self.stragglers is not None else None,
         )
         if self.logs is not None and self.logs.keep is not None:
             spec.logs.keep_bytes = self.logs.keep
@@ -175,7 +213,7 @@ class SpecFile:
     def where(self, field: str) -> str | None:
         """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
         field = field.replace("memory_bytes", "memory").replace("keep_bytes", "keep")
-        path: Path_ = tuple(field.split(".", 1))
+        path: Path_ = tuple(field.split(".", 2 if field.startswith("hang.limits.") else 1))
         if path not in self._lines:
             return None
         return f"{self._name}:{self._lines[path]}: {field}"
@@ -272,6 +310,8 @@ _PARTS: dict[str, type[BaseModel]] = {
     "restart": RestartPart,
     "retention": RetentionPart,
     "logs": LogsPart,
+    "hang": HangPart,
+    "stragglers": StragglerPart,
 }
 
 
@@ -292,8 +332,10 @@ def _dotted(path: Path_) -> str:
 
 
 def _proto(duration: timedelta | None) -> Duration | None:
-    if duration is None:
-        return None
+    return None if duration is None else _duration(duration)
+
+
+def _duration(duration: timedelta) -> Duration:
     found = Duration()
     found.FromTimedelta(duration)
     return found

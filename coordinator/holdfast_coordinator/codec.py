@@ -7,19 +7,17 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
+from holdfast_coordinator import codec_hangs
+from holdfast_coordinator.codec_values import LONGEST_MESSAGE, MOST_STEPS, key_from_proto
+from holdfast_coordinator.codec_values import bounded as _bounded
+from holdfast_coordinator.codec_values import duration as _duration
+from holdfast_coordinator.codec_values import timestamp as _timestamp
+from holdfast_coordinator.codec_values import to_ms as _to_ms
 from holdfast_coordinator.core import effects, events, model
 from holdfast_coordinator.core.account import Summary, last_committed
 from holdfast_coordinator.core.story import Story
 
-MOST_STEPS = 2**40
-"""What a worker says beyond this is nonsense, and must not add up to more than its job's summary can hold."""
-
-LONGEST_MESSAGE = 1_000
-"""Of what a worker reports about a checkpoint: a sentence, not a log."""
 MOST_METRICS = 64
 """Of a shard: its commit is written into the store with them."""
 
@@ -92,6 +90,8 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         resume_from=spec.resume_from,
         log_bytes=spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else model.DEFAULT_LOG_BYTES,
         log_metrics=dict(spec.log_metrics),
+        hang=codec_hangs.hang_policy_from_proto(spec.hang),
+        stragglers=codec_hangs.straggler_policy_from_proto(spec.stragglers),
     )
 
 
@@ -136,6 +136,8 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         resume_from=spec.resume_from,
         logs=job_pb2.LogPolicy(keep_bytes=spec.log_bytes),
         log_metrics=spec.log_metrics,
+        hang=codec_hangs.hang_policy_to_proto(spec.hang),
+        stragglers=codec_hangs.straggler_policy_to_proto(spec.stragglers),
     )
 
 
@@ -216,6 +218,9 @@ def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.
         restarts=gang.restarts,
         resume_step=worker.resume_step,
         started_at=_timestamp(worker.started_ms),
+        hang=codec_hangs.hang_to_proto(worker.hang) if worker.hang is not None else None,
+        straggler_score=worker.straggler.score,
+        strikes=worker.straggler.strikes,
     )
 
 
@@ -389,6 +394,8 @@ def event_from_proto(
             return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
         case "checkpoint_reported":
             return _reported(message.checkpoint_reported, node=node, session=session, at=at)
+        case "worker_hung":
+            return codec_hangs.hung_from_proto(message.worker_hung, node=node, session=session, at=at)
         case other:
             raise ValueError(f"an agent does not say {other} here")
 
@@ -404,11 +411,6 @@ def _reported(
     return events.CheckpointReported(at, node, session, key_from_proto(said.key), kind, report.step, message)
 
 
-def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:
-    """Read a worker's name."""
-    return model.Key(key.job_id, key.rank, key.attempt)
-
-
 def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
     """Read a worker's progress."""
     return model.Progress(
@@ -422,6 +424,7 @@ def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
         other_ms=_to_ms(progress.other),
         aside_ms=_to_ms(progress.aside),
         total_steps=min(max(0, progress.total_steps), MOST_STEPS),
+        waiting_ms=_to_ms(progress.waiting),
     )
 
 
@@ -437,13 +440,6 @@ def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
         metrics=dict(itertools.islice(numbers.items(), MOST_METRICS)),
         local_only=shard.local_only,
     )
-
-
-def _bounded(number: int) -> int:
-    """Refuse what no clock of ticks since boot reaches, and no database column holds."""
-    if number >= 2**63:
-        raise ValueError(f"a start time of {number} ticks can't be")
-    return number
 
 
 def _exit(ended: agent_pb2.Exit) -> model.Exit:
@@ -492,6 +488,10 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
         case effects.NoteReport(key, kind, step):
             message.note_report.CopyFrom(
                 agent_pb2.NoteReport(key=key_to_proto(key), kind=_REPORTS[kind], step=step)
+            )
+        case effects.NoteHang(key, since_ns, over):
+            message.note_hang.CopyFrom(
+                agent_pb2.NoteHang(key=key_to_proto(key), since_ns=since_ns, over=over)
             )
         case effects.ForgetJob(job_id):
             message.forget_job.job_id = job_id
@@ -558,28 +558,7 @@ def record_to_proto(commit: model.Commit) -> worker_pb2.CommitRecord:
     )
 
 
-# Times
-
-
 def _exit_status(ended: model.Exit) -> job_pb2.ExitStatus:
     return job_pb2.ExitStatus(
         code=ended.code, signal=ended.signal, message=ended.message, at=_timestamp(ended.at_ms)
     )
-
-
-def _timestamp(ms: int) -> Timestamp | None:
-    if not ms:
-        return None
-    stamp = Timestamp()
-    stamp.FromMilliseconds(ms)
-    return stamp
-
-
-def _duration(ms: int) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(ms)
-    return duration
-
-
-def _to_ms(duration: Duration) -> int:
-    return duration.ToMilliseconds()

@@ -22,7 +22,7 @@ import structlog
 
 from holdfast.v1 import agent_pb2
 from holdfast_coordinator import codec
-from holdfast_coordinator.core import checkpoints, liveness
+from holdfast_coordinator.core import checkpoints, liveness, stragglers
 from holdfast_coordinator.core.effects import (
     Append,
     CloseSession,
@@ -40,6 +40,7 @@ from holdfast_coordinator.core.events import (
     Event,
     JobSubmitted,
     LeaderElected,
+    StepsCompared,
     Ticked,
 )
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Progress, Worker
@@ -129,6 +130,7 @@ class Engine:
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, int] = {}
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
+        self._paces: dict[str, stragglers.Paces] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._next_tick = 0
         self._pace_ms = 0
@@ -305,7 +307,24 @@ class Engine:
             self._next_tick = now + TICK_MS
             self._set_pace()
             items.append(Ticked(now, self._heard))
+            items += self._compare_steps(now)
         return items
+
+    def _compare_steps(self, now: int) -> list[Event]:
+        """End the windows that are over, and say of which jobs somebody stood out."""
+        said: list[Event] = []
+        self._paces = {job_id: self._paces.get(job_id, stragglers.Paces(now)) for job_id in self._telemetry}
+        for job_id, paces in self._paces.items():
+            job = self._state.jobs.get(job_id)
+            if job is None or now - paces.began_ms < stragglers.WINDOW_MS:
+                continue
+            workers = self._state.workers_of(job)
+            running = self.running(job, workers)
+            keys = {rank: self._state.workers[job_id, rank].key for rank in running}
+            step_ms = paces.turn_over(now, {keys[rank]: progress for rank, progress in running.items()})
+            if stragglers.worth_telling(job, workers, step_ms):
+                said.append(StepsCompared(now, job_id, step_ms))
+        return said
 
     def _forgive_pause(self, now: int) -> None:
         """Count no silence while this process itself stood still: heartbeats of that time are not read yet."""

@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 from holdfast.cli.exits import EXIT
 from holdfast.v1 import job_pb2
 from tests.client.fake_coordinator import status
-from tests.client.scripted import coordinator, holdfast, make_job
+from tests.client.scripted import ago, coordinator, holdfast, make_job
 
 JOB = "k7m2p9xq4w"
 SUCCEEDED = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0")
@@ -246,11 +246,26 @@ def test_get_as_a_wide_table(coordinator, holdfast):
     coordinator.add_job(make_job())
     assert holdfast("job", "get", JOB, "-o", "wide").stdout.endswith(
         lines("""
-        RANK  STATE    NODE  PID   ATTEMPT  STEP  SECTION  METRICS    LAST EXIT
-        0     running  n1    4001  1        212   step     loss=0.25  -
-        1     running  n2    4102  2        -     setup    -          killed by SIGKILL
+        RANK  STATE    NODE  PID   ATTEMPT  STEP  SECTION  HANGS  SLOW  METRICS    LAST EXIT
+        0     running  n1    4001  1        212   step     -      -     loss=0.25  -
+        1     running  n2    4102  2        -     setup    -      -     -          killed by SIGKILL
         """)
     )
+
+
+def test_who_hangs_and_who_is_slow_is_shown(coordinator, holdfast):
+    job = make_job()
+    job.workers[0].hang.MergeFrom(
+        job_pb2.Hang(section="step", since=ago(3 * 60), where="wait (x.py:3)", stopped=True)
+    )
+    job.workers[0].strikes = 2
+    job.workers[1].straggler_score = 4.25
+    job.workers[1].strikes = 1
+    coordinator.add_job(job)
+    assert "0     running, hangs  n1" in holdfast("job", "get", JOB).stdout
+    wide = holdfast("job", "get", JOB, "-o", "wide").stdout
+    assert "step for 3m, in wait (x.py:3), stopped by a signal  - (2 strikes)    loss" in wide
+    assert "4.2 (1 strikes)" in wide
 
 
 def test_get_as_json_shows_each_worker(coordinator, holdfast):

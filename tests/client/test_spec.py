@@ -44,6 +44,12 @@ logs: {keep: 64MiB}
 log_metrics:
   loss: 'loss[= ]([0-9.eE+-]+)'
   step: 'step (\\d+)'
+hang:
+  action: off
+  limits: {setup: 10m, step: 60s, a.b: 5s}
+  factor: 5
+  floor: 2m
+stragglers: {threshold: 2.5, strikes: 3}
 """
 
 WRONG = [
@@ -83,6 +89,11 @@ WRONG = [
     ("logs: {keep: much}", 'logs.keep: "much" is no size; write e.g. 512MiB or 2GiB'),
     ("logs: {kepe: 1GiB}", 'logs.kepe: unknown key; did you mean "keep"?'),
     ("log_metrics: {loss: 3}", "log_metrics.loss: 3 is not a string; put it in quotes"),
+    ("hang: {action: kill}", 'hang.action: "kill" is neither notify nor restart nor off'),
+    ("hang: {action: yes}", "hang.action: True is neither notify nor restart nor off"),
+    ("hang: {limit: {}}", 'hang.limit: unknown key; did you mean "limits"?'),
+    ("hang:\n  limits:\n    step: 60", "job.yaml:3: hang.limits.step: 60 is no duration; write e.g. 500ms"),
+    ("stragglers: {strikes: few}", 'stragglers.strikes: "few" is not a whole number; write e.g. 4'),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),
@@ -126,7 +137,12 @@ def test_every_key_arrives(read):
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
         logs=job_pb2.LogPolicy(keep_bytes=64 * 2**20),
         log_metrics={"loss": "loss[= ]([0-9.eE+-]+)", "step": r"step (\d+)"},
+        hang=job_pb2.HangPolicy(action=job_pb2.HANG_ACTION_OFF, factor=5),
+        stragglers=job_pb2.StragglerPolicy(threshold=2.5, strikes=3),
     )
+    for section, seconds in (("setup", 600), ("step", 60), ("a.b", 5)):
+        expected.hang.limits[section].FromTimedelta(timedelta(seconds=seconds))
+    expected.hang.floor.FromTimedelta(timedelta(minutes=2))
     expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))
     expected.restart.backoff.FromTimedelta(timedelta(0))
     expected.restart.backoff_cap.FromTimedelta(timedelta(minutes=1))
@@ -187,6 +203,10 @@ def test_where_a_field_stands(read):
     assert found.where("restart.backoff_cap") == "job.yaml:16: restart.backoff_cap"
     assert found.where("resources.memory_bytes") == "job.yaml:11: resources.memory"
     assert found.where("env.LR") == "job.yaml:5: env.LR"
+    assert found.where("hang.limits.step") == "job.yaml:34: hang.limits.step"
+    assert found.where("hang.limits.a.b") == "job.yaml:34: hang.limits.a.b"
+    assert found.where("hang.factor") == "job.yaml:35: hang.factor"
+    assert found.where("hang.limits") == "job.yaml:34: hang.limits"
     assert found.where("env.NONE") is None
     assert found.where("request_id") is None
 

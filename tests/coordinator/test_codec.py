@@ -1,13 +1,16 @@
 """What comes in is translated, and bounded."""
 
+from dataclasses import replace
+
 import pytest
 
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_coordinator import codec
+from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import NoteReport, StartWorkers
-from holdfast_coordinator.core.model import ReportKind
-from tests.core.builders import T0, key, running
+from holdfast_coordinator.core.effects import NoteHang, NoteReport, StartWorkers
+from holdfast_coordinator.core.model import HangAction, HangPolicy, ReportKind, Straggler, StragglerPolicy
+from tests.core.builders import T0, hang, key, running
 
 
 @pytest.mark.parametrize(
@@ -107,3 +110,70 @@ def test_every_kind_of_report_goes_both_ways(kind):
     noted = codec.command_to_proto(NoteReport(key(0), kind, 3), epoch=7)
     assert (noted.epoch, noted.note_report.kind, noted.note_report.step) == (7, number, 3)
     assert len(ReportKind) == len(worker_pb2.Report.Kind.values()) - 1
+
+
+@pytest.mark.parametrize("action", [None, *HangAction])
+def test_what_is_done_about_hangs_and_stragglers_is_read_with_defaults_and_shown_with_them(action):
+    asked = job_pb2.JobSpec(name="a")
+    if action is not None:
+        asked.hang.action = job_pb2.HangAction.Value(f"HANG_ACTION_{action.name}")
+        asked.hang.factor, asked.stragglers.threshold, asked.stragglers.strikes = 2.0, 1.5, 4
+        asked.hang.limits["step"].FromMilliseconds(1_500)
+        asked.hang.floor.FromMilliseconds(9_000)
+    spec = codec.spec_from_proto(asked)
+    shown = codec.spec_to_proto(spec)
+    assert codec.spec_from_proto(shown) == spec
+    if action is None:
+        assert (spec.hang, spec.stragglers) == (HangPolicy(), StragglerPolicy())
+    else:
+        assert spec.hang == HangPolicy(action, {"step": 1_500}, 2.0, 9_000)
+        assert spec.stragglers == StragglerPolicy(1.5, 4)
+    assert shown.hang.HasField("factor")
+    assert shown.hang.HasField("floor")
+    assert shown.hang.action
+
+
+def test_what_an_agent_says_of_a_hang_is_read_and_bounded():
+    said = agent_pb2.WorkerHung(
+        since_ns=7, section="s" * 99, step=2**50, learned=True, stopped=True, where="w" * 5_000
+    )
+    said.silent.FromMilliseconds(73_000)
+    said.limit.FromMilliseconds(60_000)
+    said.evidence = "é" * LONGEST_EVIDENCE
+    event = codec.event_from_proto(
+        agent_pb2.AgentMessage(worker_hung=said), node="n", session="s", at=100_000
+    )
+    read = event.hang
+    assert (read.since_ms, read.silent_ms, read.limit_ms, read.learned, read.stopped) == (
+        27_000,
+        73_000,
+        60_000,
+        True,
+        True,
+    )
+    assert (len(read.section), read.step, len(read.where)) == (LONGEST_SECTION, codec.MOST_STEPS, 1_000)
+    assert len(event.evidence.encode()) == LONGEST_EVIDENCE
+    said.since_ns = 2**63
+    with pytest.raises(ValueError, match="since boot can't be"):
+        codec.event_from_proto(agent_pb2.AgentMessage(worker_hung=said), node="n", session="s", at=1)
+    noted = codec.command_to_proto(NoteHang(key(0), 7, over=True), epoch=7).note_hang
+    assert (noted.key, noted.since_ns, noted.over) == (codec.key_to_proto(key(0)), 7, True)
+
+
+def test_who_hangs_and_who_is_slow_is_shown():
+    cluster = running(2)
+    cluster.hung(key(1), hang(where="wait", stopped=True))
+    workers = cluster.state.workers_of(cluster.job())
+    workers[0] = replace(workers[0], straggler=Straggler(4.5, 2))
+    first, second = codec.job_to_proto(cluster.job(), [cluster.gang()], workers, {}).workers
+    assert (first.HasField("hang"), first.straggler_score, first.strikes) == (False, 4.5, 2)
+    assert (second.hang.section, second.hang.since.ToMilliseconds(), second.hang.limit.seconds) == (
+        "step",
+        T0,
+        60,
+    )
+    assert (second.hang.where, second.hang.stopped, second.HasField("straggler_score")) == (
+        "wait",
+        True,
+        False,
+    )

@@ -20,6 +20,7 @@ from holdfast_coordinator.core.events import (
     StreamLost,
     Ticked,
     WorkerExited,
+    WorkerHung,
     WorkerStarted,
 )
 from holdfast_coordinator.core.model import (
@@ -27,6 +28,7 @@ from holdfast_coordinator.core.model import (
     Entry,
     Exit,
     Gang,
+    Hang,
     Job,
     JobSpec,
     Key,
@@ -68,6 +70,11 @@ def shard(
 ) -> Shard:
     name = f"rank-{rank:05}.attempt-{attempt}.safetensors"
     return Shard(rank, name, size, f"{rank:016x}", "{}", metrics, local_only)
+
+
+def hang(section: str = "step", silent_ms: int = 61_000, limit_ms: int = 60_000, **given) -> Hang:
+    told = {"since_ns": 7, "since_ms": T0, "step": None, "learned": False, **given}
+    return Hang(section=section, silent_ms=silent_ms, limit_ms=limit_ms, **told)
 
 
 def ended(code: int = 1, signal: int = 0, at: int = T0, *, never_ran: bool = False) -> Exit:
@@ -186,6 +193,13 @@ class Cluster:
 
     def corrupt(self, which: Key, at_step: int, message: str = "xxh3 differs", node: str = "") -> Effects:
         return self.report(which, ReportKind.CORRUPT, at_step, message, node)
+
+    def hung(
+        self, which: Key, how: Hang | None = None, *, over: bool = False, evidence: str = "", node: str = ""
+    ) -> Effects:
+        node = node or self.where(which)
+        session = self.node(node).session
+        return self.do(WorkerHung(self.now, node, session, which, how or hang(), over, evidence))
 
     def drop_checkpoint(self, at_step: int, rank: int | None = None, job: str = "j1") -> Effects:
         return self.do(CheckpointDeleteRequested(self.now, job, at_step, rank))

@@ -92,6 +92,14 @@ def test_what_is_no_step_is_told_apart():
     assert (succeeded.stepping_ms, succeeded.kept_ms, succeeded.other_ms) == (580, 580, 170)
 
 
+def test_not_moving_is_no_step():
+    progress = Progress(20, 20, 700, setup_ms=100)
+    hung = replace(ended(at=T0 + 5_000), hung_ms=4_200)
+    worker = Worker("j1", 0, 0, WorkerState.STOPPED, started_ms=T0, exit=hung, progress=progress)
+    account = close_attempt(worker, None).account
+    assert (account.setup_ms, account.stepping_ms, account.hang_ms) == (100, 700, 4_200)
+
+
 def test_waiting_for_room_is_told_from_restarting():
     cluster = leading()
     cluster.submit(spec(1))

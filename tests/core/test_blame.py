@@ -1,5 +1,7 @@
 """The first culprit is told from its victims (P10)."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +48,12 @@ def test_one_that_failed_after_it_was_told_to_stop_may_be_the_culprit():
     """The coordinator heard of its victim first."""
     members = [dead(0, at=300), dead(1, at=100, signal=11, state=STOPPED)]
     assert ranks(verdict(members)) == (1, [0], [])
+
+
+def test_one_that_hung_came_to_its_end_when_it_moved_last():
+    hung = dead(1, at=900, signal=9, state=STOPPED)
+    hung = replace(hung, exit=replace(hung.exit, hung_ms=700))
+    assert ranks(verdict([dead(0, at=300), hung])) == (1, [0], [])
 
 
 def test_a_lost_node_takes_all_that_ran_there():

@@ -1,5 +1,6 @@
 """What a job spec may be, and the sentence for what it may not."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,14 +8,18 @@ import pytest
 from holdfast_coordinator.core.model import (
     DataSet,
     DataShard,
+    HangAction,
+    HangPolicy,
     JobSpec,
     Mode,
     Resources,
     RestartPolicy,
     RetentionPolicy,
+    StragglerPolicy,
 )
 from holdfast_coordinator.core.validate import (
     MAX_DATASETS_BYTES,
+    MAX_LIMITS,
     MAX_NAME,
     MAX_SHARDS,
     MAX_WORLD_SIZE,
@@ -52,6 +57,12 @@ def fields(**changes):
         {"restart": RestartPolicy(backoff_ms=0, backoff_cap_ms=0, jitter=1.0, budget=0, window_ms=1)},
         {"restart": RestartPolicy(jitter=0.0)},
         {"stop_grace_ms": 0},
+        {
+            "hang": HangPolicy(
+                HangAction.RESTART, {"setup": 600_000, "step": 1_000, "a b/é": 2_000}, 1.0, 1_000
+            )
+        },
+        {"stragglers": StragglerPolicy(threshold=0.1, strikes=1_000)},
     ],
 )
 def test_what_is_right(changes):
@@ -278,3 +289,47 @@ def test_data_sets_go_into_a_message():
     assert complaints(datasets=(data_set(*many),)) == []
     assert fields(datasets=(data_set(*many), data_set(SHARD, name="val"))) == ["datasets"]
     assert fields(datasets=(data_set(replace(SHARD, file="n" * MAX_DATASETS_BYTES)),)) == ["datasets"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "field", "description"),
+    [
+        ({"limits_ms": {"step": 999}}, "hang.limits.step", "999 ms is too short to be told; give 1s or more"),
+        ({"limits_ms": {"step": -1}}, "hang.limits.step", "-1 ms is too short to be told; give 1s or more"),
+        (
+            {"limits_ms": {"x" * 33: 5_000}},
+            f"hang.limits.{'x' * 33}",
+            "is no name of a section; use 1 to 32 printable bytes",
+        ),
+        ({"limits_ms": {"": 5_000}}, "hang.limits.", "is no name of a section; use 1 to 32 printable bytes"),
+        (
+            {"limits_ms": {"a\n": 5_000}},
+            "hang.limits.a\n",
+            "is no name of a section; use 1 to 32 printable bytes",
+        ),
+        (
+            {"limits_ms": {f"s{n}": 5_000 for n in range(MAX_LIMITS + 1)}},
+            "hang.limits",
+            "are 65; give at most 64",
+        ),
+        ({"factor": 0.5}, "hang.factor", "0.5 is not a number of 1 or more"),
+        ({"factor": math.nan}, "hang.factor", "nan is not a number of 1 or more"),
+        ({"factor": math.inf}, "hang.factor", "inf is not a number of 1 or more"),
+        ({"floor_ms": 0}, "hang.floor", "0 ms is too short to be told; give 1s or more"),
+    ],
+)
+def test_a_limit_can_be_held_to(policy, field, description):
+    assert complaints(hang=HangPolicy(**policy)) == [(field, description)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "field", "description"),
+    [
+        ({"threshold": 0.0}, "stragglers.threshold", "0 is not a number above 0"),
+        ({"threshold": math.nan}, "stragglers.threshold", "nan is not a number above 0"),
+        ({"strikes": -1}, "stragglers.strikes", "-1 is not between 0 and 1000"),
+        ({"strikes": 1_001}, "stragglers.strikes", "1001 is not between 0 and 1000"),
+    ],
+)
+def test_a_straggler_is_above_its_peers(policy, field, description):
+    assert complaints(stragglers=StragglerPolicy(**policy)) == [(field, description)]

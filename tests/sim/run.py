@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
 from holdfast_coordinator.core.model import (
     TERMINAL,
+    HangAction,
+    HangPolicy,
     JobSpec,
     JobState,
     Mode,
@@ -131,8 +133,20 @@ class Simulation:
                 world.between(1, 3), world.rng.choice([0, 5]), world.between(0, 1), "loss", Mode.MIN
             )
         grace = world.rng.choice([5, 300])
+        # What a fault may hold up without a hang of its own is given time.
+        hang = HangPolicy(
+            world.rng.choice([HangAction.RESTART, HangAction.RESTART, HangAction.NOTIFY]),
+            {"setup": 20_000, "step": world.rng.choice([3_000, 8_000]), "checkpoint": 20_000},
+        )
         return JobSpec(
-            "train", ("train",), ranks, env, restart=policy, stop_grace_ms=grace, retention=retention
+            "train",
+            ("train",),
+            ranks,
+            env,
+            restart=policy,
+            stop_grace_ms=grace,
+            retention=retention,
+            hang=hang,
         )
 
     def _faulty(self) -> None:
@@ -245,7 +259,7 @@ class Simulation:
                 return f"agent {agent.name} is not connected"
             if agent.processes:
                 return f"node {agent.name} has processes left: {list(agent.processes)}"
-            held = {**agent.core.workers, **agent.core.prepared, **agent.core.reports}
+            held = {**agent.core.workers, **agent.core.prepared, **agent.core.reports, **agent.hangs_held}
             if held:
                 return f"agent {agent.name} has things unacknowledged: {held}"
             node = state.nodes.get(agent.name)

@@ -25,6 +25,7 @@ from holdfast_coordinator.core.effects import (
     Effects,
     ForgetJob,
     MarkDrained,
+    NoteHang,
     NoteReport,
     Put,
     RefuseShard,
@@ -39,6 +40,9 @@ from holdfast_coordinator.core.model import (
     Commit,
     Entry,
     Gang,
+    Hang,
+    HangAction,
+    HangPolicy,
     Job,
     Kept,
     Key,
@@ -50,7 +54,7 @@ from holdfast_coordinator.core.model import (
     Scope,
     Worker,
 )
-from tests.core.builders import T0, Cluster, ended, found, shard, spec
+from tests.core.builders import T0, Cluster, ended, found, hang, shard, spec
 
 
 @dataclass
@@ -101,10 +105,12 @@ class Interpreter:
     def _submit(
         self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str
     ) -> Effects:
+        on_hang = HangPolicy(HangAction(policy.pop("hang", "notify")))
         numbers: dict[str, object] = {name: int(value) for name, value in policy.items()}
         keep = {name: numbers.pop(name) for name in list(numbers) if name.startswith("keep_")}
         if keep:
             numbers["retention"] = RetentionPolicy(**keep)
+        numbers["hang"] = on_hang
         return self.cluster.submit(spec(int(world), Scope(scope), **numbers), job, request)
 
     def _stop(self, job: str, how: str = "") -> Effects:
@@ -133,6 +139,15 @@ class Interpreter:
 
     def _report(self, which: str, kind: str, step: str, message: str = "", node: str = "") -> Effects:
         return self.cluster.report(_key(which), ReportKind(kind), int(step), message, node)
+
+    def _hung(
+        self, which: str, over: str = "", *, section: str = "step", since: str = "7", **given: str
+    ) -> Effects:
+        """`hung j1/0.1 step=14 for_ms=73000`, and with `over`, that it moves again."""
+        step = int(given["step"]) if "step" in given else None
+        silent, where = int(given.get("for_ms", "61000")), given.get("where", "")
+        how = hang(section, silent, since_ns=int(since), step=step, where=where)
+        return self.cluster.hung(_key(which), how, over=over == "over", node=given.get("node", ""))
 
     def _pin(self, job: str, step: str, name: str = "") -> Effects:
         return self.cluster.pin(int(step), name, job=job)
@@ -196,7 +211,7 @@ _SHOWN = {
         "dropping",
         "failed_step",
     ),
-    "Worker": ("state", "attempt", "node", "pid", "resume_step"),
+    "Worker": ("state", "attempt", "node", "pid", "resume_step", "hang"),
     "Node": ("state", "reason", "session", "ports", "strays"),
     "Prepared": (),
 }
@@ -244,6 +259,8 @@ def _value(name: str, value: object) -> str:
             return f"step {value.step}" + (f" (rank {' '.join(local)} on its node alone)" if local else "")
         case Kept():
             return str(value.step)
+        case Hang():
+            return f'"in {value.section}{" acted upon" if value.acted else ""}"'
         case Pin():
             return f"{value.step}={value.name}"
         case Key():
@@ -280,6 +297,8 @@ def _command(command: Command) -> str:
             return f"RefuseShard {_short(key)} step {step}: {reason}"
         case NoteReport(key, kind, step):
             return f"NoteReport {_short(key)} {kind} step {step}"
+        case NoteHang(key, since_ns, over):
+            return f"NoteHang {_short(key)} since {since_ns}{' over' if over else ''}"
         case ForgetJob(job_id):
             return f"ForgetJob {job_id}"
         case CloseSession(reason):

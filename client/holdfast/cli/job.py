@@ -45,6 +45,27 @@ def committed(job: job_pb2.Job) -> str:
     return str(job.last_committed_step) if job.HasField("last_committed_step") else "-"
 
 
+def worker_state(worker: job_pb2.Worker) -> str:
+    """running, waiting, and so on; and whether it hangs."""
+    word = enum_word(job_pb2.WorkerState.Name(worker.state))
+    return f"{word}, hangs" if worker.HasField("hang") else word
+
+
+def hang(worker: job_pb2.Worker) -> str:
+    """What it hangs in, and for how long, or a dash."""
+    if not worker.HasField("hang"):
+        return "-"
+    found = worker.hang
+    where = f", in {found.where}" if found.where else ""
+    return f"{found.section} for {age(found.since)}{where}{', stopped by a signal' if found.stopped else ''}"
+
+
+def straggler(worker: job_pb2.Worker) -> str:
+    """How slow it is, while it is, and how often it was."""
+    score = f"{worker.straggler_score:.1f}" if worker.HasField("straggler_score") else "-"
+    return f"{score} ({worker.strikes} strikes)" if worker.strikes else score
+
+
 DEGRADED = (
     "degraded: files of the newest checkpoint lie on their nodes alone, because the storage could not be reached; "
     "they go there when it can"
@@ -70,12 +91,14 @@ COLUMNS = (
 
 WORKER_COLUMNS = (
     Column("RANK", lambda w: str(w.rank)),
-    Column("STATE", lambda w: enum_word(job_pb2.WorkerState.Name(w.state))),
+    Column("STATE", worker_state),
     Column("NODE", lambda w: w.node or "-"),
     Column("PID", lambda w: str(w.pid or "-")),
     Column("ATTEMPT", lambda w: str(w.attempt)),
     Column("STEP", lambda w: str(w.step) if w.HasField("step") else "-"),
     Column("SECTION", lambda w: w.section or "-", wide=True),
+    Column("HANGS", hang, wide=True),
+    Column("SLOW", straggler, wide=True),
     Column("METRICS", metrics, wide=True),
     Column("LAST EXIT", lambda w: w.last_exit.message or "-"),
 )

@@ -21,7 +21,15 @@ from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
-NOTED = ("RestartDecided", "CheckpointQuarantined", "CheckpointDegraded", "CheckpointDrained")
+NOTED = (
+    "RestartDecided",
+    "WorkerHung",
+    "HangOver",
+    "StragglerNoticed",
+    "CheckpointQuarantined",
+    "CheckpointDegraded",
+    "CheckpointDrained",
+)
 
 
 class View:

@@ -41,6 +41,7 @@ class AgentMessage(_message.Message):
     SHARD_PREPARED_FIELD_NUMBER: _builtins.int
     PORTS_OFFERED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_REPORTED_FIELD_NUMBER: _builtins.int
+    WORKER_HUNG_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Of the session's Welcome; 0 in Hello."""
     @_builtins.property
@@ -57,6 +58,8 @@ class AgentMessage(_message.Message):
     def ports_offered(self) -> Global___PortsOffered: ...
     @_builtins.property
     def checkpoint_reported(self) -> Global___CheckpointReported: ...
+    @_builtins.property
+    def worker_hung(self) -> Global___WorkerHung: ...
     def __init__(
         self,
         *,
@@ -68,12 +71,13 @@ class AgentMessage(_message.Message):
         shard_prepared: Global___ShardPrepared | None = ...,
         ports_offered: Global___PortsOffered | None = ...,
         checkpoint_reported: Global___CheckpointReported | None = ...,
+        worker_hung: Global___WorkerHung | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported", "worker_hung"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -94,6 +98,7 @@ class CoordinatorMessage(_message.Message):
     OPEN_LOG_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
     NOTE_REPORT_FIELD_NUMBER: _builtins.int
+    NOTE_HANG_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -115,6 +120,8 @@ class CoordinatorMessage(_message.Message):
     def pace(self) -> Global___Pace: ...
     @_builtins.property
     def note_report(self) -> Global___NoteReport: ...
+    @_builtins.property
+    def note_hang(self) -> Global___NoteHang: ...
     def __init__(
         self,
         *,
@@ -129,12 +136,13 @@ class CoordinatorMessage(_message.Message):
         open_log: Global___OpenLog | None = ...,
         pace: Global___Pace | None = ...,
         note_report: Global___NoteReport | None = ...,
+        note_hang: Global___NoteHang | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "note_hang"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -341,6 +349,7 @@ class Progress(_message.Message):
     OTHER_FIELD_NUMBER: _builtins.int
     ASIDE_FIELD_NUMBER: _builtins.int
     TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     steps_done: _builtins.int
     """Steps done by this attempt."""
@@ -367,6 +376,10 @@ class Progress(_message.Message):
     def aside(self) -> _duration_pb2.Duration:
         """How much of those two lies between its first and its last report."""
 
+    @_builtins.property
+    def waiting(self) -> _duration_pb2.Duration:
+        """Of all that, what it spent in the section "wait": for other ranks."""
+
     def __init__(
         self,
         *,
@@ -380,10 +393,11 @@ class Progress(_message.Message):
         other: _duration_pb2.Duration | None = ...,
         aside: _duration_pb2.Duration | None = ...,
         total_steps: _builtins.int = ...,
+        waiting: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "other", b"other", "setup", b"setup", "step", b"step", "stepping", b"stepping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "other", b"other", "setup", b"setup", "step", b"step", "stepping", b"stepping", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "metrics", b"metrics", "other", b"other", "section", b"section", "setup", b"setup", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done", "total_steps", b"total_steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "metrics", b"metrics", "other", b"other", "section", b"section", "setup", b"setup", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done", "total_steps", b"total_steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -545,6 +559,75 @@ class CheckpointReported(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CheckpointReported: _TypeAlias = CheckpointReported  # noqa: Y015
+
+@_typing.final
+class WorkerHung(_message.Message):
+    """A worker does not move, or moves again after that was told. Sent again after
+    every reconnect until it is noted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    SECTION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    since_ns: _builtins.int
+    """When it last moved, in nanoseconds of the node's CLOCK_MONOTONIC: names this hang."""
+    over: _builtins.bool
+    """It moves again."""
+    section: _builtins.str
+    step: _builtins.int
+    """The last one it reported; absent before the first."""
+    learned: _builtins.bool
+    """The limit was learned, not set in the spec."""
+    stopped: _builtins.bool
+    """It is stopped by a signal (SIGSTOP)."""
+    where: _builtins.str
+    """The innermost frame of its main thread, where it could be had."""
+    evidence: _builtins.str
+    """The stacks of its threads, what the kernel says of them, the end of its log;
+    at most 16 KiB.
+    """
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    @_builtins.property
+    def silent(self) -> _duration_pb2.Duration:
+        """How long it had not moved when this was noticed, or until it moved again."""
+
+    @_builtins.property
+    def limit(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        since_ns: _builtins.int = ...,
+        over: _builtins.bool = ...,
+        section: _builtins.str = ...,
+        step: _builtins.int | None = ...,
+        silent: _duration_pb2.Duration | None = ...,
+        limit: _duration_pb2.Duration | None = ...,
+        learned: _builtins.bool = ...,
+        stopped: _builtins.bool = ...,
+        where: _builtins.str = ...,
+        evidence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "key", b"key", "limit", b"limit", "silent", b"silent", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "evidence", b"evidence", "key", b"key", "learned", b"learned", "limit", b"limit", "over", b"over", "section", b"section", "silent", b"silent", "since_ns", b"since_ns", "step", b"step", "stopped", b"stopped", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___WorkerHung: _TypeAlias = WorkerHung  # noqa: Y015
 
 @_typing.final
 class PortsOffered(_message.Message):
@@ -845,6 +928,34 @@ class NoteReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NoteReport: _TypeAlias = NoteReport  # noqa: Y015
+
+@_typing.final
+class NoteHang(_message.Message):
+    """The hang, or its end, is durable, or about something that is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    since_ns: _builtins.int
+    over: _builtins.bool
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        since_ns: _builtins.int = ...,
+        over: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "over", b"over", "since_ns", b"since_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteHang: _TypeAlias = NoteHang  # noqa: Y015
 
 @_typing.final
 class ForgetJob(_message.Message):

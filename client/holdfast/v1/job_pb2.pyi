@@ -137,6 +137,31 @@ WORKER_STATE_LOST: WorkerState.ValueType  # 8
 """Its node was lost, or it was gone when its agent came back."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
+class _HangAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HangActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HangAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HANG_ACTION_UNSPECIFIED: _HangAction.ValueType  # 0
+    HANG_ACTION_NOTIFY: _HangAction.ValueType  # 1
+    """Tell it, with evidence, in the job's events."""
+    HANG_ACTION_RESTART: _HangAction.ValueType  # 2
+    """And restart the gang, as if the worker had exited."""
+    HANG_ACTION_OFF: _HangAction.ValueType  # 3
+    """Do not look."""
+
+class HangAction(_HangAction, metaclass=_HangActionEnumTypeWrapper): ...
+
+HANG_ACTION_UNSPECIFIED: HangAction.ValueType  # 0
+HANG_ACTION_NOTIFY: HangAction.ValueType  # 1
+"""Tell it, with evidence, in the job's events."""
+HANG_ACTION_RESTART: HangAction.ValueType  # 2
+"""And restart the gang, as if the worker had exited."""
+HANG_ACTION_OFF: HangAction.ValueType  # 3
+"""Do not look."""
+Global___HangAction: _TypeAlias = HangAction  # noqa: Y015
+
 class _MetricMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -253,6 +278,8 @@ class JobSpec(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
     RESUME_FROM_FIELD_NUMBER: _builtins.int
+    HANG_FIELD_NUMBER: _builtins.int
+    STRAGGLERS_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
     LOG_METRICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -297,6 +324,12 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
+    def hang(self) -> Global___HangPolicy:
+        """Absent: hangs are noticed and told, by limits that are learned."""
+
+    @_builtins.property
+    def stragglers(self) -> Global___StragglerPolicy: ...
+    @_builtins.property
     def logs(self) -> Global___LogPolicy:
         """What is kept of the workers' output. Absent: the defaults."""
 
@@ -323,12 +356,14 @@ class JobSpec(_message.Message):
         retention: Global___RetentionPolicy | None = ...,
         datasets: _abc.Iterable[Global___DataSet] | None = ...,
         resume_from: _builtins.str = ...,
+        hang: Global___HangPolicy | None = ...,
+        stragglers: Global___StragglerPolicy | None = ...,
         logs: Global___LogPolicy | None = ...,
         log_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["logs", b"logs", "resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hang", b"hang", "logs", b"logs", "resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace", "stragglers", b"stragglers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "hang", b"hang", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "stop_grace", b"stop_grace", "stragglers", b"stragglers", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -357,6 +392,102 @@ class LogPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_bytes) -> _WhichOneofReturnType__keep_bytes | None: ...
 
 Global___LogPolicy: _TypeAlias = LogPolicy  # noqa: Y015
+
+@_typing.final
+class HangPolicy(_message.Message):
+    """What is done about a worker that hangs: that has neither reported a step nor
+    gone to another section for longer than the limit of the section it is in.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LimitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _duration_pb2.Duration: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    action: Global___HangAction.ValueType
+    """Default notify."""
+    factor: _builtins.float
+    """A section without a limit gets so many times the longest time that it was
+    seen to take, and no less than the floor. Not "setup", nor "touch", nor what
+    was not seen yet. Defaults 10 and 10 minutes.
+    """
+    @_builtins.property
+    def limits(self) -> _containers.MessageMap[_builtins.str, _duration_pb2.Duration]:
+        """By section: "setup", "step", "checkpoint", "eval", or a name of the user's;
+        "touch" for a program that only touches its heartbeat file. At least 1 s.
+        """
+
+    @_builtins.property
+    def floor(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        action: Global___HangAction.ValueType = ...,
+        limits: _abc.Mapping[_builtins.str, _duration_pb2.Duration] | None = ...,
+        factor: _builtins.float | None = ...,
+        floor: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "factor", b"factor", "floor", b"floor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "action", b"action", "factor", b"factor", "floor", b"floor", "limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__factor: _TypeAlias = _typing.Literal["factor"]  # noqa: Y015
+    _WhichOneofArgType__factor: _TypeAlias = _typing.Literal["_factor", b"_factor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor) -> _WhichOneofReturnType__factor | None: ...
+
+Global___HangPolicy: _TypeAlias = HangPolicy  # noqa: Y015
+
+@_typing.final
+class StragglerPolicy(_message.Message):
+    """What is done about a rank whose steps take longer than those of its peers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    STRIKES_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    """The score from which on a rank is a straggler; see docs/hangs.md. Default 3."""
+    strikes: _builtins.int
+    """So many windows of being one are enough to want the node excluded. Default 0:
+    it is only marked.
+    """
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.float | None = ...,
+        strikes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "strikes", b"strikes", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___StragglerPolicy: _TypeAlias = StragglerPolicy  # noqa: Y015
 
 @_typing.final
 class DataSet(_message.Message):
@@ -641,6 +772,9 @@ class Worker(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     RESUME_STEP_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
+    HANG_FIELD_NUMBER: _builtins.int
+    STRAGGLER_SCORE_FIELD_NUMBER: _builtins.int
+    STRIKES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     node: _builtins.str
     pid: _builtins.int
@@ -653,6 +787,10 @@ class Worker(_message.Message):
     restarts: _builtins.int
     resume_step: _builtins.int
     """Where this attempt resumed from; absent: from the beginning."""
+    straggler_score: _builtins.float
+    """Set while it is a straggler: how far it is from its peers."""
+    strikes: _builtins.int
+    """For how many windows it was one, on the node that it is on."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -661,6 +799,10 @@ class Worker(_message.Message):
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def hang(self) -> Global___Hang:
+        """Set while it hangs."""
+
     def __init__(
         self,
         *,
@@ -676,21 +818,71 @@ class Worker(_message.Message):
         restarts: _builtins.int = ...,
         resume_step: _builtins.int | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
+        hang: Global___Hang | None = ...,
+        straggler_score: _builtins.float | None = ...,
+        strikes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "last_exit", b"last_exit", "resume_step", b"resume_step", "started_at", b"started_at", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "_straggler_score", b"_straggler_score", "hang", b"hang", "last_exit", b"last_exit", "resume_step", b"resume_step", "started_at", b"started_at", "step", b"step", "straggler_score", b"straggler_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "attempt", b"attempt", "last_exit", b"last_exit", "metrics", b"metrics", "node", b"node", "pid", b"pid", "rank", b"rank", "restarts", b"restarts", "resume_step", b"resume_step", "section", b"section", "started_at", b"started_at", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "_straggler_score", b"_straggler_score", "attempt", b"attempt", "hang", b"hang", "last_exit", b"last_exit", "metrics", b"metrics", "node", b"node", "pid", b"pid", "rank", b"rank", "restarts", b"restarts", "resume_step", b"resume_step", "section", b"section", "started_at", b"started_at", "state", b"state", "step", b"step", "straggler_score", b"straggler_score", "strikes", b"strikes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume_step: _TypeAlias = _typing.Literal["resume_step"]  # noqa: Y015
     _WhichOneofArgType__resume_step: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    _WhichOneofReturnType__straggler_score: _TypeAlias = _typing.Literal["straggler_score"]  # noqa: Y015
+    _WhichOneofArgType__straggler_score: _TypeAlias = _typing.Literal["_straggler_score", b"_straggler_score"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_step) -> _WhichOneofReturnType__resume_step | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__straggler_score) -> _WhichOneofReturnType__straggler_score | None: ...
 
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
+class Hang(_message.Message):
+    """How a worker hangs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECTION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    section: _builtins.str
+    learned: _builtins.bool
+    """The limit was learned, not set in the spec."""
+    stopped: _builtins.bool
+    """It is stopped by a signal (SIGSTOP)."""
+    where: _builtins.str
+    """The innermost frame of its main thread, where it could be had."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it last moved."""
+
+    @_builtins.property
+    def limit(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        section: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        limit: _duration_pb2.Duration | None = ...,
+        learned: _builtins.bool = ...,
+        stopped: _builtins.bool = ...,
+        where: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learned", b"learned", "limit", b"limit", "section", b"section", "since", b"since", "stopped", b"stopped", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hang: _TypeAlias = Hang  # noqa: Y015
 
 @_typing.final
 class ExitStatus(_message.Message):

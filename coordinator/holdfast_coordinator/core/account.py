@@ -22,6 +22,8 @@ def close_attempt(worker: Worker, committed: int | None) -> Worker:
         steps_redone=done - kept,
         kept_ms=attempt.stepping_ms * kept // done if done else 0,
     )
+    hung = min(rest, worker.exit.hung_ms)
+    attempt, rest = replace(attempt, hang_ms=hung), rest - hung
     if worker.state is WorkerState.SUCCEEDED:
         attempt = replace(attempt, other_ms=attempt.other_ms + rest)
     else:  # in a step that it did not end
@@ -111,7 +113,7 @@ def summarize(
         committed = gang.commit.step if gang.commit else None
         totals = _plus(totals, close_attempt(worker, committed).account)
         if worker.state in LIVE:
-            totals = _plus(totals, _so_far(newest[worker.rank], now - worker.started_ms))
+            totals = _plus(totals, _so_far(worker, newest[worker.rank], now))
         elif gang.short_since_ms and worker.state is WorkerState.WAITING:
             totals = _plus(totals, Account(waiting_ms=max(0, now - gang.short_since_ms)))
     world = len(workers)
@@ -191,11 +193,12 @@ def _needed_ms(job: Job, worker: Worker, elapsed: int) -> int:
     return elapsed
 
 
-def _so_far(progress: Progress, alive: int) -> Account:
+def _so_far(worker: Worker, progress: Progress, now: int) -> Account:
     """Count the attempt that still runs as if all of it will be kept."""
-    account, rest = _split(progress, max(0, alive))
-    stepping = account.stepping_ms + rest
-    return replace(account, stepping_ms=stepping, kept_ms=stepping)
+    account, rest = _split(progress, max(0, now - worker.started_ms))
+    hung = min(rest, max(0, now - worker.hang.since_ms)) if worker.hang is not None else 0
+    stepping = account.stepping_ms + rest - hung
+    return replace(account, stepping_ms=stepping, kept_ms=stepping, hang_ms=hung)
 
 
 def _plus(a: Account, b: Account) -> Account:

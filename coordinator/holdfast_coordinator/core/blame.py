@@ -45,9 +45,9 @@ def verdict(members: Sequence[Worker]) -> Verdict | None:
     if not own:
         return None
     honest = [each for each in own if not _OF_A_VICTIM.search(each[1].message)] or own
-    first = min(how.at_ms for _, how in honest)
-    of_one_moment = [each for each in honest if each[1].at_ms <= first + AS_ONE_MS]
-    culprit, _ = min(of_one_moment, key=lambda each: (_weight(*each), each[1].at_ms, each[0].rank))
+    first = min(_began(how) for _, how in honest)
+    of_one_moment = [each for each in honest if _began(each[1]) <= first + AS_ONE_MS]
+    culprit, _ = min(of_one_moment, key=lambda each: (_weight(*each), _began(each[1]), each[0].rank))
     victims = tuple(worker for worker, _ in own if worker is not culprit)
     fell = {culprit.rank, *(worker.rank for worker in victims)}
     return Verdict(culprit, victims, tuple(worker for worker, _ in ended if worker.rank not in fell))
@@ -61,9 +61,14 @@ def cause(worker: Worker) -> str:
 
 
 def _by_itself(worker: Worker, how: Exit) -> bool:
-    if worker.state in (WorkerState.FAILED, WorkerState.LOST):
+    if worker.state in (WorkerState.FAILED, WorkerState.LOST) or how.hung_ms:
         return True
     return worker.state is WorkerState.STOPPED and how.signal not in _TOLD_TO and how.code != 0
+
+
+def _began(how: Exit) -> int:
+    """When its end began: that of a worker that hung, when it moved last."""
+    return how.at_ms - how.hung_ms
 
 
 def _weight(worker: Worker, how: Exit) -> int:

@@ -167,6 +167,15 @@ class NoteReport:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteHang:
+    """The hang, or its end, is durable, or about something that is over."""
+
+    key: Key
+    since_ns: int
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetJob:
     """Remove the job's logs and scratch files."""
 
@@ -188,6 +197,7 @@ Command = (
     | AckCommit
     | RefuseShard
     | NoteReport
+    | NoteHang
     | ForgetJob
     | CloseSession
 )

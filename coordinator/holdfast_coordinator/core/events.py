@@ -7,7 +7,17 @@ that no longer speaks for its node they are dropped.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.core.model import Capacity, Commit, Exit, JobSpec, Key, Progress, ReportKind, Shard
+from holdfast_coordinator.core.model import (
+    Capacity,
+    Commit,
+    Exit,
+    Hang,
+    JobSpec,
+    Key,
+    Progress,
+    ReportKind,
+    Shard,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +186,31 @@ class CheckpointPinRequested:
     """As in CheckpointReported."""
 
 
-AgentEvent = StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered | CheckpointReported
+@dataclass(frozen=True, slots=True)
+class WorkerHung:
+    """A worker has not moved for longer than it may; with `over`, it moves again."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    hang: Hang
+    over: bool = False
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepsCompared:
+    """What ranks of a job took for a step, in milliseconds, over one window: those that reported all through it."""
+
+    at: int
+    job_id: str
+    step_ms: Mapping[Key, float]
+
+
+AgentEvent = (
+    StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered | CheckpointReported | WorkerHung
+)
 CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
 ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested | CheckpointRequest
-Event = LeaderElected | Ticked | AgentJoined | AgentEvent | ClientEvent
+Event = LeaderElected | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from holdfast_coordinator.core import blame
-from holdfast_coordinator.core.model import Gang
+from holdfast_coordinator.core.model import Gang, Job, JobState, Worker
 from holdfast_coordinator.core.restart import Retry
 from holdfast_coordinator.core.turn import Turn
 
@@ -52,3 +52,9 @@ def supersede(turn: Turn, gang: Gang, decision: Retry, cause: str) -> None:
     turn.put(gang)
     resume = f"from step {gang.commit.step}" if gang.commit else "from the beginning"
     turn.tell_gang("RestartDecided", cause, gang, outcome=f"restarts {resume} ({decision.reason})")
+
+
+def give_up(turn: Turn, job: Job, worker: Worker, reason: str) -> None:
+    """End the job for what became of a worker; what still runs of it is stopped by `reconcile.settle`."""
+    turn.put(replace(job, ending=JobState.FAILED, reason=reason))
+    turn.tell_worker("JobGivenUp", reason, worker)

@@ -76,6 +76,14 @@ class ReportKind(StrEnum):
     DROPPED = "dropped"
 
 
+class HangAction(StrEnum):
+    """What is done about a worker that hangs."""
+
+    NOTIFY = "notify"
+    RESTART = "restart"
+    OFF = "off"
+
+
 DEFAULT_STOP_GRACE_MS = 30_000
 DEFAULT_LOG_BYTES = 2**30
 
@@ -143,6 +151,26 @@ class RetentionPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class HangPolicy:
+    """When a worker hangs, and what is done about it; see job.proto."""
+
+    action: HangAction = HangAction.NOTIFY
+    limits_ms: Mapping[str, int] = field(default_factory=dict)
+    """By section."""
+    factor: float = 10.0
+    floor_ms: int = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class StragglerPolicy:
+    """When a rank is a straggler, and what is done about it; see stragglers.py."""
+
+    threshold: float = 3.0
+    strikes: int = 0
+    """0: it is only marked."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for; never changed after the job was created."""
 
@@ -165,6 +193,8 @@ class JobSpec:
     """Kept of the workers' output on each node."""
     log_metrics: Mapping[str, str] = field(default_factory=dict)
     """Regular expressions that find metrics in it, by name."""
+    hang: HangPolicy = HangPolicy()
+    stragglers: StragglerPolicy = StragglerPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +333,8 @@ class Exit:
     message: str
     at_ms: int
     never_ran: bool = False
+    hung_ms: int = 0
+    """How long it had not moved when it ended, if it was noticed to hang."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +357,40 @@ class Progress:
     """How much of those two is part of `stepping_ms`."""
     total_steps: int = 0
     """How many there will be in all; 0: not known."""
+    waiting_ms: int = 0
+    """For other ranks, in the section "wait"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """How a worker hangs, as its agent noticed it."""
+
+    since_ns: int
+    """Names it: when the worker last moved, by its node's CLOCK_MONOTONIC."""
+    since_ms: int
+    section: str
+    step: int | None
+    silent_ms: int
+    """How long it had not moved when that was noticed."""
+    limit_ms: int
+    learned: bool
+    """The limit was not set in the spec."""
+    stopped: bool = False
+    """By a signal."""
+    where: str = ""
+    """The innermost frame of its main thread, where it could be had."""
+    acted: bool = False
+    """It is being stopped for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Straggler:
+    """How a rank compares with its peers, on the node that it is on."""
+
+    score: float | None = None
+    """Set while it is a straggler."""
+    strikes: int = 0
+    """For how many windows it was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +438,9 @@ class Worker:
     progress: Progress = Progress()
     """As it was when the attempt ended; while it runs, see the engine's telemetry."""
     account: Account = Account()
+    hang: Hang | None = None
+    """Set while it hangs."""
+    straggler: Straggler = Straggler()
 
     @property
     def key(self) -> "Key":

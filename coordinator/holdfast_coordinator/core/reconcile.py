@@ -19,6 +19,7 @@ from holdfast_coordinator.core.model import (
     Job,
     JobState,
     Scope,
+    Straggler,
     Worker,
     WorkerState,
 )
@@ -184,9 +185,11 @@ def _assign(turn: Turn, job: Job, spots: tuple[placement.Spot, ...]) -> None:
         taken[spot.node].add(local)
         worker = state.workers[job.id, spot.rank]
         gang = state.gangs[job.id, worker.gang]
+        strikes = worker.straggler.strikes if worker.node == spot.node else 0
         turn.put(
             replace(
                 worker,
+                straggler=Straggler(strikes=strikes),
                 state=WorkerState.STARTING,
                 node=spot.node,
                 homes=tuple(dict.fromkeys((*worker.homes, spot.node))),

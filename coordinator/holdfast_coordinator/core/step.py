@@ -7,7 +7,7 @@ the difference.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import blame, checkpoints, liveness, restart
+from holdfast_coordinator.core import blame, checkpoints, hangs, liveness, restart, stragglers
 from holdfast_coordinator.core.effects import (
     CloseSession,
     Effects,
@@ -31,12 +31,14 @@ from holdfast_coordinator.core.events import (
     LeaderElected,
     PortsOffered,
     ShardPrepared,
+    StepsCompared,
     StreamLost,
     Ticked,
     WorkerExited,
+    WorkerHung,
     WorkerStarted,
 )
-from holdfast_coordinator.core.fence import supersede
+from holdfast_coordinator.core.fence import give_up, supersede
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
@@ -100,6 +102,8 @@ def _handle(turn: Turn, event: Event) -> None:
             checkpoints.delete_requested(turn, event)
         case CheckpointPinRequested():
             checkpoints.pin_requested(turn, event)
+        case StepsCompared():
+            stragglers.steps_compared(turn, event)
         case AgentJoined():
             _agent_joined(turn, event)
         case _:
@@ -125,6 +129,8 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
             checkpoints.shard_prepared(turn, event)
         case CheckpointReported():
             checkpoints.checkpoint_reported(turn, event)
+        case WorkerHung():
+            hangs.worker_hung(turn, event)
 
 
 # Jobs
@@ -375,14 +381,15 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
         turn.drop(f"{key} is not expected on node {node}")
         return
     at = min(max(ended.at_ms, worker.started_ms), turn.at)
-    ended = replace(ended, at_ms=at)
+    hung_ms = max(0, at - worker.hang.since_ms) if worker.hang is not None else 0
+    ended = replace(ended, at_ms=at, hung_ms=hung_ms, message=f"{ended.message}{hangs.because(worker)}")
     if worker.state is WorkerState.STOPPING:
         state = WorkerState.STOPPED
     elif ended.code == 0 and not ended.signal:
         state = WorkerState.SUCCEEDED
     else:
         state = WorkerState.FAILED
-    worker = replace(worker, state=state, exit=ended, progress=progress)
+    worker = replace(worker, state=state, exit=ended, progress=progress, hang=None)
     turn.put(worker)
     _note_start(turn, key.job_id, worker.started_ms)
     at_step = "" if progress.step is None else f" at step {progress.step}"
@@ -401,15 +408,14 @@ def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
     best = max(committed, reached)
     decision = restart.after_exit(job.spec.restart, gang, worker.exit, cause, best)
     if isinstance(decision, restart.GiveUp):
-        turn.put(replace(job, ending=JobState.FAILED, reason=decision.reason))
-        turn.tell_worker("JobGivenUp", decision.reason, worker)
+        give_up(turn, job, worker, decision.reason)
         return
     supersede(turn, gang, decision, cause)
 
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at)
-    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress()))
+    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None))
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]
     gang = turn.state.gangs[worker.job_id, worker.gang]

@@ -1,10 +1,17 @@
 """What a job spec may be. The one place that says so; clients show these sentences beside the line they are about."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import DataShard, JobSpec, RetentionPolicy
+from holdfast_coordinator.core.model import (
+    DataShard,
+    HangPolicy,
+    JobSpec,
+    RetentionPolicy,
+    StragglerPolicy,
+)
 
 MAX_WORLD_SIZE = 100_000
 MAX_NAME = 63
@@ -18,6 +25,12 @@ MAX_METRIC_NAME = 40
 MAX_PATTERN = 500
 MAX_KEPT = 1_000
 """Checkpoints that a policy may have to look at with every commit."""
+LEAST_LIMIT_MS = 1_000
+"""For which a worker may not move: its agent looks once a second."""
+MAX_LIMITS = 64
+MAX_SECTION = 32
+"""Bytes of the name of a section: a heartbeat page has no room for more."""
+MAX_STRIKES = 1_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(.*)", re.DOTALL)
@@ -76,6 +89,8 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
     if not LEAST_LOG_BYTES <= spec.log_bytes <= MOST_LOG_BYTES:
         yield Violation("logs.keep_bytes", f"{spec.log_bytes} bytes is not between 1 MiB and 1 PiB")
     yield from _log_metrics(spec.log_metrics)
+    yield from _hang(spec.hang)
+    yield from _stragglers(spec.stragglers)
 
 
 def _log_metrics(patterns: Mapping[str, str]) -> Iterator[Violation]:
@@ -131,6 +146,28 @@ def _retention(policy: RetentionPolicy) -> Iterator[Violation]:
         yield Violation("retention.metric", "is empty; name the metric that the best have, e.g. loss")
     if policy.metric and not policy.best:
         yield Violation("retention.best", f"is 0; say how many of the best by {policy.metric} to keep")
+
+
+def _hang(policy: HangPolicy) -> Iterator[Violation]:
+    for section, limit in policy.limits_ms.items():
+        field = f"hang.limits.{section[:80]}"
+        if not 1 <= len(section.encode()) <= MAX_SECTION or not section.isprintable():
+            yield Violation(field, f"is no name of a section; use 1 to {MAX_SECTION} printable bytes")
+        elif limit < LEAST_LIMIT_MS:
+            yield Violation(field, f"{limit} ms is too short to be told; give 1s or more")
+    if len(policy.limits_ms) > MAX_LIMITS:
+        yield Violation("hang.limits", f"are {len(policy.limits_ms)}; give at most {MAX_LIMITS}")
+    if not (policy.factor >= 1 and math.isfinite(policy.factor)):
+        yield Violation("hang.factor", f"{policy.factor:g} is not a number of 1 or more")
+    if policy.floor_ms < LEAST_LIMIT_MS:
+        yield Violation("hang.floor", f"{policy.floor_ms} ms is too short to be told; give 1s or more")
+
+
+def _stragglers(policy: StragglerPolicy) -> Iterator[Violation]:
+    if not (policy.threshold > 0 and math.isfinite(policy.threshold)):
+        yield Violation("stragglers.threshold", f"{policy.threshold:g} is not a number above 0")
+    if not 0 <= policy.strikes <= MAX_STRIKES:
+        yield Violation("stragglers.strikes", f"{policy.strikes} is not between 0 and {MAX_STRIKES}")
 
 
 def _numbers(spec: JobSpec) -> Iterator[Violation]:

@@ -76,6 +76,8 @@ workers = Table(
     Column("exit", JSON(none_as_null=True)),
     Column("progress", JSON, nullable=False),
     Column("account", JSON, nullable=False),
+    Column("hang", JSON(none_as_null=True)),
+    Column("straggler", JSON, nullable=False),
 )
 
 nodes = Table(

@@ -94,6 +94,8 @@ def _jobs() -> None:
         sa.Column("exit", sa.JSON(none_as_null=True)),
         sa.Column("progress", sa.JSON, nullable=False),
         sa.Column("account", sa.JSON, nullable=False),
+        sa.Column("hang", sa.JSON(none_as_null=True)),
+        sa.Column("straggler", sa.JSON, nullable=False),
     )
 
 
