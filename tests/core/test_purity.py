@@ -8,7 +8,7 @@ import pytest
 import holdfast_coordinator.core.step
 
 CORE = Path(holdfast_coordinator.core.step.__file__).parent
-PURE = {"collections", "math", "dataclasses", "enum", "typing", "collections.abc", "zlib", "re"}
+PURE = {"collections", "math", "dataclasses", "enum", "typing", "collections.abc", "zlib", "re", "warnings"}
 OURS = "holdfast_coordinator.core"
 
 

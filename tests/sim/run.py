@@ -119,6 +119,7 @@ class Simulation:
             backoff_ms=world.rng.choice([0, 50, 500]),
             backoff_cap_ms=2_000,
             budget=1_000,
+            no_progress_limit=0,  # whatever its exits look like, they are faults from outside
         )
         env = {
             "STEPS": str(world.between(10, 60)),

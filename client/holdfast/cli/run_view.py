@@ -20,7 +20,14 @@ from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
-NOTED = ("RestartDecided", "CheckpointQuarantined", "CheckpointDegraded", "CheckpointDrained")
+NOTED = (
+    "RestartDecided",
+    "ExitIgnored",
+    "NodeExcluded",
+    "CheckpointQuarantined",
+    "CheckpointDegraded",
+    "CheckpointDrained",
+)
 
 
 class View:

@@ -7,7 +7,17 @@ that no longer speaks for its node they are dropped.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.core.model import Capacity, Commit, Exit, JobSpec, Key, Progress, ReportKind, Shard
+from holdfast_coordinator.core.model import (
+    Capacity,
+    Commit,
+    Exit,
+    JobSpec,
+    Key,
+    Output,
+    Progress,
+    ReportKind,
+    Shard,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,7 @@ class Found:
     pid_start: int = 0
     exit: Exit | None = None
     progress: Progress = Progress()
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,8 @@ class AgentJoined:
     ports: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     agent_version: str = ""
+    clock_offset_ns: int = 0
+    """As in Node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +125,7 @@ class WorkerExited:
     key: Key
     exit: Exit
     progress: Progress = Progress()
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)

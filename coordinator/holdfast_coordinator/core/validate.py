@@ -1,10 +1,11 @@
 """What a job spec may be. The one place that says so; clients show these sentences beside the line they are about."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import DataShard, JobSpec, RetentionPolicy
+from holdfast_coordinator.core.model import DataShard, ExitKind, JobSpec, RetentionPolicy, Rule
 
 MAX_WORLD_SIZE = 100_000
 MAX_NAME = 63
@@ -13,6 +14,11 @@ MAX_DATASETS_BYTES = 8 * 2**20
 """Names and digests of all shards together: a spec has to go into a message."""
 MAX_KEPT = 1_000
 """Checkpoints that a policy may have to look at with every commit."""
+
+MAX_RULES = 64
+MAX_PATTERN = 500
+LAST_SIGNAL = 64
+"""On Linux."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(.*)", re.DOTALL)
@@ -65,6 +71,7 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
         if uri and (wrong := _wrong_with(uri)):
             yield Violation(field, wrong)
     yield from _numbers(spec)
+    yield from _rules(spec.rules)
     yield from _datasets(spec)
     if spec.retention is not None:
         yield from _retention(spec.retention)
@@ -105,9 +112,11 @@ def _numbers(spec: JobSpec) -> Iterator[Violation]:
         ("resources.memory_bytes", needs.memory_bytes, ""),
         ("resources.gpus", needs.gpus, ""),
         ("restart.budget", restart.budget, ""),
+        ("restart.no_progress_limit", restart.no_progress_limit, ""),
         ("restart.backoff", restart.backoff_ms, " ms"),
         ("restart.backoff_cap", restart.backoff_cap_ms, " ms"),
         ("restart.window", restart.window_ms, " ms"),
+        ("restart.grace", restart.grace_ms, " ms"),
         ("stop_grace", spec.stop_grace_ms, " ms"),
     )
     for field, value, unit in at_least_zero:
@@ -115,6 +124,45 @@ def _numbers(spec: JobSpec) -> Iterator[Violation]:
             yield Violation(field, f"{value:g}{unit} is negative; give 0 or more")
     if not 0 <= restart.jitter <= 1:
         yield Violation("restart.jitter", f"{restart.jitter:g} is not between 0 and 1")
+
+
+def _rules(rules: tuple[Rule, ...]) -> Iterator[Violation]:
+    if len(rules) > MAX_RULES:
+        yield Violation("rules", f"are {len(rules)}; write at most {MAX_RULES}")
+    for index, rule in enumerate(rules[:MAX_RULES]):
+        yield from _rule(f"rules.{index}", rule)
+
+
+def _rule(field: str, rule: Rule) -> Iterator[Violation]:
+    for codes in rule.exit_codes:
+        if not 1 <= codes.first <= codes.last <= 255:
+            shown = str(codes.first) if codes.first == codes.last else f"{codes.first}-{codes.last}"
+            yield Violation(f"{field}.exit_codes", f"{shown} is not within 1 to 255; code 0 is success")
+    for number in rule.signals:
+        if not 1 <= number <= LAST_SIGNAL:
+            yield Violation(f"{field}.signals", f"{number} is no signal; write e.g. SIGSEGV, or 11")
+    if rule.exit_codes and rule.signals:
+        yield Violation(field, "asks for an exit code and for a signal, and no exit has both; make two rules")
+    for kind in rule.kinds:
+        if kind in (ExitKind.ABANDONED, ExitKind.LOST):
+            yield Violation(
+                f"{field}.kind", f"{kind} is not the program's doing, and no rule is asked about it"
+            )
+    if len(rule.log) > MAX_PATTERN:
+        yield Violation(f"{field}.log", f"has {len(rule.log)} characters; write at most {MAX_PATTERN}")
+    elif wrong := _wrong_pattern(rule.log):
+        yield Violation(f"{field}.log", f"is no regular expression: {wrong}")
+
+
+def _wrong_pattern(pattern: str) -> str:
+    """Why it can't be compiled; empty when it can. Whoever runs it bounds how long that may take."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def _datasets(spec: JobSpec) -> Iterator[Violation]:
