@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
 from holdfast_coordinator.core.model import (
     TERMINAL,
+    Action,
+    CodeRange,
     JobSpec,
     JobState,
     Mode,
     NodeState,
     RestartPolicy,
     RetentionPolicy,
+    Rule,
     Scope,
 )
 from holdfast_coordinator.store.memory import MemoryStore
@@ -132,8 +135,16 @@ class Simulation:
                 world.between(1, 3), world.rng.choice([0, 5]), world.between(0, 1), "loss", Mode.MIN
             )
         grace = world.rng.choice([5, 300])
+        rules = (Rule(Action.RESTART_GANG, exit_codes=(CodeRange(1, 1),)),) if world.chance(0.6) else ()
         return JobSpec(
-            "train", ("train",), ranks, env, restart=policy, stop_grace_ms=grace, retention=retention
+            "train",
+            ("train",),
+            ranks,
+            env,
+            restart=policy,
+            stop_grace_ms=grace,
+            retention=retention,
+            rules=rules,
         )
 
     def _faulty(self) -> None:
