@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ import structlog
 
 from holdfast import __version__, heartbeat, wire
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, worker_pb2
-from holdfast_agent import convert, core, logs, node
+from holdfast_agent import convert, core, groups, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
@@ -48,6 +49,13 @@ class AgentConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     foreground: bool = False
+    cgroup: str = groups.AUTO
+    """As in Groups."""
+    limit_memory: bool = False
+    stop_after_disconnect_s: float = 0
+    """Workers are stopped after so long without a session; 0: never (P4)."""
+    orphaned_after_s: float = 0
+    """Shims end after so long without an agent on the machine; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +68,28 @@ class LiveWorker:
 
 
 class Agent:
-    """An agent in this process. Raises StateDirError when its state directory can't be used."""
+    """An agent in this process. Raises StateDirError when its state directory can't be used; GroupsError."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._state_dir = StateDir(config.state_dir.absolute())
-        self._core = core.AgentState()
+        try:
+            self._groups = groups.Groups(
+                self._state_dir.instance_id, config.cgroup, limit_memory=config.limit_memory
+            )
+        except groups.GroupsError:
+            self._state_dir.close()
+            raise
         self._log_care = LogCare(self._state_dir, self._live_jobs)
         self._crew = Crew(
-            self._state_dir, foreground=config.foreground, report=self._dispatch, logs=self._log_care
+            self._state_dir,
+            foreground=config.foreground,
+            report=self._dispatch,
+            groups=self._groups,
+            boot_id=node.boot_id(),
+            logs=self._log_care,
         )
+        self._core = core.AgentState()
         self._link = WorkerLink(
             self._state_dir.path,
             welcome=self._welcome_worker,
@@ -92,6 +112,7 @@ class Agent:
         self._pages: dict[Key, bytes] = {}
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
         self._tasks: set[asyncio.Task[None]] = set()
+        self._alone: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Get ready to start workers, and find those that an agent before left. Raises StateDirError."""
@@ -103,6 +124,7 @@ class Agent:
             raise StateDirError(f"can't use the state directory {self._state_dir.path}: {error}") from error
         if self._core.workers:
             log.info("workers found", count=len(self._core.workers))
+        log.info("workers are ended by", group=self._groups.base or "their shims alone")
         self._machine = await asyncio.to_thread(node.look)
 
     async def run(self) -> None:
@@ -114,9 +136,11 @@ class Agent:
             helping = [
                 asyncio.create_task(each.run()) for each in (self._drainer, self._log_care, self._hang_watch)
             ]
+            self._watch_disconnect()
             try:
                 await self._session.run()
             finally:
+                self._unwatch_disconnect()
                 for task in helping:
                     task.cancel()
                 await asyncio.gather(*helping, return_exceptions=True)
@@ -159,6 +183,8 @@ class Agent:
         except ValueError as error:
             log.error("the coordinator said what can't be", error=str(error))
             return
+        if isinstance(event, core.Welcomed):
+            self._unwatch_disconnect()
         if event is not None:
             self._dispatch(event)
         if isinstance(event, core.Welcomed):
@@ -166,6 +192,18 @@ class Agent:
 
     def _lost(self) -> None:
         self._dispatch(core.StreamLost())
+        self._watch_disconnect()
+
+    def _watch_disconnect(self) -> None:
+        """Stop the workers if there is no session for too long, counted from when there was one last."""
+        after_s = self._config.stop_after_disconnect_s
+        if after_s and self._alone is None:
+            self._alone = asyncio.get_running_loop().call_later(after_s, self._dispatch, core.LeftAlone())
+
+    def _unwatch_disconnect(self) -> None:
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
 
     def _shard_prepared(self, key: Key, prepare: worker_pb2.Prepare) -> None:
         self._dispatch(core.ShardPrepared(key, core.Shard(prepare.step, prepare.shard)))
@@ -207,8 +245,11 @@ class Agent:
         match action:
             case core.Spawn(start):
                 self._spawn(start)
-            case core.Signal(key, force):
-                self._crew.signal(key, force=force)
+            case core.Signal(key, how):
+                self._crew.signal(key, how)
+            case core.Fence(key):
+                after_s = self._config.stop_after_disconnect_s
+                self._crew.fence(key, f"its agent had no coordinator for {after_s:g} s")
             case core.TellStarted(worker):
                 self._session.send(convert.started_to_proto(worker))
             case core.TellEnded(worker):
@@ -282,6 +323,12 @@ class Agent:
             "grace_ms": spec.stop_grace.ToMilliseconds(),
             **convert.logs_to_disk(spec, assignment),
             HANG: convert.hang_policy_to_disk(spec.hang),
+            "restart_grace_ms": convert.restart_grace_ms(spec),
+            "boot_id": node.boot_id(),
+            "log_rules": convert.log_patterns(spec),
+            "cgroup": self._groups.place(key, spec.resources.memory_bytes),
+            "agent_lock": str(self._state_dir.lock_path),
+            "orphaned_after_s": self._config.orphaned_after_s,
         }
         if not self._config.foreground and (spec.checkpoint_uri or uses_s3_in(env)):
             begin["archive"] = env["HOLDFAST_CHECKPOINT_URI"]
@@ -326,6 +373,7 @@ class Agent:
             agent_version=__version__,
             inventory=[convert.record_to_proto(worker) for worker in core.inventory(self._core)],
             ports=self._ports.offered(),
+            monotonic_ns=time.monotonic_ns(),
         )
         hello.capacity.slots = config.slots
         hello.capacity.cpus = machine.cpus

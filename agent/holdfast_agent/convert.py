@@ -1,6 +1,7 @@
 """proto <-> core: the only translation on the agent's side."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -9,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast import heartbeat
 from holdfast.data import shards
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_agent import core, hangs
+from holdfast_agent import core, hangs, verdict
 from holdfast_agent.core import Ended, Key
 from holdfast_agent.evidence import Evidence
 from holdfast_agent.shim import LOG_BYTES
@@ -44,7 +45,11 @@ def event_from_proto(message: agent_pb2.CoordinatorMessage) -> core.Event | None
             )
         case "stop_workers":
             stop = message.stop_workers
-            return core.StopCommanded(epoch, tuple(map(key_from_proto, stop.keys)), stop.force)
+            if stop.force:
+                how = core.Stop.FORCE
+            else:
+                how = core.Stop.RESTART if stop.restart else core.Stop.GRACE
+            return core.StopCommanded(epoch, tuple(map(key_from_proto, stop.keys)), how)
         case "release_workers":
             return core.ReleaseCommanded(epoch, tuple(map(key_from_proto, message.release_workers.keys)))
         case "ack_commit":
@@ -164,13 +169,30 @@ def key_to_proto(key: Key) -> agent_pb2.WorkerKey:
     return agent_pb2.WorkerKey(job_id=key.job_id, rank=key.rank, attempt=key.attempt)
 
 
-def ended_from_disk(found: dict[str, Any], message: str, page: heartbeat.Reading) -> Ended:
-    """Read what a shim wrote; `message` says it in words."""
+def ended_from_disk(
+    found: dict[str, Any],
+    how: verdict.Verdict,
+    page: heartbeat.Reading,
+    *,
+    line: str = "",
+    tail: str = "",
+    ended_ns: int = 0,
+    matched: Sequence[int] = (),
+) -> Ended:
+    """Read what a shim wrote, with what was found out beside it."""
     at = Timestamp()
     at.FromMilliseconds(found["at_ms"])
-    status = job_pb2.ExitStatus(code=found["code"], signal=found["signal"], message=message, at=at)
-    never_ran = bool(found.get("failed"))
-    return Ended(agent_pb2.Exit(status=status, never_ran=never_ran), progress_to_proto(page))
+    status = job_pb2.ExitStatus(
+        code=found["code"], signal=found["signal"], message=how.message, at=at, kind=how.kind, line=line
+    )
+    ended = agent_pb2.Exit(
+        status=status,
+        never_ran=bool(found.get("failed")),
+        tail=tail,
+        ended_ns=ended_ns,
+        matched_rules=matched,
+    )
+    return Ended(ended, progress_to_proto(page))
 
 
 def progress_to_proto(page: heartbeat.Reading) -> agent_pb2.Progress:
@@ -222,6 +244,17 @@ def logs_to_disk(spec: job_pb2.JobSpec, assignment: agent_pb2.Assignment) -> dic
         "log_bytes": most // max(1, assignment.local_world_size),
         "log_metrics": dict(spec.log_metrics),
     }
+
+
+def log_patterns(spec: job_pb2.JobSpec) -> list[tuple[int, str]]:
+    """What the rules of a job look for in its output, by their numbers from 0."""
+    return [(number, rule.log) for number, rule in enumerate(spec.rules) if rule.log]
+
+
+def restart_grace_ms(spec: job_pb2.JobSpec) -> int:
+    """For those who have to go because another rank died. A coordinator says it always; else it is as for all."""
+    grace = spec.restart.grace if spec.restart.HasField("grace") else spec.stop_grace
+    return grace.ToMilliseconds()
 
 
 def scope_name(spec: job_pb2.JobSpec) -> str:

@@ -93,6 +93,8 @@ class Log:
         self._records = max(_RECORDS_AT, os.fstat(self._index).st_size)
         self._noted_ms = 0
         self._next_record = 0.0
+        self.full = False
+        """The disk had no room for some of it."""
         self.punches = not self._begins
         """It is freed by making holes, which costs nothing."""
         self._hole = self._index_hole = 0
@@ -107,7 +109,8 @@ class Log:
         while left:
             try:
                 done = os.write(self._fd, data)
-            except OSError:
+            except OSError as error:
+                self.full |= error.errno in (errno.ENOSPC, errno.EDQUOT)
                 return left
             left -= done
             self.end += done
@@ -330,6 +333,11 @@ class WorkerLogs:
         if self._size > self._free_at:
             self._free()
         return lost
+
+    @property
+    def full(self) -> bool:
+        """The disk had no room for some of what was written."""
+        return any(log.full for log in self._logs.values())
 
     def _free(self) -> None:
         """Free the oldest bytes of the larger one: many lines of progress don't push out the few of an error."""

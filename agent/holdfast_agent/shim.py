@@ -12,12 +12,14 @@ signal     meaning to a shim
 =========  ================================================================================
 SIGTERM    stop: SIGTERM to the worker's process group; after the grace, SIGKILL to the tree
 SIGUSR1    kill: SIGKILL to the tree at once
+SIGUSR2    stop, as SIGTERM does, with the grace of those who have to go because another rank died
 =========  ================================================================================
 """
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
@@ -26,6 +28,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from holdfast_agent import cgroups
 from holdfast_agent.log_file import CHUNK, STDERR, STDOUT, WorkerLogs
 
 RECORD_BYTES = 4096
@@ -39,6 +42,9 @@ GATHER_MS = 2
 """After so few bytes it waits for more, so that a worker's every line is no work for all that read them."""
 ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
+LONELY_LOOK_S = 60.0
+"""How often a shim that is not to be alone for ever looks whether there is an agent."""
+_NOWHERE: dict[str, Any] = {"dirs": [], "kill": "", "memory": "", "own": False, "limit": 0}
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _RESETTABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
@@ -105,31 +111,54 @@ class _Shim:
         self._dropped = self._moved = 0
         self._pipes: dict[int, str] = {}
         """The log that each ends in."""
+        self._killed = False
+        self._place = _NOWHERE
+        self._kills_before = 0
+        self._memory: dict[str, Any] = {}
+        self._alone = _Alone("", 0.0)
 
     def run(self) -> None:
         signals = self._catch_signals()
         with open(self._path(START), "rb") as file:  # noqa: PTH123
             start = json.load(file)
         self._grace = start["grace_ms"] / 1000
+        self._restart_grace = start.get("restart_grace_ms", start["grace_ms"]) / 1000
+        self._place = start.get("cgroup") or _NOWHERE
+        self._alone = _Alone(start.get("agent_lock", ""), start.get("orphaned_after_s", 0))
         try:
             self._logs = WorkerLogs(self._directory, start.get("log_bytes", LOG_BYTES))
+            self._make_groups()
             started, ended = _Record(self._directory, SHIM), _Record(self._directory, EXIT)
             failed = self._spawn(start)
         except OSError as error:
+            cgroups.end(self._place)
             self._tell_agent(f"error {error.errno}")
             os._exit(1)
         if failed:
+            self._end_descendants()
             self._note_end(ended, {"code": -1, "signal": 0, "failed": failed})
             self._tell_agent("ended")
             return
         self._note_start(started)
         self._watch(signals)
+        ended_ns = time.monotonic_ns()
         self._end_descendants()
         for pipe in list(self._pipes):
             self._pump(pipe, last=True)
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
-        self._note_end(ended, {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code})
+        how = {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code}
+        self._note_end(ended, how | {"ended_ns": ended_ns})
+
+    def _make_groups(self) -> None:
+        """Make the attempt's control groups. Where they can't be made the worker is our descendant all the same."""
+        try:
+            cgroups.make(self._place)
+        except OSError:
+            if self._place["limit"]:
+                raise
+            self._place = _NOWHERE
+        self._kills_before = cgroups.oom_kills(self._place["memory"])
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)  # noqa: PTH118
@@ -139,7 +168,7 @@ class _Shim:
         """Have signals written to a pipe as they come, so that one poll waits for everything."""
         readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writable)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, lambda _number, _frame: None)
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -155,9 +184,9 @@ class _Shim:
             ends.append(writable)
         failures, failing = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
-        self._pid = os.fork()
+        self._pid, groups = cgroups.fork_into(self._place)
         if self._pid == 0:
-            _become_worker(start, ends, failing, shim)
+            _become_worker(start, ends, failing, shim, groups)
         for fd in (*ends, failing):
             os.close(fd)
         message = os.read(failures, CHUNK)  # ends at the exec, which closes it
@@ -195,7 +224,7 @@ class _Shim:
             poller.register(self._agent, select.POLLIN)
         while self._status is None:
             moved = self._moved
-            for fd, _ in poller.poll(self._until_kill()):
+            for fd, _ in poller.poll(self._until_due()):
                 if fd == signals:
                     self._obey(os.read(signals, CHUNK))
                 elif fd == self._agent:
@@ -205,18 +234,24 @@ class _Shim:
                     poller.unregister(fd)
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._kill()
+            if self._alone.for_too_long():
+                self._stop(self._grace)
             if 0 < self._moved - moved < LITTLE:
                 # Lines that come one by one go on together. What a signal means is not kept waiting.
                 waking.poll(GATHER_MS)
 
-    def _until_kill(self) -> float | None:
-        return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000) + 1
+    def _until_due(self) -> float | None:
+        """Milliseconds until there is something to do though nothing happens; None: never."""
+        due = [at for at in (self._kill_at, self._alone.look_at) if at is not None]
+        return max(0.0, (min(due) - time.monotonic()) * 1000) + 1 if due else None
 
     def _obey(self, numbers: bytes) -> None:
         if signal.SIGUSR1 in numbers:
             self._kill()
         elif signal.SIGTERM in numbers:
             self._stop(self._grace)
+        elif signal.SIGUSR2 in numbers:
+            self._stop(self._restart_grace)
         self._reap()
 
     def _stop(self, grace: float) -> None:
@@ -227,6 +262,7 @@ class _Shim:
 
     def _kill(self) -> None:
         self._kill_at = None
+        self._killed = True
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
@@ -264,6 +300,20 @@ class _Shim:
 
     def _end_descendants(self) -> None:
         """Kill and reap everything that the worker left behind; it is our child by now, or its child is soon."""
+        kills = cgroups.oom_kills(self._place["memory"])
+        self._memory = {
+            "kills_before": self._kills_before,
+            "kills": kills,
+            "own": self._place["own"],
+            "group": self._place["memory"],
+            "limit": cgroups.memory_limit(self._place["memory"]) if kills > self._kills_before else 0,
+        }
+        if self._place["kill"]:
+            cgroups.kill(self._place["kill"])
+        self._reap_all()
+        cgroups.end(self._place)
+
+    def _reap_all(self) -> None:
         while True:
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -276,7 +326,62 @@ class _Shim:
             os.waitpid(-1, 0)
 
     def _note_end(self, record: _Record, how: dict[str, Any]) -> None:
-        record.write(how | {"at_ms": time.time_ns() // 1_000_000, "dropped_bytes": self._dropped})
+        said = {
+            "at_ms": time.time_ns() // 1_000_000,
+            "dropped_bytes": self._dropped,
+            "disk_full": self._logs.full,
+            "killed": self._killed,
+            "alone_s": self._alone.ended_after_s,
+            "memory": self._memory,
+        }
+        record.write(how | said)
+
+
+class _Alone:
+    """For how long there has been no agent: nobody holds the lock of its state directory.
+
+    Looking costs two system calls a minute. An agent that starts while one looks tries again.
+    """
+
+    def __init__(self, lock: str, limit_s: float) -> None:
+        self._lock = lock
+        self._limit_s = limit_s if lock else 0
+        self._since: float | None = None
+        self.look_at: float | None = time.monotonic() + self._pause() if self._limit_s else None
+        self.ended_after_s = 0
+
+    def _pause(self) -> float:
+        return min(LONELY_LOOK_S, self._limit_s / 4)
+
+    def for_too_long(self) -> bool:
+        """Look, if it is time to; True once, when the limit is reached."""
+        now = time.monotonic()
+        if self.look_at is None or now < self.look_at:
+            return False
+        self.look_at = now + self._pause()
+        if not self._is_free():
+            self._since = None
+            return False
+        self._since = now if self._since is None else self._since
+        if now - self._since < self._limit_s:
+            return False
+        self.look_at, self.ended_after_s = None, max(1, round(now - self._since))
+        return True
+
+    def _is_free(self) -> bool:
+        try:
+            fd = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True  # the whole state directory is gone, and no agent will come back to it
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
 
 def _kill(pid: int) -> bool:
@@ -287,10 +392,13 @@ def _kill(pid: int) -> bool:
     return True
 
 
-def _become_worker(start: dict[str, Any], outputs: list[int], failing: int, shim: int) -> NoReturn:
+def _become_worker(
+    start: dict[str, Any], outputs: list[int], failing: int, shim: int, groups: list[str]
+) -> NoReturn:
     """In the forked child: be the worker, or say why not."""
     what, in_directory = start["cwd"], False
     try:
+        cgroups.enter(groups)
         os.setsid()
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != shim:

@@ -9,6 +9,7 @@
 ``… resume``                           the commit to resume from, a serialized CommitRecord
 ``… shim.json``                        pids and start times of the shim and its worker
 ``… exit.json``                        how it ended
+``… fenced``                           why its agent stopped it of its own accord
 ``… hang.json``                        how it hung, until the coordinator has that it moves again
 ``… released``                         the coordinator has the exit
 ``… heartbeat stdout.log stderr.log``  the worker's
@@ -32,6 +33,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +47,9 @@ from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
 ARCHIVED, LOG_PAGE = "archived", "log_metrics"
 HANG_JSON = "hang.json"
+FENCED = "fenced"
+LOCK_TRIES, LOCK_TRY_S = 25, 0.02
+"""A shim that looks whether there is an agent holds the lock for a moment."""
 
 
 class StateDirError(Exception):
@@ -120,6 +125,18 @@ class Attempt:
         """Note that the coordinator has its exit."""
         (self.path / RELEASED).touch()
 
+    def fence(self, why: str) -> None:
+        """Note that its agent stops it of its own accord, before it does."""
+        (self.path / FENCED).write_text(why)
+
+    @property
+    def fenced(self) -> str:
+        """Why its agent stopped it of its own accord; empty when it did not."""
+        try:
+            return (self.path / FENCED).read_text()
+        except OSError:
+            return ""
+
     def try_lock(self) -> int | None:
         """Take responsibility for it: a descriptor that holds the lock, or None while a shim does."""
         fd = os.open(self.path / START, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -158,18 +175,31 @@ class StateDir:
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not self._take_lock():
             os.close(self._lock)
             raise StateDirError(
                 f"another agent uses the state directory {path}; give this one another --state-dir"
-            ) from error
+            )
         try:
             self.instance_id = self._read_instance_id()
         except OSError as error:
             os.close(self._lock)
             raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
+
+    def _take_lock(self) -> bool:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_TRY_S)
+            else:
+                return True
+        return False
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that the agent which uses the directory holds locked."""
+        return self.path / "lock"
 
     def close(self) -> None:
         """Let go of it."""

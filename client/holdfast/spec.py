@@ -14,6 +14,7 @@ import yaml
 from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError
 
+from holdfast.spec_rules import RulePart
 from holdfast.units import parse_duration, parse_size, parse_whole, shown
 from holdfast.v1 import job_pb2
 
@@ -78,6 +79,8 @@ class RestartPart(_Part):
     jitter: Number | None = None
     budget: Whole | None = None
     window: Seconds | None = None
+    no_progress_limit: Whole | None = None
+    grace: Seconds | None = None
 
 
 class RetentionPart(_Part):
@@ -151,6 +154,7 @@ class SpecPart(_Part):
     retention: RetentionPart | None = None
     resume_from: StrictStr | None = None
     datasets: dict[StrictStr, StrictStr] | None = None
+    rules: list[RulePart] | None = None
     logs: LogsPart | None = None
     log_metrics: dict[StrictStr, StrictStr] | None = None
     hang: HangPart | None = None
@@ -170,6 +174,7 @@ class SpecPart(_Part):
             retention=self.retention.to_proto() if self.retention is not None else None,
             resume_from=self.resume_from or "",
             datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
+            rules=[rule.to_proto() for rule in self.rules or ()],
             log_metrics=self.log_metrics or {},
             hang=self.hang.to_proto() if self.hang is not None else None,
             stragglers=self.stragglers.to_proto() if self.stragglers is not None else None,
@@ -192,6 +197,8 @@ class SpecPart(_Part):
                     jitter=restart.jitter,
                     budget=restart.budget,
                     window=_proto(restart.window),
+                    no_progress_limit=restart.no_progress_limit,
+                    grace=_proto(restart.grace),
                 )
             )
         return spec
@@ -214,6 +221,9 @@ class SpecFile:
         """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
         field = field.replace("memory_bytes", "memory").replace("keep_bytes", "keep")
         path: Path_ = tuple(field.split(".", 2 if field.startswith("hang.limits.") else 1))
+        if path[0] == "rules":
+            path = tuple(int(word) if word.isdecimal() else word for word in field.split("."))
+            path = path if path in self._lines else path[:2]
         if path not in self._lines:
             return None
         return f"{self._name}:{self._lines[path]}: {field}"
@@ -299,6 +309,12 @@ def _said(problem: Mapping[str, Any], path: Path_) -> str:
             return f"{shown(value)} is neither {' nor '.join(_choices(path))}"
         case "string_type":
             return f"{shown(value)} is not a string; put it in quotes"
+        case "list_type":
+            return f"{shown(value)} is no list; write `- key: value` lines below it"
+        case "missing":
+            return f"is missing; write e.g. {path[-1]}: {_EXAMPLES.get(str(path[-1]), '...')}"
+        case "bool_type":
+            return f"{shown(value)} is neither true nor false"
         case "model_type" | "dict_type":
             return f"{shown(value)} is no mapping; write `key: value` lines below it"
         case _:
@@ -312,7 +328,9 @@ _PARTS: dict[str, type[BaseModel]] = {
     "logs": LogsPart,
     "hang": HangPart,
     "stragglers": StragglerPart,
+    "rules": RulePart,
 }
+_EXAMPLES = {"action": "retry"}
 
 
 def _keys_beside(path: Path_) -> list[str]:

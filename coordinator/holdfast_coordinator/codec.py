@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
-from holdfast_coordinator import codec_hangs
+from holdfast_coordinator import codec_hangs, rule_codec
 from holdfast_coordinator.codec_values import LONGEST_MESSAGE, MOST_STEPS, key_from_proto
 from holdfast_coordinator.codec_values import bounded as _bounded
 from holdfast_coordinator.codec_values import duration as _duration
@@ -58,6 +58,7 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
     """Read a spec, with the defaults where fields are absent."""
     restart, default = spec.restart, model.RestartPolicy()
     has = restart.HasField
+    stop_grace_ms = _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else model.DEFAULT_STOP_GRACE_MS
     return model.JobSpec(
         name=spec.name,
         command=tuple(spec.command),
@@ -72,10 +73,12 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
             jitter=restart.jitter if has("jitter") else default.jitter,
             budget=restart.budget if has("budget") else default.budget,
             window_ms=_to_ms(restart.window),
+            no_progress_limit=(
+                restart.no_progress_limit if has("no_progress_limit") else default.no_progress_limit
+            ),
+            grace_ms=_to_ms(restart.grace) if has("grace") else min(default.grace_ms, stop_grace_ms),
         ),
-        stop_grace_ms=(
-            _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else model.DEFAULT_STOP_GRACE_MS
-        ),
+        stop_grace_ms=stop_grace_ms,
         checkpoint_uri=spec.checkpoint_uri,
         labels=dict(spec.labels),
         datasets=tuple(
@@ -88,6 +91,7 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         ),
         retention=_retention(spec.retention) if spec.HasField("retention") else None,
         resume_from=spec.resume_from,
+        rules=tuple(map(rule_codec.rule_from_proto, spec.rules)),
         log_bytes=spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else model.DEFAULT_LOG_BYTES,
         log_metrics=dict(spec.log_metrics),
         hang=codec_hangs.hang_policy_from_proto(spec.hang),
@@ -127,6 +131,8 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
             jitter=restart.jitter,
             budget=restart.budget,
             window=_duration(restart.window_ms) if restart.window_ms else None,
+            no_progress_limit=restart.no_progress_limit,
+            grace=_duration(restart.grace_ms),
         ),
         stop_grace=_duration(spec.stop_grace_ms),
         checkpoint_uri=spec.checkpoint_uri,
@@ -134,6 +140,7 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         datasets=_datasets(spec.datasets) if datasets else (),
         retention=_retention_to_proto(spec.retention) if spec.retention is not None else None,
         resume_from=spec.resume_from,
+        rules=map(rule_codec.rule_to_proto, spec.rules),
         logs=job_pb2.LogPolicy(keep_bytes=spec.log_bytes),
         log_metrics=spec.log_metrics,
         hang=codec_hangs.hang_policy_to_proto(spec.hang),
@@ -214,7 +221,7 @@ def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.
         step=_step(worker, gang, progress),
         section=progress.section,
         metrics=progress.metrics,
-        last_exit=_exit_status(worker.exit) if worker.exit else None,
+        last_exit=rule_codec.exit_to_proto(worker.exit) if worker.exit else None,
         restarts=gang.restarts,
         resume_step=worker.resume_step,
         started_at=_timestamp(worker.started_ms),
@@ -337,8 +344,8 @@ def summary_to_proto(job: model.Job, summary: Summary) -> job_pb2.JobSummary:
 # What agents say
 
 
-def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int) -> events.AgentJoined:
-    """Read the Hello that opens a session."""
+def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int, at_ns: int = 0) -> events.AgentJoined:
+    """Read the Hello that opens a session. `at_ns` is `at` in nanoseconds."""
     capacity = hello.capacity
     return events.AgentJoined(
         at=at,
@@ -352,6 +359,7 @@ def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int) -> event
         ports=tuple(hello.ports),
         labels=dict(hello.labels),
         agent_version=hello.agent_version,
+        clock_offset_ns=rule_codec.clock_offset(hello, at_ns or at * 1_000_000),
     )
 
 
@@ -361,8 +369,9 @@ def _found(record: agent_pb2.WorkerRecord) -> events.Found:
         key=key_from_proto(record.key),
         pid=record.pid,
         pid_start=_bounded(record.pid_start_time),
-        exit=_exit(record.exit) if ended else None,
+        exit=rule_codec.exit_from_proto(record.exit) if ended else None,
         progress=progress_from_proto(record.exit.progress) if ended else model.Progress(),
+        output=rule_codec.output_from_proto(record.exit) if ended else model.Output(),
     )
 
 
@@ -382,8 +391,9 @@ def event_from_proto(
                 node,
                 session,
                 key_from_proto(message.worker_exited.key),
-                _exit(ended),
+                rule_codec.exit_from_proto(ended),
                 progress_from_proto(ended.progress),
+                rule_codec.output_from_proto(ended),
             )
         case "shard_prepared":
             prepared = message.shard_prepared
@@ -442,12 +452,6 @@ def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
     )
 
 
-def _exit(ended: agent_pb2.Exit) -> model.Exit:
-    status = ended.status
-    at = status.at.ToMilliseconds()
-    return model.Exit(status.code, status.signal, status.message, at, ended.never_ran)
-
-
 # What agents are told
 
 
@@ -464,10 +468,11 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
         case effects.StartWorkers():
             message.start_workers.CopyFrom(_start(command))
             message.start_workers.spec.datasets.extend(_datasets(command.spec.datasets))
-        case effects.StopWorkers(keys, force, reason):
+        case effects.StopWorkers(keys, force, reason, restart):
             message.stop_workers.keys.extend(map(key_to_proto, keys))
             message.stop_workers.force = force
             message.stop_workers.reason = reason
+            message.stop_workers.restart = restart
         case effects.ReleaseWorkers(keys):
             message.release_workers.keys.extend(map(key_to_proto, keys))
         case effects.AckCommit():
@@ -555,10 +560,4 @@ def record_to_proto(commit: model.Commit) -> worker_pb2.CommitRecord:
             )
             for shard in commit.shards
         ],
-    )
-
-
-def _exit_status(ended: model.Exit) -> job_pb2.ExitStatus:
-    return job_pb2.ExitStatus(
-        code=ended.code, signal=ended.signal, message=ended.message, at=_timestamp(ended.at_ms)
     )

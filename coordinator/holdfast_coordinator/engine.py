@@ -80,7 +80,11 @@ class Clock:
 
     def now(self) -> int:
         """Milliseconds since the Unix epoch."""
-        return (time.monotonic_ns() + self._offset) // 1_000_000
+        return self.now_ns() // 1_000_000
+
+    def now_ns(self) -> int:
+        """The same in nanoseconds."""
+        return time.monotonic_ns() + self._offset
 
 
 @dataclass(slots=True)

@@ -47,7 +47,8 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = (  # noqa: SIM905  as one types it
         "--name digits -n 4 --env A=b --env C=d=e --working-dir sub --restart-scope rank --backoff 250ms "
-        "--backoff-cap 1m --restart-budget 0 --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
+        "--backoff-cap 1m --restart-budget 0 --no-progress-limit 7 "
+        "--restart-grace 9s --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
         "--checkpoint-dir ckpt --label team=vision --resume-from ./old --keep-last 3 --keep-every 100 "
         r"--log-metric step=step=(\d+)"
     ).split()
@@ -70,6 +71,8 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
     want.restart.backoff.FromMilliseconds(250)
     want.restart.backoff_cap.FromSeconds(60)
     want.restart.budget = 0
+    want.restart.no_progress_limit = 7
+    want.restart.grace.FromSeconds(9)
     assert submitted(accepting) == want
 
 

@@ -5,11 +5,19 @@ from dataclasses import replace
 import pytest
 
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_coordinator import codec
+from holdfast_coordinator import codec, rule_codec
 from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import NoteHang, NoteReport, StartWorkers
-from holdfast_coordinator.core.model import HangAction, HangPolicy, ReportKind, Straggler, StragglerPolicy
+from holdfast_coordinator.core.effects import NoteHang, NoteReport, StartWorkers, StopWorkers
+from holdfast_coordinator.core.model import (
+    Action,
+    ExitKind,
+    HangAction,
+    HangPolicy,
+    ReportKind,
+    Straggler,
+    StragglerPolicy,
+)
 from tests.core.builders import T0, hang, key, running
 
 
@@ -177,3 +185,91 @@ def test_who_hangs_and_who_is_slow_is_shown():
         True,
         False,
     )
+
+
+RULES = [
+    job_pb2.Rule(action=job_pb2.RULE_ACTION_FAIL),
+    job_pb2.Rule(
+        exit_codes=[job_pb2.CodeRange(first=3, last=9)],
+        signals=[9, 11],
+        kinds=[job_pb2.EXIT_KIND_OUT_OF_MEMORY],
+        log="x+",
+        section="eval",
+        before_first_step=False,
+        action=job_pb2.RULE_ACTION_EXCLUDE_NODE,
+    ),
+]
+
+
+def test_rules_come_out_as_they_went_in():
+    spec = codec.spec_from_proto(job_pb2.JobSpec(name="a", rules=RULES))
+    assert list(codec.spec_to_proto(spec).rules) == RULES
+    assert spec.rules[0].before_first_step is None
+    assert spec.rules[1].before_first_step is False
+
+
+def test_a_rule_without_an_action_tries_again():
+    assert rule_codec.rule_from_proto(job_pb2.Rule()).action is Action.RETRY
+
+
+def test_every_kind_and_action_has_its_number():
+    assert len(ExitKind) == len(job_pb2.ExitKind.values()) - 1
+    assert len(Action) == len(job_pb2.RuleAction.values()) - 1
+
+
+@pytest.mark.parametrize(
+    ("restart_ms", "stop_ms", "read"),
+    [(None, None, 5_000), (None, 2_000, 2_000), (9_000, 2_000, 9_000), (0, None, 0)],
+)
+def test_the_grace_of_a_restart_is_no_longer_than_that_of_a_stop_unless_somebody_says_so(
+    restart_ms, stop_ms, read
+):
+    spec = job_pb2.JobSpec(name="a")
+    if restart_ms is not None:
+        spec.restart.grace.FromMilliseconds(restart_ms)
+    if stop_ms is not None:
+        spec.stop_grace.FromMilliseconds(stop_ms)
+    assert codec.spec_from_proto(spec).restart.grace_ms == read
+
+
+def test_no_limit_is_not_the_default_limit():
+    spec = job_pb2.JobSpec(name="a")
+    assert codec.spec_from_proto(spec).restart.no_progress_limit == 3
+    spec.restart.no_progress_limit = 0
+    assert codec.spec_from_proto(spec).restart.no_progress_limit == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"code": 1}, ExitKind.EXITED),
+        ({"code": -1, "signal": 9}, ExitKind.SIGNALLED),
+        ({"code": -1, "kind": job_pb2.EXIT_KIND_DISK_FULL}, ExitKind.DISK_FULL),
+        ({"code": 1, "kind": 99}, ExitKind.EXITED),
+    ],
+)
+def test_an_exit_is_read_also_from_an_agent_of_another_version(said, kind):
+    assert rule_codec.exit_from_proto(agent_pb2.Exit(status=job_pb2.ExitStatus(**said))).kind is kind
+
+
+def test_what_an_agent_says_of_an_exit_is_cut():
+    said = agent_pb2.Exit(tail="x" * 20_000, matched_rules=range(1_000), ended_ns=2**62)
+    said.status.line = "y" * 5_000
+    ended, output = rule_codec.exit_from_proto(said), rule_codec.output_from_proto(said)
+    assert (len(ended.line), ended.ended_ns) == (rule_codec.LONGEST_LINE, 0)
+    assert (len(output.tail), len(output.matched)) == (rule_codec.LONGEST_TAIL, rule_codec.MOST_MATCHED)
+
+
+def test_a_machines_clock_is_set_against_ours():
+    hello = agent_pb2.Hello(node="a", monotonic_ns=700)
+    assert codec.joined_from_proto(hello, session="s", at=1, at_ns=1_000_900).clock_offset_ns == 1_000_200
+    assert codec.joined_from_proto(agent_pb2.Hello(), session="s", at=1).clock_offset_ns == 0
+    assert codec.joined_from_proto(agent_pb2.Hello(monotonic_ns=-5), session="s", at=1).clock_offset_ns == 0
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_survivors_are_told_that_it_is_a_restart(restart):
+    message = codec.command_to_proto(
+        StopWorkers((key(0),), force=False, reason="x", restart=restart), epoch=7
+    )
+    assert message.stop_workers.restart is restart

@@ -33,6 +33,7 @@ from holdfast_coordinator.core.model import (
     JobSpec,
     Key,
     Node,
+    Output,
     Progress,
     ReportKind,
     RestartPolicy,
@@ -173,11 +174,15 @@ class Cluster:
         at_step: int | None = None,
         never_ran=False,
         node="",
+        output: Output | None = None,
+        **more,
     ) -> Effects:
+        """Of what becomes of a worker, `more` goes into its Exit."""
         node = node or self.where(which)
-        how = ended(code, signal, self.now, never_ran=never_ran)
+        how = replace(ended(code, signal, self.now, never_ran=never_ran), **more)
         progress = Progress() if at_step is None else Progress(at_step, at_step, 10 * at_step, "step")
-        return self.do(WorkerExited(self.now, node, self.node(node).session, which, how, progress))
+        session = self.node(node).session
+        return self.do(WorkerExited(self.now, node, session, which, how, progress, output or Output()))
 
     def prepare(self, which: Key, at_step: int, node: str = "", what: Shard | None = None) -> Effects:
         node = node or self.where(which)

@@ -11,8 +11,9 @@ from holdfast_coordinator.core.model import Exit, Worker, WorkerState
 FAILED, STOPPED, LOST = WorkerState.FAILED, WorkerState.STOPPED, WorkerState.LOST
 
 
-def dead(rank, at=0, code=1, signal=0, state=FAILED, message="exit code 1"):
-    return Worker("j1", rank, 0, state, exit=Exit(-1 if signal else code, signal, message, 1_000 + at))
+def dead(rank, at=0, code=1, signal=0, state=FAILED, line=""):
+    how = Exit(-1 if signal else code, signal, f"exit code {code}", 1_000 + at, line=line)
+    return Worker("j1", rank, 0, state, exit=how)
 
 
 def ranks(found):
@@ -25,18 +26,18 @@ def test_the_earliest_of_those_that_ended_by_themselves():
 
 
 def test_whoever_says_that_a_peer_was_gone_is_a_victim_however_early():
-    gone = "exit code 1: RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]"
+    gone = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]"
     members = [
-        dead(0, at=0, message=gone),
-        dead(1, at=400, message="exit code 1: ZeroDivisionError"),
-        dead(2, at=1, message=gone),
+        dead(0, at=0, line=gone),
+        dead(1, at=400, line="ZeroDivisionError"),
+        dead(2, at=1, line=gone),
     ]
     assert ranks(verdict(members)) == (1, [0, 2], [])
 
 
 def test_when_all_say_so_it_is_the_earliest():
-    gone = "exit code 1: ConnectionResetError"
-    assert ranks(verdict([dead(0, at=500, message=gone), dead(1, at=100, message=gone)])) == (1, [0], [])
+    gone = "ConnectionResetError"
+    assert ranks(verdict([dead(0, at=500, line=gone), dead(1, at=100, line=gone)])) == (1, [0], [])
 
 
 def test_of_one_moment_the_one_that_was_killed():

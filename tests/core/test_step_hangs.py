@@ -96,7 +96,7 @@ def test_a_gang_is_restarted_and_charged_and_what_hangs_alone_has_no_grace():
     cause = "rank 1 on node a hung in section step for 61 s (limit 60 s, set in the spec)"
     assert sent(effects, StopWorkers) == [
         StopWorkers((key(1),), force=True, reason=cause),
-        StopWorkers((key(0), key(2)), force=False, reason=cause),
+        StopWorkers((key(0), key(2)), force=False, reason=cause, restart=True),
     ]
     gang = cluster.gang()
     assert (gang.attempt, gang.restarts, len(gang.streak), gang.cause) == (2, 1, 1, cause)

@@ -35,7 +35,11 @@ JOBS = {
         retention=RetentionPolicy(keep_last=2),
     ),
     "big": spec(
-        7, backoff_ms=0, budget=4, retention=RetentionPolicy(keep_last=1, keep_every=4, best=1, metric="x")
+        7,
+        backoff_ms=0,
+        budget=4,
+        no_progress_limit=0,
+        retention=RetentionPolicy(keep_last=1, keep_every=4, best=1, metric="x"),
     ),
 }
 

@@ -115,9 +115,21 @@ def test_strikes_are_counted_and_told_until_there_are_enough():
     assert [entry.message.rpartition(" ms; ")[2] for entry in told] == [
         "score 8.0, strike 1 of 2",
         "score 8.0, strike 2 of 2",
-        "rank 2 on node a has had its 2 strikes; the node should be excluded from this job",
+        "rank 2 on node a was slow in 2 windows",
     ]
+    assert told[-1].outcome == "it stays: there is no room without its node"
     assert [entry.kind for entry in told] == ["StragglerNoticed", "StragglerNoticed", "StragglerStruckOut"]
+
+
+def test_with_the_last_strike_the_node_is_left_at_no_cost_to_the_budget():
+    cluster = running(2, Scope.RANK, nodes=("a", "b"), stragglers=StragglerPolicy(strikes=1))
+    home = cluster.worker(1).node
+    compared(cluster, 100, 300)
+    gang = cluster.gang(1)
+    assert (list(gang.excluded), gang.attempt, gang.streak) == ([home], 2, ())
+    cluster.exited(key(1), signal=15)
+    assert cluster.worker(1).node not in ("", home)
+    assert cluster.worker(0).attempt == 1
 
 
 def test_strikes_stay_with_the_node():

@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 
 from holdfast_coordinator.core.model import (
+    Action,
+    CodeRange,
     DataSet,
     DataShard,
+    ExitKind,
     HangAction,
     HangPolicy,
     JobSpec,
@@ -15,6 +18,7 @@ from holdfast_coordinator.core.model import (
     Resources,
     RestartPolicy,
     RetentionPolicy,
+    Rule,
     StragglerPolicy,
 )
 from holdfast_coordinator.core.validate import (
@@ -213,6 +217,8 @@ def test_a_pin_may_be_called(name):
         ({"restart": RestartPolicy(backoff_ms=-1)}, "restart.backoff", "-1 ms"),
         ({"restart": RestartPolicy(backoff_cap_ms=-1)}, "restart.backoff_cap", "-1 ms"),
         ({"restart": RestartPolicy(window_ms=-1)}, "restart.window", "-1 ms"),
+        ({"restart": RestartPolicy(no_progress_limit=-1)}, "restart.no_progress_limit", "-1"),
+        ({"restart": RestartPolicy(grace_ms=-1)}, "restart.grace", "-1 ms"),
         ({"stop_grace_ms": -1}, "stop_grace", "-1 ms"),
     ],
 )
@@ -333,3 +339,49 @@ def test_a_limit_can_be_held_to(policy, field, description):
 )
 def test_a_straggler_is_above_its_peers(policy, field, description):
     assert complaints(stragglers=StragglerPolicy(**policy)) == [(field, description)]
+
+
+def rule(**conditions):
+    return Rule(Action.FAIL, **conditions)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        rule(),
+        rule(exit_codes=(CodeRange(1, 255), CodeRange(3, 3))),
+        rule(signals=(1, 64), kinds=(ExitKind.OUT_OF_MEMORY,), section="eval", before_first_step=False),
+        rule(log=r"CUDA error: (un)?correctable ECC"),
+        rule(log="[[:alpha:]]"),  # Python has a warning for it, which is nobody's here
+    ],
+)
+def test_rules_that_can_be(given):
+    assert complaints(rules=(given,)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "sentence"),
+    [
+        (
+            rule(exit_codes=(CodeRange(0, 0),)),
+            "rules.1.exit_codes",
+            "0 is not within 1 to 255; code 0 is success",
+        ),
+        (rule(exit_codes=(CodeRange(9, 3),)), "rules.1.exit_codes", "9-3 is not within 1 to 255"),
+        (rule(exit_codes=(CodeRange(3, 256),)), "rules.1.exit_codes", "3-256 is not within 1 to 255"),
+        (rule(signals=(0,)), "rules.1.signals", "0 is no signal; write e.g. SIGSEGV, or 11"),
+        (rule(exit_codes=(CodeRange(1, 1),), signals=(9,)), "rules.1", "no exit has both; make two rules"),
+        (rule(kinds=(ExitKind.LOST,)), "rules.1.kind", "lost is not the program's doing"),
+        (rule(log="a(b"), "rules.1.log", "is no regular expression: missing ), unterminated subpattern"),
+        (rule(log="a" * 501), "rules.1.log", "has 501 characters; write a pattern of no more than 500"),
+    ],
+)
+def test_rules_that_cannot_be(given, field, sentence):
+    ((found, description),) = complaints(rules=(rule(), given))
+    assert found == field
+    assert sentence in description
+
+
+def test_rules_have_a_number():
+    assert complaints(rules=(rule(),) * 64) == []
+    assert fields(rules=(rule(),) * 65) == ["rules"]

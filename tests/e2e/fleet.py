@@ -12,6 +12,7 @@ import psutil
 from holdfast.client import TERMINAL, Client
 from holdfast.v1 import job_pb2
 from holdfast.wire import HoldfastError
+from tests.agent.processes import remove_groups
 
 HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
 TRAIN = str(Path(__file__).with_name("train.py"))
@@ -132,6 +133,7 @@ class Fleet:
                 process.wait()
         for process in self.leftovers():
             process.kill()
+        remove_groups(self.root)
 
     def leftovers(self) -> list[psutil.Process]:
         """Processes of this fleet's jobs that still run: shims, workers, and whatever those started."""

@@ -6,11 +6,13 @@ import os
 import pytest
 
 from holdfast_agent.agent import Agent, AgentConfig
-from holdfast_agent.core import Key, WorkerEnded, WorkerSpawned
+from holdfast_agent.core import Key, Stop, WorkerEnded, WorkerSpawned
 from holdfast_agent.crew import Crew, Order
+from holdfast_agent.groups import AUTO, Groups
+from holdfast_agent.node import boot_id
 from holdfast_agent.workdir import StateDir
 from tests.agent.fake_coordinator import FakeCoordinator, soon
-from tests.agent.processes import MARK, kill_all
+from tests.agent.processes import MARK, kill_all, remove_groups
 
 
 @pytest.fixture
@@ -20,6 +22,7 @@ def mark(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, mark)
     yield mark
     kill_all(mark)
+    remove_groups(tmp_path)
 
 
 @pytest.fixture
@@ -31,23 +34,40 @@ async def house(tmp_path, mark):
 
 
 class House:
-    def __init__(self, tmp_path, *, foreground=False):
+    def __init__(self, tmp_path, *, foreground=False, cgroup=AUTO, limit_memory=False):
         self.path = tmp_path / "state"
         self.state_dir = StateDir(self.path)
         self._foreground = foreground
+        self._cgroup, self._limit_memory = cgroup, limit_memory
+        self._closed = False
         self._events = asyncio.Queue()
         self._open()
 
     def _open(self):
-        self.crew = Crew(self.state_dir, foreground=self._foreground, report=self._events.put_nowait)
+        self.groups = Groups(self.state_dir.instance_id, self._cgroup, limit_memory=self._limit_memory)
+        self.crew = Crew(
+            self.state_dir,
+            foreground=self._foreground,
+            report=self._events.put_nowait,
+            groups=self.groups,
+            boot_id=boot_id(),
+        )
         self.crew.start()
 
-    def start(self, *argv, rank=0, attempt=1, grace_ms=10_000, cwd="/", env=(), **more):
-        """Start a worker; returns its directory."""
+    def start(self, *argv, rank=0, attempt=1, grace_ms=10_000, cwd="/", env=(), memory=0, **more):
+        """Start a worker; returns its directory. `more` goes into start.json."""
         key = Key("job1", rank, attempt)
         attempt_dir = self.state_dir.attempt(key)
         env = {**os.environ, "HOLDFAST_HEARTBEAT_FILE": str(attempt_dir.heartbeat), **dict(env)}
-        begin = {"argv": argv, "env": env, "cwd": str(cwd), "grace_ms": grace_ms, **more}
+        begin = {
+            "argv": argv,
+            "env": env,
+            "cwd": str(cwd),
+            "grace_ms": grace_ms,
+            "boot_id": boot_id(),
+            "cgroup": self.groups.place(key, memory),
+            **more,
+        }
         self.crew.spawn(Order(key, begin, b""))
         return attempt_dir.path
 
@@ -63,15 +83,19 @@ class House:
         assert isinstance(event, WorkerSpawned)
         return event
 
-    async def ended(self):
-        """The next end: (code, signal, message, never ran)."""
+    async def exit(self):
+        """The next end, as the coordinator is told of it."""
         while not isinstance(event := await self.event(), WorkerEnded):
             pass
-        found = event.ended.exit
+        return event.ended.exit
+
+    async def ended(self):
+        """The next end: (code, signal, message, never ran)."""
+        found = await self.exit()
         return found.status.code, found.status.signal, found.status.message, found.never_ran
 
     def kill(self, *, force=True, rank=0, attempt=1):
-        self.crew.signal(Key("job1", rank, attempt), force=force)
+        self.crew.signal(Key("job1", rank, attempt), Stop.FORCE if force else Stop.GRACE)
 
     async def restart(self):
         """What is found by an agent that comes after one that was killed: workers and fences."""
@@ -81,6 +105,10 @@ class House:
         return self.crew.recover()
 
     async def close(self, *, workers):
+        """Let go of it, as an agent that ends; the second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         await self.crew.stop(workers=workers)
         self.state_dir.close()
 

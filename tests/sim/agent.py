@@ -337,9 +337,9 @@ class Agent:
         match action:
             case core.Spawn(start):
                 self._spawn(start)
-            case core.Signal(key, force):
+            case core.Signal(key, how):
                 if key in self.processes:
-                    self.processes[key].stop(force=force)
+                    self.processes[key].stop(force=how is core.Stop.FORCE)
             case core.TellStarted(worker):
                 self._say("started", worker)
             case core.TellEnded(worker):
@@ -444,8 +444,10 @@ def agent_event(epoch: int, command: Any) -> core.Event:
                 for a in command.assignments
             )
             return core.StartCommanded(epoch, starts)
-        case StopWorkers(keys, force, _):
-            return core.StopCommanded(epoch, tuple(_key(key) for key in keys), force)
+        case StopWorkers(keys, force, _, restart):
+            gentle = core.Stop.RESTART if restart else core.Stop.GRACE
+            how = core.Stop.FORCE if force else gentle
+            return core.StopCommanded(epoch, tuple(_key(key) for key in keys), how)
         case ReleaseWorkers(keys):
             return core.ReleaseCommanded(epoch, tuple(_key(key) for key in keys))
         case AckCommit(job_id, attempt, step, ranks, publish, drop):

@@ -316,7 +316,9 @@ PLANTS: dict[str, Plant] = {
     "any session": Plant(any_session, "liveness: "),
     "loss without restart": Plant(loss_without_restart, "is not superseded"),
     "suspects are lost": Plant(suspects_are_lost, "P4: node . is lost after"),
-    "delete not written": Plant(delete_not_written, "delete what it prepared before"),
+    "delete not written": Plant(
+        delete_not_written, "delete what it prepared before|load.store. is not the state"
+    ),
     "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
     "backoff never over": Plant(backoff_never_over, "it would spin"),
     "resume from what was never committed": Plant(resume_from_what_was_prepared, "P1: .* resumes from"),

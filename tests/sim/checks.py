@@ -36,6 +36,7 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
+    Action,
     Commit,
     Desired,
     Exit,
@@ -155,6 +156,10 @@ class Checks:
         world = int(self._shadow.jobs[key.job_id].spec.world_size)
         return min(self.pace.get(Key(key.job_id, rank, key.attempt), -1) for rank in range(world))
 
+    def superseded(self, place: Place, attempt: int) -> bool:
+        """Whether an attempt is not the newest of its gang any more."""
+        return attempt < self._attempts.get(place, 1)
+
     def was_durable(self, place: Place, step: int, attempt: int) -> bool:
         return any((c.step, c.attempt) == (step, attempt) for c in self.ever.get(place, ()))
 
@@ -220,13 +225,22 @@ class Checks:
         for row in rows:
             match row:
                 case Worker(state=WorkerState.FAILED | WorkerState.LOST):
-                    given_up.add((row.job_id, row.gang))
+                    given_up |= self._fall_with(row)
                     if self._shadow.workers[row.job_id, row.rank].state is not row.state:
                         self._worker_given_up(row, {node.name for node in lost_nodes})
                 case Gang():
                     self._gang_written(row, given_up)
                 case Job(state=JobState.FAILED):
                     raise Violation(f"P9: {row.id} failed: {row.reason}")
+
+    def _fall_with(self, worker: Worker) -> set[tuple[str, int]]:
+        """The gangs that restart because of a worker: its own, or all of them where a rule says so."""
+        spec = self._shadow.jobs[worker.job_id].spec
+        failed = worker.state is WorkerState.FAILED and worker.exit is not None and worker.exit.code == 1
+        if failed and any(rule.action is Action.RESTART_GANG for rule in spec.rules):
+            self._count("rules")
+            return {(worker.job_id, index) for index in range(spec.world_size)}
+        return {(worker.job_id, worker.gang)}
 
     def _let_go(self, dropped: DropCommit) -> None:
         gang = self._shadow.gangs[dropped.job_id, dropped.gang]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
 from holdfast_coordinator.core.model import (
     TERMINAL,
+    Action,
+    CodeRange,
     HangAction,
     HangPolicy,
     JobSpec,
@@ -14,6 +16,7 @@ from holdfast_coordinator.core.model import (
     NodeState,
     RestartPolicy,
     RetentionPolicy,
+    Rule,
     Scope,
 )
 from holdfast_coordinator.store.memory import MemoryStore
@@ -121,6 +124,7 @@ class Simulation:
             backoff_ms=world.rng.choice([0, 50, 500]),
             backoff_cap_ms=2_000,
             budget=1_000,
+            no_progress_limit=0,  # whatever its exits look like, they are faults from outside
         )
         env = {
             "STEPS": str(world.between(10, 60)),
@@ -138,6 +142,7 @@ class Simulation:
             world.rng.choice([HangAction.RESTART, HangAction.RESTART, HangAction.NOTIFY]),
             {"setup": 20_000, "step": world.rng.choice([3_000, 8_000]), "checkpoint": 20_000},
         )
+        rules = (Rule(Action.RESTART_GANG, exit_codes=(CodeRange(1, 1),)),) if world.chance(0.6) else ()
         return JobSpec(
             "train",
             ("train",),
@@ -147,6 +152,7 @@ class Simulation:
             stop_grace_ms=grace,
             retention=retention,
             hang=hang,
+            rules=rules,
         )
 
     def _faulty(self) -> None:

@@ -102,6 +102,12 @@ class Process:
             if (place, commit.step, file) in self._checkpoints.rotten:
                 self._report(ReportKind.CORRUPT, commit.step)
                 return
+            if (place, commit.step, file) not in self._checkpoints.files:
+                # Started late by an agent that was away; whoever superseded it has dropped what it resumes from.
+                if not self._checks.superseded(place, self.key.attempt):
+                    raise Violation(f"P1: {self.key} resumes from step {commit.step}, whose files are gone")
+                self._world.at(1, self.end, 1)
+                return
             self._value = self._checkpoints.files[place, commit.step, file]
             self.step = self._first = commit.step
         self._checks.pace[self.key] = self.step

@@ -12,6 +12,7 @@ Events begin in the first column; `#` begins a comment. What comes of an event i
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from holdfast_coordinator.core.effects import (
@@ -37,8 +38,11 @@ from holdfast_coordinator.core.effects import (
     Write,
 )
 from holdfast_coordinator.core.model import (
+    Action,
+    CodeRange,
     Commit,
     Entry,
+    ExitKind,
     Gang,
     Hang,
     HangAction,
@@ -47,10 +51,12 @@ from holdfast_coordinator.core.model import (
     Kept,
     Key,
     Node,
+    Output,
     Pin,
     Prepared,
     ReportKind,
     RetentionPolicy,
+    Rule,
     Scope,
     Worker,
 )
@@ -105,12 +111,13 @@ class Interpreter:
     def _submit(
         self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str
     ) -> Effects:
+        rules = tuple(_rule(word) for word in policy.pop("rules", "").split())
         on_hang = HangPolicy(HangAction(policy.pop("hang", "notify")))
         numbers: dict[str, object] = {name: int(value) for name, value in policy.items()}
         keep = {name: numbers.pop(name) for name in list(numbers) if name.startswith("keep_")}
         if keep:
             numbers["retention"] = RetentionPolicy(**keep)
-        numbers["hang"] = on_hang
+        numbers |= {"hang": on_hang, "rules": rules}
         return self.cluster.submit(spec(int(world), Scope(scope), **numbers), job, request)
 
     def _stop(self, job: str, how: str = "") -> Effects:
@@ -130,6 +137,9 @@ class Interpreter:
             at_step=int(given["step"]) if "step" in given else None,
             never_ran=how == "never_ran",
             node=given.get("node", ""),
+            line=given.get("line", ""),
+            kind=ExitKind(given.get("kind", "exited")),
+            output=Output(matched=tuple(map(int, given.get("matched", "").split()))),
         )
 
     def _prepare(self, which: str, where: str = "", *, step: str, node: str = "") -> Effects:
@@ -163,6 +173,18 @@ class Interpreter:
 
     def _tick(self, after_ms: str, silent: str = "") -> Effects:
         return self.cluster.tick(int(after_ms), *silent.split(","))
+
+
+def _rule(word: str) -> Rule:
+    """`3:fail`, `sig11:retry`, `out_of_memory:fail`, `log:ignore`: what is matched, and the action."""
+    what, _, action = word.partition(":")
+    if what.isdecimal():
+        return Rule(Action(action), exit_codes=(CodeRange(int(what), int(what)),))
+    if what.startswith("sig"):
+        return Rule(Action(action), signals=(int(what[3:]),))
+    if what == "log":
+        return Rule(Action(action), log="said")
+    return Rule(Action(action), kinds=(ExitKind(what),))
 
 
 def _key(word: str) -> Key:
@@ -210,6 +232,7 @@ _SHOWN = {
         "pins",
         "dropping",
         "failed_step",
+        "excluded",
     ),
     "Worker": ("state", "attempt", "node", "pid", "resume_step", "hang"),
     "Node": ("state", "reason", "session", "ports", "strays"),
@@ -265,6 +288,8 @@ def _value(name: str, value: object) -> str:
             return f"{value.step}={value.name}"
         case Key():
             return _short(value)
+        case Mapping():
+            return "[" + " ".join(f"{each}: {why}" for each, why in value.items()) + "]"
         case tuple():
             return "[" + " ".join(_value(name, each) for each in value) + "]"
         case int() if name in ("not_before_ms", "short_since_ms") and value:

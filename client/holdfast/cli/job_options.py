@@ -41,6 +41,16 @@ _OPTIONS = (
     ),
     click.option("--backoff-cap", metavar="DURATION", help="Longest wait before a restart.  [default: 30s]"),
     click.option("--restart-budget", type=int, help="Restarts without progress.  [default: 50]"),
+    click.option(
+        "--no-progress-limit",
+        type=int,
+        help="So many exits of one kind in a row without progress end the job; 0: never.  [default: 3]",
+    ),
+    click.option(
+        "--restart-grace",
+        metavar="DURATION",
+        help="From SIGTERM to SIGKILL for those who go because another rank died.  [default: 5s]",
+    ),
     click.option("--stop-grace", metavar="DURATION", help="From SIGTERM to SIGKILL.  [default: 30s]"),
     click.option("--cpus", type=float, help="CPUs for each worker."),
     click.option("--memory", metavar="SIZE", help="Memory for each worker, e.g. 2GiB."),
@@ -89,6 +99,8 @@ _FLAGS = {
     "restart.backoff": "backoff",
     "restart.backoff_cap": "backoff_cap",
     "restart.budget": "restart_budget",
+    "restart.no_progress_limit": "no_progress_limit",
+    "restart.grace": "restart_grace",
     "resources.cpus": "cpus",
     "resources.memory_bytes": "memory",
     "resources.gpus": "gpus",
@@ -213,11 +225,11 @@ def _set(spec: job_pb2.JobSpec, field: str, value: Any) -> None:
         match field:
             case "restart.scope":
                 message.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{value.upper()}")
-            case "restart.backoff" | "restart.backoff_cap" | "stop_grace":
+            case "restart.backoff" | "restart.backoff_cap" | "restart.grace" | "stop_grace":
                 getattr(message, name).FromTimedelta(parse_duration(value))
             case "resources.memory_bytes":
                 message.memory_bytes = parse_size(value)
-            case "world_size" | "restart.budget" | "resources.gpus":
+            case "world_size" | "restart.budget" | "restart.no_progress_limit" | "resources.gpus":
                 setattr(message, name, parse_whole(value))
             case _:
                 setattr(message, name, value)

@@ -26,6 +26,8 @@ NOTED = (
     "WorkerHung",
     "HangOver",
     "StragglerNoticed",
+    "ExitIgnored",
+    "NodeExcluded",
     "CheckpointQuarantined",
     "CheckpointDegraded",
     "CheckpointDrained",

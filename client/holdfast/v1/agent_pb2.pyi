@@ -208,6 +208,7 @@ class Hello(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    MONOTONIC_NS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Unique in the fleet."""
     instance_id: _builtins.str
@@ -217,6 +218,8 @@ class Hello(_message.Message):
     address: _builtins.str
     """Where other nodes reach this one."""
     agent_version: _builtins.str
+    monotonic_ns: _builtins.int
+    """The machine's CLOCK_MONOTONIC now, in nanoseconds."""
     @_builtins.property
     def capacity(self) -> _node_pb2.Capacity: ...
     @_builtins.property
@@ -241,10 +244,11 @@ class Hello(_message.Message):
         agent_version: _builtins.str = ...,
         inventory: _abc.Iterable[Global___WorkerRecord] | None = ...,
         ports: _abc.Iterable[_builtins.int] | None = ...,
+        monotonic_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "node", b"node", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "monotonic_ns", b"monotonic_ns", "node", b"node", "ports", b"ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,22 +296,40 @@ class Exit(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     NEVER_RAN_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    ENDED_NS_FIELD_NUMBER: _builtins.int
+    MATCHED_RULES_FIELD_NUMBER: _builtins.int
     never_ran: _builtins.bool
     """True when the command could not be started at all."""
+    tail: _builtins.str
+    """The last lines of its stderr, or of stdout where that is empty: at most 50,
+    and 8 KiB, without control characters.
+    """
+    ended_ns: _builtins.int
+    """When it ended, by CLOCK_MONOTONIC in nanoseconds; 0: not known, or before the
+    machine was booted.
+    """
     @_builtins.property
     def status(self) -> _job_pb2.ExitStatus: ...
     @_builtins.property
     def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def matched_rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The rules of the spec, from 0, whose `log` is found in its last lines."""
+
     def __init__(
         self,
         *,
         status: _job_pb2.ExitStatus | None = ...,
         progress: Global___Progress | None = ...,
         never_ran: _builtins.bool = ...,
+        tail: _builtins.str = ...,
+        ended_ns: _builtins.int = ...,
+        matched_rules: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["never_ran", b"never_ran", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_ns", b"ended_ns", "matched_rules", b"matched_rules", "never_ran", b"never_ran", "progress", b"progress", "status", b"status", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -790,9 +812,12 @@ class StopWorkers(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     force: _builtins.bool
     """SIGKILL at once: the attempt is superseded, or the user forced it."""
     reason: _builtins.str
+    restart: _builtins.bool
+    """Another rank of their gang died: restart.grace in place of stop_grace."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerKey]: ...
     def __init__(
@@ -801,10 +826,11 @@ class StopWorkers(_message.Message):
         keys: _abc.Iterable[Global___WorkerKey] | None = ...,
         force: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        restart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "keys", b"keys", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "keys", b"keys", "reason", b"reason", "restart", b"restart"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

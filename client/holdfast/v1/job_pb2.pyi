@@ -22,6 +22,86 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExitKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXIT_KIND_UNSPECIFIED: _ExitKind.ValueType  # 0
+    EXIT_KIND_EXITED: _ExitKind.ValueType  # 1
+    """By an exit code."""
+    EXIT_KIND_SIGNALLED: _ExitKind.ValueType  # 2
+    """By a signal."""
+    EXIT_KIND_OUT_OF_MEMORY: _ExitKind.ValueType  # 3
+    """The kernel killed it, or it said itself that it got no memory: the machine's or a GPU's."""
+    EXIT_KIND_DISK_FULL: _ExitKind.ValueType  # 4
+    """It said so itself, or the disk that its output goes to was full."""
+    EXIT_KIND_NEVER_RAN: _ExitKind.ValueType  # 5
+    """The command could not be started at all."""
+    EXIT_KIND_SHIM_LOST: _ExitKind.ValueType  # 6
+    """Its shim was killed, so that nobody saw how it ended."""
+    EXIT_KIND_ABANDONED: _ExitKind.ValueType  # 7
+    """Stopped by its own agent or shim, which had been on its own for too long."""
+    EXIT_KIND_LOST: _ExitKind.ValueType  # 8
+    """Its node was lost, or it was gone when its agent came back."""
+
+class ExitKind(_ExitKind, metaclass=_ExitKindEnumTypeWrapper):
+    """How a worker ended, as far as that is known for certain."""
+
+EXIT_KIND_UNSPECIFIED: ExitKind.ValueType  # 0
+EXIT_KIND_EXITED: ExitKind.ValueType  # 1
+"""By an exit code."""
+EXIT_KIND_SIGNALLED: ExitKind.ValueType  # 2
+"""By a signal."""
+EXIT_KIND_OUT_OF_MEMORY: ExitKind.ValueType  # 3
+"""The kernel killed it, or it said itself that it got no memory: the machine's or a GPU's."""
+EXIT_KIND_DISK_FULL: ExitKind.ValueType  # 4
+"""It said so itself, or the disk that its output goes to was full."""
+EXIT_KIND_NEVER_RAN: ExitKind.ValueType  # 5
+"""The command could not be started at all."""
+EXIT_KIND_SHIM_LOST: ExitKind.ValueType  # 6
+"""Its shim was killed, so that nobody saw how it ended."""
+EXIT_KIND_ABANDONED: ExitKind.ValueType  # 7
+"""Stopped by its own agent or shim, which had been on its own for too long."""
+EXIT_KIND_LOST: ExitKind.ValueType  # 8
+"""Its node was lost, or it was gone when its agent came back."""
+Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
+
+class _RuleAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RuleActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuleAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RULE_ACTION_UNSPECIFIED: _RuleAction.ValueType  # 0
+    RULE_ACTION_RETRY: _RuleAction.ValueType  # 1
+    """Restart, as without a rule; charged to the budget."""
+    RULE_ACTION_FAIL: _RuleAction.ValueType  # 2
+    """End the job."""
+    RULE_ACTION_EXCLUDE_NODE: _RuleAction.ValueType  # 3
+    """Restart, and never again on this node; not charged to the budget."""
+    RULE_ACTION_IGNORE: _RuleAction.ValueType  # 4
+    """Take the rank as having finished."""
+    RULE_ACTION_RESTART_GANG: _RuleAction.ValueType  # 5
+    """Restart all ranks, also in restart scope "rank"."""
+
+class RuleAction(_RuleAction, metaclass=_RuleActionEnumTypeWrapper):
+    """What to do about an exit."""
+
+RULE_ACTION_UNSPECIFIED: RuleAction.ValueType  # 0
+RULE_ACTION_RETRY: RuleAction.ValueType  # 1
+"""Restart, as without a rule; charged to the budget."""
+RULE_ACTION_FAIL: RuleAction.ValueType  # 2
+"""End the job."""
+RULE_ACTION_EXCLUDE_NODE: RuleAction.ValueType  # 3
+"""Restart, and never again on this node; not charged to the budget."""
+RULE_ACTION_IGNORE: RuleAction.ValueType  # 4
+"""Take the rank as having finished."""
+RULE_ACTION_RESTART_GANG: RuleAction.ValueType  # 5
+"""Restart all ranks, also in restart scope "rank"."""
+Global___RuleAction: _TypeAlias = RuleAction  # noqa: Y015
+
 class _RestartScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -278,6 +358,7 @@ class JobSpec(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
     RESUME_FROM_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     HANG_FIELD_NUMBER: _builtins.int
     STRAGGLERS_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
@@ -324,6 +405,12 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]:
+        """What to do about which exit, the first that matches; then the built-in ones.
+        At most 64.
+        """
+
+    @_builtins.property
     def hang(self) -> Global___HangPolicy:
         """Absent: hangs are noticed and told, by limits that are learned."""
 
@@ -356,6 +443,7 @@ class JobSpec(_message.Message):
         retention: Global___RetentionPolicy | None = ...,
         datasets: _abc.Iterable[Global___DataSet] | None = ...,
         resume_from: _builtins.str = ...,
+        rules: _abc.Iterable[Global___Rule] | None = ...,
         hang: Global___HangPolicy | None = ...,
         stragglers: Global___StragglerPolicy | None = ...,
         logs: Global___LogPolicy | None = ...,
@@ -363,7 +451,7 @@ class JobSpec(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hang", b"hang", "logs", b"logs", "resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace", "stragglers", b"stragglers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "hang", b"hang", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "stop_grace", b"stop_grace", "stragglers", b"stragglers", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "hang", b"hang", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "rules", b"rules", "stop_grace", b"stop_grace", "stragglers", b"stragglers", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,8 +558,8 @@ class StragglerPolicy(_message.Message):
     threshold: _builtins.float
     """The score from which on a rank is a straggler; see docs/hangs.md. Default 3."""
     strikes: _builtins.int
-    """So many windows of being one are enough to want the node excluded. Default 0:
-    it is only marked.
+    """After so many windows of being one its node is left. Default 0: it is only
+    marked.
     """
     def __init__(
         self,
@@ -488,6 +576,85 @@ class StragglerPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___StragglerPolicy: _TypeAlias = StragglerPolicy  # noqa: Y015
+
+@_typing.final
+class Rule(_message.Message):
+    """Matches an exit of which all that is given here is true. Exit code 0 is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODES_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    SECTION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIRST_STEP_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """A regular expression (Python's), searched for in each of the last lines
+    of the output. At most 500 characters.
+    """
+    section: _builtins.str
+    """What the worker was in: "setup", "step", "checkpoint", "eval" or a name of the user's."""
+    before_first_step: _builtins.bool
+    """Whether this attempt had not reported a step yet."""
+    action: Global___RuleAction.ValueType
+    @_builtins.property
+    def exit_codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CodeRange]:
+        """Any of these."""
+
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Any of these, by their numbers on Linux."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ExitKind.ValueType]:
+        """Any of these."""
+
+    def __init__(
+        self,
+        *,
+        exit_codes: _abc.Iterable[Global___CodeRange] | None = ...,
+        signals: _abc.Iterable[_builtins.int] | None = ...,
+        kinds: _abc.Iterable[Global___ExitKind.ValueType] | None = ...,
+        log: _builtins.str = ...,
+        section: _builtins.str = ...,
+        before_first_step: _builtins.bool | None = ...,
+        action: Global___RuleAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before_first_step", b"_before_first_step", "before_first_step", b"before_first_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before_first_step", b"_before_first_step", "action", b"action", "before_first_step", b"before_first_step", "exit_codes", b"exit_codes", "kinds", b"kinds", "log", b"log", "section", b"section", "signals", b"signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before_first_step: _TypeAlias = _typing.Literal["before_first_step"]  # noqa: Y015
+    _WhichOneofArgType__before_first_step: _TypeAlias = _typing.Literal["_before_first_step", b"_before_first_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before_first_step) -> _WhichOneofReturnType__before_first_step | None: ...
+
+Global___Rule: _TypeAlias = Rule  # noqa: Y015
+
+@_typing.final
+class CodeRange(_message.Message):
+    """From first to last, both included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    last: _builtins.int
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeRange: _TypeAlias = CodeRange  # noqa: Y015
 
 @_typing.final
 class DataSet(_message.Message):
@@ -624,12 +791,18 @@ class RestartPolicy(_message.Message):
     JITTER_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    NO_PROGRESS_LIMIT_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     scope: Global___RestartScope.ValueType
     """Default gang."""
     jitter: _builtins.float
     budget: _builtins.int
     """How many restarts without progress inside the window before the job fails.
     Default 50.
+    """
+    no_progress_limit: _builtins.int
+    """So many exits of the same kind in a row, the program's own doing and none
+    further than the one before, end the job. Default 3; 0: never.
     """
     @_builtins.property
     def backoff(self) -> _duration_pb2.Duration:
@@ -643,6 +816,12 @@ class RestartPolicy(_message.Message):
     def window(self) -> _duration_pb2.Duration:
         """Default: the whole life of the job."""
 
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """For those who have to go because another rank died, from SIGTERM to
+        SIGKILL. What they still do is in vain. Default 5 s, or stop_grace if that is shorter.
+        """
+
     def __init__(
         self,
         *,
@@ -652,19 +831,25 @@ class RestartPolicy(_message.Message):
         jitter: _builtins.float | None = ...,
         budget: _builtins.int | None = ...,
         window: _duration_pb2.Duration | None = ...,
+        no_progress_limit: _builtins.int | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "jitter", b"jitter", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "_no_progress_limit", b"_no_progress_limit", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "grace", b"grace", "jitter", b"jitter", "no_progress_limit", b"no_progress_limit", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "jitter", b"jitter", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "_no_progress_limit", b"_no_progress_limit", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "grace", b"grace", "jitter", b"jitter", "no_progress_limit", b"no_progress_limit", "scope", b"scope", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
     _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
     _WhichOneofReturnType__jitter: _TypeAlias = _typing.Literal["jitter"]  # noqa: Y015
     _WhichOneofArgType__jitter: _TypeAlias = _typing.Literal["_jitter", b"_jitter"]  # noqa: Y015
+    _WhichOneofReturnType__no_progress_limit: _TypeAlias = _typing.Literal["no_progress_limit"]  # noqa: Y015
+    _WhichOneofArgType__no_progress_limit: _TypeAlias = _typing.Literal["_no_progress_limit", b"_no_progress_limit"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__jitter) -> _WhichOneofReturnType__jitter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_progress_limit) -> _WhichOneofReturnType__no_progress_limit | None: ...
 
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
@@ -892,12 +1077,19 @@ class ExitStatus(_message.Message):
     SIGNAL_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """0..255, or -1 when a signal ended it or it never ran."""
     signal: _builtins.int
     """0 when no signal ended it."""
     message: _builtins.str
     """In words: "exit code 1", "killed by SIGKILL", "command not found: …"."""
+    kind: Global___ExitKind.ValueType
+    line: _builtins.str
+    """The line of its output that matters: the last of a Python traceback, or else
+    the last one.
+    """
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -907,10 +1099,12 @@ class ExitStatus(_message.Message):
         signal: _builtins.int = ...,
         message: _builtins.str = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___ExitKind.ValueType = ...,
+        line: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "code", b"code", "message", b"message", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "code", b"code", "kind", b"kind", "line", b"line", "message", b"message", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,21 +4,17 @@ Ranks that talk to each other die of each other's death: a peer that is gone sho
 collective that times out, and often the victims' tracebacks come first. Whom a coordinator hears of first says little.
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from holdfast_coordinator.core.model import DEAD, Exit, Worker, WorkerState
+from holdfast_coordinator.core import rules
+from holdfast_coordinator.core.model import DEAD, Exit, ExitKind, Worker, WorkerState
 
 AS_ONE_MS = 50
 """Ends so close to each other are of one moment: the clocks of two nodes agree no better."""
 
-_OF_A_VICTIM = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|socket (closed|timeout)|peer (closed|gone)|gloo|nccl"
-    r"|DistBackendError|ConnectionResetError|BrokenPipeError|ConnectionRefusedError|EOFError",
-    re.IGNORECASE,
-)
-"""What a rank says when another one has gone from it."""
+SHOWN = 300
+"""Of the line that matters, in a sentence."""
 _TOLD_TO = (2, 9, 15)
 """Signals by which a worker ends that was told to stop."""
 
@@ -44,7 +40,7 @@ def verdict(members: Sequence[Worker]) -> Verdict | None:
     own = [(worker, how) for worker, how in ended if _by_itself(worker, how)]
     if not own:
         return None
-    honest = [each for each in own if not _OF_A_VICTIM.search(each[1].message)] or own
+    honest = [each for each in own if not rules.of_others(each[1])] or own
     first = min(_began(how) for _, how in honest)
     of_one_moment = [each for each in honest if _began(each[1]) <= first + AS_ONE_MS]
     culprit, _ = min(of_one_moment, key=lambda each: (_weight(*each), _began(each[1]), each[0].rank))
@@ -53,11 +49,24 @@ def verdict(members: Sequence[Worker]) -> Verdict | None:
     return Verdict(culprit, victims, tuple(worker for worker, _ in ended if worker.rank not in fell))
 
 
+def describe(worker: Worker) -> str:
+    """How it ended and how far it came, with the line that matters where that is what ended it."""
+    exited, step = worker.exit, worker.progress.step
+    assert exited is not None
+    at_step = "" if step is None else f" at step {step}"
+    line = exited.line[:SHOWN] if exited.line and rules.own_doing(_as_if_alone(exited)) else ""
+    return f"{exited.message}{at_step}" + (f": {line}" if line else "")
+
+
+def _as_if_alone(exited: Exit) -> Exit:
+    """With no line, and no full disk: what is left is whether it ended by itself."""
+    kind = ExitKind.EXITED if exited.kind is ExitKind.DISK_FULL else exited.kind
+    return replace(exited, kind=kind, line="")
+
+
 def cause(worker: Worker) -> str:
-    """How a worker ended, in one sentence."""
-    step = worker.progress.step
-    message = worker.exit.message if worker.exit is not None else "it ended"
-    return f"rank {worker.rank} on node {worker.node}: {message}{'' if step is None else f' at step {step}'}"
+    """Who ended, and how, in one sentence."""
+    return f"rank {worker.rank} on node {worker.node}: {describe(worker)}"
 
 
 def _by_itself(worker: Worker, how: Exit) -> bool:
@@ -66,9 +75,9 @@ def _by_itself(worker: Worker, how: Exit) -> bool:
     return worker.state is WorkerState.STOPPED and how.signal not in _TOLD_TO and how.code != 0
 
 
-def _began(how: Exit) -> int:
-    """When its end began: that of a worker that hung, when it moved last."""
-    return how.at_ms - how.hung_ms
+def _began(how: Exit) -> float:
+    """When its end began, in milliseconds: that of a worker that hung, when it moved last."""
+    return (how.ended_ns / 1_000_000 or how.at_ms) - how.hung_ms
 
 
 def _weight(worker: Worker, how: Exit) -> int:

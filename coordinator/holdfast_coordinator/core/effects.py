@@ -126,6 +126,8 @@ class StopWorkers:
     keys: tuple[Key, ...]
     force: bool
     reason: str
+    restart: bool = False
+    """Another rank of their gang died: the grace for that."""
 
 
 @dataclass(frozen=True, slots=True)

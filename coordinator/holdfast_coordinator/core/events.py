@@ -14,6 +14,7 @@ from holdfast_coordinator.core.model import (
     Hang,
     JobSpec,
     Key,
+    Output,
     Progress,
     ReportKind,
     Shard,
@@ -72,6 +73,7 @@ class Found:
     pid_start: int = 0
     exit: Exit | None = None
     progress: Progress = Progress()
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class AgentJoined:
     ports: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     agent_version: str = ""
+    clock_offset_ns: int = 0
+    """As in Node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ class WorkerExited:
     key: Key
     exit: Exit
     progress: Progress = Progress()
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)

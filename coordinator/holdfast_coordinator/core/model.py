@@ -84,7 +84,31 @@ class HangAction(StrEnum):
     OFF = "off"
 
 
+class ExitKind(StrEnum):
+    """How a worker ended, as far as that is known for certain; see job.proto."""
+
+    EXITED = "exited"
+    SIGNALLED = "signalled"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    NEVER_RAN = "never_ran"
+    SHIM_LOST = "shim_lost"
+    ABANDONED = "abandoned"
+    LOST = "lost"
+
+
+class Action(StrEnum):
+    """What a rule says to do about an exit."""
+
+    RETRY = "retry"
+    FAIL = "fail"
+    EXCLUDE_NODE = "exclude_node"
+    IGNORE = "ignore"
+    RESTART_GANG = "restart_gang"
+
+
 DEFAULT_STOP_GRACE_MS = 30_000
+DEFAULT_RESTART_GRACE_MS = 5_000
 DEFAULT_LOG_BYTES = 2**30
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
@@ -117,6 +141,32 @@ class RestartPolicy:
     budget: int = 50
     window_ms: int = 0
     """0: the whole life of the job."""
+    no_progress_limit: int = 3
+    """So many exits of the same kind in a row without progress end the job; 0: never."""
+    grace_ms: int = DEFAULT_RESTART_GRACE_MS
+    """For those who have to go because another rank died."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRange:
+    """Exit codes, the first and the last included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to do about an exit of which all that is given here is true."""
+
+    action: Action
+    exit_codes: tuple[CodeRange, ...] = ()
+    signals: tuple[int, ...] = ()
+    kinds: tuple[ExitKind, ...] = ()
+    log: str = ""
+    """Searched for by the agent, which has the log."""
+    section: str = ""
+    before_first_step: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +239,8 @@ class JobSpec:
     """None: every checkpoint is kept."""
     resume_from: str = ""
     """A checkpoint of another job, to begin with while there is none of its own."""
+    rules: tuple[Rule, ...] = ()
+    """The first that matches an exit decides; see rules.py."""
     log_bytes: int = DEFAULT_LOG_BYTES
     """Kept of the workers' output on each node."""
     log_metrics: Mapping[str, str] = field(default_factory=dict)
@@ -283,6 +335,16 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Exits that were the program's own doing, of one kind, in a row and without progress."""
+
+    how: str = ""
+    times: int = 0
+    node: str = ""
+    """Where all of them were; empty when they were not on one node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gang:
     """Ranks that are placed, restarted and committed together.
 
@@ -316,6 +378,9 @@ class Gang:
     """The furthest step of this attempt of which a rank could not write its file."""
     degraded_commits: int = 0
     """How many of its commits lay on nodes alone when they were made."""
+    repeat: Repeat = Repeat()
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that it is not placed on any more, and why not."""
     short_since_ms: int = 0
     """Since when it could start and there is no room for it; 0: it does not wait."""
     broke_ms: int = 0
@@ -335,6 +400,21 @@ class Exit:
     never_ran: bool = False
     hung_ms: int = 0
     """How long it had not moved when it ended, if it was noticed to hang."""
+    kind: ExitKind = ExitKind.EXITED
+    line: str = ""
+    """The line of its output that matters."""
+    ended_ns: int = 0
+    """When, in nanoseconds since the Unix epoch by the coordinator's clock, to which those of all machines are aligned;
+    0: not known. An agent gives it by its machine's own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the output of an attempt that has ended says; it goes to the timeline, and no further."""
+
+    tail: str = ""
+    matched: tuple[int, ...] = ()
+    """The rules of the spec, from 0, whose `log` was found in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +579,8 @@ class Node:
     """Held free by its agent for MASTER_PORT."""
     strays: tuple[Key, ...] = ()
     """Superseded workers that are still being killed there; nothing is placed on it before they are gone."""
+    clock_offset_ns: int = 0
+    """From its CLOCK_MONOTONIC to nanoseconds since the Unix epoch by the coordinator's clock."""
 
 
 @dataclass(frozen=True, slots=True)

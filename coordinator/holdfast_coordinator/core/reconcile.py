@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from holdfast_coordinator.core import account, placement
+from holdfast_coordinator.core import account, exclusion, placement
 from holdfast_coordinator.core.effects import Assignment, StartWorkers, StopWorkers
 from holdfast_coordinator.core.fence import tell_of_end, tell_of_start
 from holdfast_coordinator.core.model import (
@@ -51,7 +51,7 @@ def _renew(turn: Turn, job: Job, gang: Gang) -> None:
         return
     tally = turn.state.gang_tallies[job.id, gang.index]
     if _any(tally, _UNSTOPPED):
-        stop_live(turn, turn.state.members(gang), force=False, reason=gang.cause)
+        stop_live(turn, turn.state.members(gang), force=False, reason=gang.cause, restart=True)
     if _any(tally, LIVE):
         return
     committed = gang.commit.step if gang.commit else None
@@ -80,14 +80,25 @@ def _any(tally: Mapping[WorkerState, int], states: Iterable[WorkerState]) -> boo
     return any(tally[state] for state in states)
 
 
-def stop_live(turn: Turn, workers: list[Worker], *, force: bool, reason: str, again: bool = False) -> None:
-    """Tell the live ones among the workers to stop; those that were told before only `again`."""
+def stop_live(
+    turn: Turn,
+    workers: list[Worker],
+    *,
+    force: bool,
+    reason: str,
+    again: bool = False,
+    restart: bool = False,
+) -> None:
+    """Tell the live ones among the workers to stop; those that were told before only `again`.
+
+    With `restart` they have the grace of those who have to go because another rank died.
+    """
     by_node: dict[str, list[Worker]] = {}
     for worker in workers:
         if worker.state in LIVE and (again or worker.state is not WorkerState.STOPPING):
             by_node.setdefault(worker.node, []).append(worker)
     for node, there in sorted(by_node.items()):
-        turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason))
+        turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason, restart))
         for worker in there:
             turn.put(replace(worker, state=WorkerState.STOPPING))
 
@@ -126,11 +137,14 @@ def _place(turn: Turn, job: Job, gangs: list[Gang]) -> None:
     rooms = [
         placement.Room.of(node, [(w, state.jobs[w.job_id].spec.resources) for w in state.live_on(node.name)])
         for node in state.nodes.values()
-        if placement.usable(node)
+        if placement.usable(node) and not any(node.name in gang.excluded for gang in gangs)
     ]
     spots, shortage = placement.place(ranks, job.spec.resources, rooms)
     if not spots:
-        _note_shortage(turn, job, gangs, shortage)
+        excluded = exclusion.named(gangs)
+        if excluded and not rooms:
+            shortage = "no other node is ready"
+        _note_shortage(turn, job, gangs, "; ".join(filter(None, (shortage, excluded))))
         return
     if job.spec.restart.scope is Scope.GANG and not _reserve_port(turn, gangs[0], spots[0].node):
         _note_shortage(turn, job, gangs, f"node {spots[0].node} has no free port to offer yet")
@@ -247,10 +261,18 @@ def observe(turn: Turn, job_id: str) -> None:
         else:
             _end(turn, job, job.ending, job.reason)
     elif tally[WorkerState.SUCCEEDED] == tally.total():
-        _end(turn, job, JobState.SUCCEEDED, "every rank exited with code 0")
+        _end(turn, job, JobState.SUCCEEDED, _success(turn.state.workers_of(job)))
     else:
         state, reason = _unfinished(turn, job, tally)
         turn.put(replace(job, state=state, reason=reason))
+
+
+def _success(workers: list[Worker]) -> str:
+    ignored = [str(w.rank) for w in workers if w.exit is not None and (w.exit.code or w.exit.signal)]
+    if not ignored:
+        return "every rank exited with code 0"
+    ranks = f"rank {ignored[0]} is" if len(ignored) == 1 else f"{len(ignored)} ranks are"
+    return f"every rank has finished; {ranks} taken as such by a rule of the spec"
 
 
 def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobState, str]:

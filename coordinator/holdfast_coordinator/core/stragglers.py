@@ -17,7 +17,10 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from holdfast_coordinator.core.events import StepsCompared
+from holdfast_coordinator.core.exclusion import exclude, fits_without
+from holdfast_coordinator.core.fence import supersede
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Job, Key, Progress, Straggler, Worker
+from holdfast_coordinator.core.restart import after_loss
 from holdfast_coordinator.core.turn import Turn
 
 WINDOW_MS = 60_000
@@ -111,13 +114,20 @@ def _slow(turn: Turn, job: Job, worker: Worker, score: float, numbers: str) -> N
         return  # it is known, and nothing comes of it
     turn.tell_worker("StragglerNoticed", f"{_who(worker)} is slow: {numbers}{counted}", worker)
     if enough and strikes == enough:
-        _struck_out(turn, worker)
+        _strike_out(turn, worker)
 
 
-def _struck_out(turn: Turn, worker: Worker) -> None:
-    """Ask for its node to be excluded. The one place where that is done."""
-    message = f"{_who(worker)} has had its {worker.straggler.strikes} strikes"
-    turn.tell_worker("StragglerStruckOut", f"{message}; the node should be excluded from this job", worker)
+def _strike_out(turn: Turn, worker: Worker) -> None:
+    """Have the gang go on without the node, if it has room without it."""
+    gang = turn.state.gangs[worker.job_id, worker.gang]
+    cause = f"{_who(worker)} was slow in {worker.straggler.strikes} windows"
+    if not fits_without(turn, gang, worker.node):
+        outcome = "it stays: there is no room without its node"
+        turn.tell_worker("StragglerStruckOut", cause, worker, outcome=outcome)
+        return
+    turn.tell_worker("StragglerStruckOut", cause, worker, outcome="goes on without its node")
+    gang = exclude(turn, gang, worker.node, cause)
+    supersede(turn, gang, after_loss(gang, gang.commit.step if gang.commit else -1), cause)
 
 
 def _who(worker: Worker) -> str:

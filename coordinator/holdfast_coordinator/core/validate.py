@@ -2,14 +2,17 @@
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from holdfast_coordinator.core.model import (
     DataShard,
+    ExitKind,
     HangPolicy,
     JobSpec,
     RetentionPolicy,
+    Rule,
     StragglerPolicy,
 )
 
@@ -31,6 +34,10 @@ MAX_LIMITS = 64
 MAX_SECTION = 32
 """Bytes of the name of a section: a heartbeat page has no room for more."""
 MAX_STRIKES = 1_000
+
+MAX_RULES = 64
+LAST_SIGNAL = 64
+"""On Linux."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(.*)", re.DOTALL)
@@ -83,6 +90,7 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
         if uri and (wrong := _wrong_with(uri)):
             yield Violation(field, wrong)
     yield from _numbers(spec)
+    yield from _rules(spec.rules)
     yield from _datasets(spec)
     if spec.retention is not None:
         yield from _retention(spec.retention)
@@ -100,18 +108,16 @@ def _log_metrics(patterns: Mapping[str, str]) -> Iterator[Violation]:
         field = f"log_metrics.{name[:80]}"
         if not _NAME.fullmatch(name) or len(name) > MAX_METRIC_NAME:
             yield Violation(field, f"is no name of a metric; use up to {MAX_METRIC_NAME} letters and digits")
-        if wrong := _wrong_pattern(pattern):
+        if wrong := _wrong_number_pattern(pattern):
             yield Violation(field, wrong)
 
 
-def _wrong_pattern(pattern: str) -> str:
+def _wrong_number_pattern(pattern: str) -> str:
     """What is wrong with a regular expression that is to find a number; empty when nothing is."""
-    if len(pattern) > MAX_PATTERN:
-        return f"has {len(pattern)} characters; write a pattern of no more than {MAX_PATTERN}"
-    try:
-        groups = re.compile(pattern).groups
-    except (re.error, OverflowError, RecursionError) as error:
-        return f'"{pattern[:80]}" is no regular expression: {error}'
+    wrong = _wrong_pattern(pattern)
+    if wrong:
+        return wrong
+    groups = re.compile(pattern).groups
     if groups != 1:
         return (
             f'"{pattern[:80]}" has {groups} groups; put the number, and nothing else, into one, '
@@ -177,9 +183,11 @@ def _numbers(spec: JobSpec) -> Iterator[Violation]:
         ("resources.memory_bytes", needs.memory_bytes, ""),
         ("resources.gpus", needs.gpus, ""),
         ("restart.budget", restart.budget, ""),
+        ("restart.no_progress_limit", restart.no_progress_limit, ""),
         ("restart.backoff", restart.backoff_ms, " ms"),
         ("restart.backoff_cap", restart.backoff_cap_ms, " ms"),
         ("restart.window", restart.window_ms, " ms"),
+        ("restart.grace", restart.grace_ms, " ms"),
         ("stop_grace", spec.stop_grace_ms, " ms"),
     )
     for field, value, unit in at_least_zero:
@@ -187,6 +195,45 @@ def _numbers(spec: JobSpec) -> Iterator[Violation]:
             yield Violation(field, f"{value:g}{unit} is negative; give 0 or more")
     if not 0 <= restart.jitter <= 1:
         yield Violation("restart.jitter", f"{restart.jitter:g} is not between 0 and 1")
+
+
+def _rules(rules: tuple[Rule, ...]) -> Iterator[Violation]:
+    if len(rules) > MAX_RULES:
+        yield Violation("rules", f"are {len(rules)}; write at most {MAX_RULES}")
+    for index, rule in enumerate(rules[:MAX_RULES]):
+        yield from _rule(f"rules.{index}", rule)
+
+
+def _rule(field: str, rule: Rule) -> Iterator[Violation]:
+    for codes in rule.exit_codes:
+        if not 1 <= codes.first <= codes.last <= 255:
+            shown = str(codes.first) if codes.first == codes.last else f"{codes.first}-{codes.last}"
+            yield Violation(f"{field}.exit_codes", f"{shown} is not within 1 to 255; code 0 is success")
+    for number in rule.signals:
+        if not 1 <= number <= LAST_SIGNAL:
+            yield Violation(f"{field}.signals", f"{number} is no signal; write e.g. SIGSEGV, or 11")
+    if rule.exit_codes and rule.signals:
+        yield Violation(field, "asks for an exit code and for a signal, and no exit has both; make two rules")
+    for kind in rule.kinds:
+        if kind in (ExitKind.ABANDONED, ExitKind.LOST):
+            yield Violation(
+                f"{field}.kind", f"{kind} is not the program's doing, and no rule is asked about it"
+            )
+    if wrong := _wrong_pattern(rule.log):
+        yield Violation(f"{field}.log", wrong)
+
+
+def _wrong_pattern(pattern: str) -> str:
+    """What is wrong with a regular expression; empty when nothing is. Whoever runs it bounds how long that may take."""
+    if len(pattern) > MAX_PATTERN:
+        return f"has {len(pattern)} characters; write a pattern of no more than {MAX_PATTERN}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f'"{pattern[:80]}" is no regular expression: {error}'
+    return ""
 
 
 def _datasets(spec: JobSpec) -> Iterator[Violation]:

@@ -50,6 +50,8 @@ gangs = Table(
     Column("dropping", JSON, nullable=False),
     Column("failed_step", BigInteger, nullable=False),
     Column("degraded_commits", Integer, nullable=False),
+    Column("repeat", JSON, nullable=False),
+    Column("excluded", JSON, nullable=False),
     Column("short_since_ms", BigInteger, nullable=False),
     Column("broke_ms", BigInteger, nullable=False),
     Column("redone", BigInteger, nullable=False),
@@ -96,6 +98,7 @@ nodes = Table(
     Column("agent_version", String, nullable=False),
     Column("ports", JSON, nullable=False),
     Column("strays", JSON, nullable=False),
+    Column("clock_offset_ns", BigInteger, nullable=False),
 )
 
 # Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.

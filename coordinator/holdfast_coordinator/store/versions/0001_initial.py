@@ -34,6 +34,7 @@ def _leader_and_nodes() -> None:
         sa.Column("agent_version", sa.String, nullable=False),
         sa.Column("ports", sa.JSON, nullable=False),
         sa.Column("strays", sa.JSON, nullable=False),
+        sa.Column("clock_offset_ns", sa.BigInteger, nullable=False),
     )
 
 
@@ -70,6 +71,8 @@ def _jobs() -> None:
         sa.Column("dropping", sa.JSON, nullable=False),
         sa.Column("failed_step", sa.BigInteger, nullable=False),
         sa.Column("degraded_commits", sa.Integer, nullable=False),
+        sa.Column("repeat", sa.JSON, nullable=False),
+        sa.Column("excluded", sa.JSON, nullable=False),
         sa.Column("short_since_ms", sa.BigInteger, nullable=False),
         sa.Column("broke_ms", sa.BigInteger, nullable=False),
         sa.Column("redone", sa.BigInteger, nullable=False),
