@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from holdfast_agent import asks
+
 MOST_REPORTS = 256
 """Of one worker, unanswered; of more the oldest are forgotten, for the worker says them again to the next agent."""
 
@@ -108,6 +110,7 @@ class AgentState:
     """Starts that wait for an older attempt of their rank to be gone."""
     forgotten: set[str] = field(default_factory=set)
     """Deleted jobs of which a worker is still here; what is on disk goes with the last one."""
+    asked: asks.Asks = field(default_factory=asks.Asks)
 
 
 # Events
@@ -234,8 +237,18 @@ Commanded = (
     | ShardRefused
     | ReportNoted
     | JobForgotten
+    | asks.StopAsked
 )
-Event = Welcomed | StreamLost | Commanded | WorkerSpawned | WorkerEnded | ShardPrepared | CheckpointReported
+Event = (
+    Welcomed
+    | StreamLost
+    | Commanded
+    | WorkerSpawned
+    | WorkerEnded
+    | ShardPrepared
+    | CheckpointReported
+    | asks.Event
+)
 
 
 # Actions
@@ -348,6 +361,7 @@ Action = (
     | MarkReleased
     | RemoveJob
     | Disconnect
+    | asks.Action
 )
 
 
@@ -379,6 +393,8 @@ def handle(state: AgentState, event: Event) -> list[Action]:
             return _prepared(state, event)
         case CheckpointReported():
             return _reported(state, event)
+        case asks.StopAnswered() | asks.WorkerConnected() | asks.NoticeSeen():
+            return _of_asks(state, event)
         case _:
             return _commanded(state, event) if event.epoch >= state.epoch else []
 
@@ -420,6 +436,16 @@ def _commanded(state: AgentState, event: Commanded) -> list[Action]:
             return [AnswerNoted(key, kind, step)]
         case JobForgotten(_, job_id):
             return _forget(state, job_id)
+        case asks.StopAsked():
+            return _of_asks(state, event)
+
+
+def _of_asks(state: AgentState, event: asks.Event) -> list[Action]:
+    def lives(key: Key) -> bool:
+        worker = state.workers.get(key)
+        return worker is not None and worker.phase is not Phase.ENDED
+
+    return [*asks.handle(state.asked, event, lives=lives, connected=state.connected)]
 
 
 def _start(state: AgentState, start: Start) -> list[Action]:
@@ -510,6 +536,7 @@ def _ended(state: AgentState, event: WorkerEnded) -> list[Action]:
     worker = replace(worker, phase=Phase.ENDED, ended=event.ended)
     state.workers[event.key] = worker
     state.prepared.pop(event.key, None)
+    state.asked.of_workers.pop(event.key, None)
     actions: list[Action] = [TellEnded(worker)] if state.connected else []
     left = _live_attempts(state, event.key)
     if left and left[0] in state.deferred:

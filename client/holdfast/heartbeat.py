@@ -17,6 +17,7 @@ offset format   meaning
 32     q        the same of its last report
 64     32s      section, UTF-8, zero-padded
 96     q        number of metrics, at most 32
+104    q        1: it listens on its socket for requests to stop
 128    48 each  metric: 40s name, d value
 ====== ======== ====================================================================
 """
@@ -41,6 +42,8 @@ _SECTION = struct.Struct("<32s")
 _SECTION_AT = 64
 _COUNT = struct.Struct("<q")
 _COUNT_AT = 96
+_LISTENS = struct.Struct("<q")
+_LISTENS_AT = 104
 _METRIC = struct.Struct("<40sd")
 _VALUE = struct.Struct("<d")
 _METRICS_AT = 128
@@ -59,6 +62,7 @@ class Reading(NamedTuple):
     stepping_seconds: float = 0.0
     section: str = ""
     metrics: Mapping[str, float] = MappingProxyType({})
+    listens: bool = False
 
 
 class Writer:
@@ -109,6 +113,10 @@ class Writer:
             return
         _VALUE.pack_into(self.page, at + _NAME_BYTES, value)
 
+    def listens(self) -> None:
+        """Say that from here on the worker can be asked over its socket to stop."""
+        _LISTENS.pack_into(self.page, _LISTENS_AT, 1)
+
     def detach(self) -> None:
         """Write to memory that nobody reads from here on: a forked child is not the worker."""
         self.page = _anonymous()
@@ -149,6 +157,7 @@ def read(page: bytes | mmap.mmap) -> Reading:
         stepping_seconds=max(0, last - first) / 1e9,
         section=_text(section),
         metrics=metrics,
+        listens=_LISTENS.unpack_from(page, _LISTENS_AT) != (0,),
     )
 
 

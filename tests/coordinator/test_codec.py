@@ -5,7 +5,7 @@ import pytest
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import NoteReport, StartWorkers
+from holdfast_coordinator.core.effects import AskStop, NoteReport, StartWorkers
 from holdfast_coordinator.core.model import ReportKind
 from tests.core.builders import T0, key, running
 
@@ -99,3 +99,37 @@ def test_every_kind_of_report_goes_both_ways(kind):
     noted = codec.command_to_proto(NoteReport(key(0), kind, 3), epoch=7)
     assert (noted.epoch, noted.note_report.kind, noted.note_report.step) == (7, number, 3)
     assert len(ReportKind) == len(worker_pb2.Report.Kind.values()) - 1
+
+
+@pytest.mark.parametrize("at_step", [None, 0, 7])
+def test_a_request_to_stop_is_written(at_step):
+    asked = codec.command_to_proto(AskStop((key(0), key(1)), "job stop", 1_500, at_step), epoch=7).ask_stop
+    assert [k.rank for k in asked.keys] == [0, 1]
+    assert (asked.notice.reason, asked.notice.within_ms) == ("job stop", 1_500)
+    assert (asked.notice.at_step if asked.notice.HasField("at_step") else None) == at_step
+
+
+def said(**what):
+    return codec.event_from_proto(agent_pb2.AgentMessage(**what), node="n", session="s", at=1)
+
+
+def test_an_answer_is_read_and_the_want_of_one():
+    which = codec.key_to_proto(key(0))
+    answer = worker_pb2.StopAnswer(step=7, leaves=True)
+    event = said(stop_answered=agent_pb2.StopAnswered(key=which, answer=answer))
+    assert (event.key, event.step, event.leaves) == (key(0), 7, True)
+    event = said(stop_answered=agent_pb2.StopAnswered(key=which))
+    assert (event.step, event.leaves) == (None, False)
+    huge = worker_pb2.StopAnswer(step=2**62)
+    assert said(stop_answered=agent_pb2.StopAnswered(key=which, answer=huge)).step == codec.MOST_STEPS
+
+
+def test_a_notice_is_read_alone_and_with_a_hello():
+    notice = agent_pb2.NodeNotice(reason="spot notice" * 100)
+    notice.within.FromMilliseconds(1_500)
+    read = said(node_notice=notice).notice
+    assert (len(read.reason), read.within_ms) == (codec.LONGEST_REASON, 1_500)
+    hello = agent_pb2.Hello(node="n", instance_id="i")
+    assert codec.joined_from_proto(hello, session="s", at=1).notice is None
+    hello.notice.CopyFrom(notice)
+    assert codec.joined_from_proto(hello, session="s", at=1).notice == read

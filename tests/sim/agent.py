@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from holdfast_agent import core
+from holdfast_agent import asks, core
 from holdfast_agent.core import Ended, Key, Phase
 from holdfast_coordinator.core.effects import (
     AckCommit,
+    AskStop,
     ForgetJob,
     NoteReport,
     RefuseShard,
@@ -52,6 +53,7 @@ class Agent:
         self.processes: dict[Key, Process] = {}
         self.core = core.AgentState()
         self.frozen = False
+        self.has_notice = False
         self.die_in = -1
         """How many more actions this life will carry out; -1: no such limit."""
         self._world = world
@@ -89,7 +91,7 @@ class Agent:
         if self.up:
             return
         self._life += 1
-        self._backlog, self.frozen, self.die_in = [], False, -1
+        self._backlog, self.frozen, self.die_in, self.has_notice = [], False, -1, False
         self._world.note(self.name, "agent starts")
         self._ports = [self._new_pid() + 20_000 for _ in range(PORTS)]
         self.core = core.recover(*self._recover())
@@ -188,6 +190,7 @@ class Agent:
             self.slots,
             inventory,
             tuple(self._ports),
+            self.core.asked.notice,
         )
         stream.send(UP, hello)
 
@@ -211,7 +214,7 @@ class Agent:
         if isinstance(command, Welcome) and not self._epoch:
             self._epoch = epoch
             self.call(pace, self._beat, stream)
-        self.dispatch(agent_event(epoch, command))
+        self.dispatch(self._event(epoch, command))
 
     def late(self, message: tuple[int, str, Any, int]) -> None:
         """A command of a leader that is gone arrives after all."""
@@ -220,7 +223,20 @@ class Agent:
             self._world.at(1_000, self.late, message)
         elif epoch < self._epoch:
             self._world.note(self.name, f"hears {type(command).__name__} of epoch {epoch}")
-            self.dispatch(agent_event(epoch, command))
+            self.dispatch(self._event(epoch, command))
+
+    def _event(self, epoch: int, command: Any) -> core.Event:
+        if not isinstance(command, AskStop):
+            return agent_event(epoch, command)
+        keys = tuple(_key(key) for key in command.keys)
+        deaf = [key for key in keys if key in self.processes and not self.processes[key].listens]
+        return asks.StopAsked(epoch, keys, command.step, frozenset(deaf))
+
+    def notice(self, within_ms: int) -> None:
+        """The machine is about to go away, as this life of the agent knows."""
+        if self.up:
+            self.has_notice = True
+            self.call(0, self.dispatch, asks.NoticeSeen(self._world.now + within_ms))
 
     def _beat(self, stream: Stream) -> None:
         if stream is self._stream:
@@ -270,6 +286,13 @@ class Agent:
             case core.AnswerNoted(key, kind, step):
                 if key in self.processes:
                     self._world.at(self._world.between(0, 2), self.processes[key].noted, kind, step)
+            case asks.AskWorker(key, step):
+                if key in self.processes:
+                    self._world.at(self._world.between(0, 2), self.processes[key].asked, step)
+            case asks.TellAnswer(key, answer):
+                self._say("answered", (key, answer))
+            case asks.TellNotice(until):
+                self._say("notice", until)
             case core.MarkReleased(key):
                 if key in self.disk.attempts:
                     self.disk.attempts[key].released = True

@@ -24,8 +24,11 @@ from holdfast_coordinator.core.events import (
     CheckpointReported,
     Event,
     LeaderElected,
+    NodeNoticed,
+    Notice,
     PortsOffered,
     ShardPrepared,
+    StopAnswered,
     StreamLost,
     Ticked,
     WorkerExited,
@@ -184,7 +187,7 @@ class Coordinator:
         stream.listen(UP, lambda message: self._call(life, self._hello, stream, message), lambda: None)
 
     def _hello(self, stream: Stream, hello: tuple[Any, ...]) -> None:
-        number, node, instance_id, boot_id, slots, inventory, ports = hello
+        number, node, instance_id, boot_id, slots, inventory, ports, notice = hello
         # Not modelled: a Hello that is overtaken by that of a later stream. Nothing in it would tell.
         if not self.leading or number < self._newest_hello.get(node, 0):
             stream.close(DOWN)
@@ -196,7 +199,18 @@ class Coordinator:
         self._hear(node)
         now = self._world.now
         room = Capacity(slots=slots, cpus=float(slots), gpus=slots)
-        joined = AgentJoined(now, node, session, instance_id, f"at-{node}", room, inventory, boot_id, ports)
+        joined = AgentJoined(
+            now,
+            node,
+            session,
+            instance_id,
+            f"at-{node}",
+            room,
+            inventory,
+            boot_id,
+            ports,
+            notice=_notice(notice, now),
+        )
         self._post(joined)
         life = self._life
         stream.listen(
@@ -413,4 +427,14 @@ def agent_event(at: int, node: str, session: str, kind: str, what: Any) -> Event
             return CheckpointReported(at, node, session, Key(*key), report.kind, report.step, report.content)
         case "ports":
             return PortsOffered(at, node, session, what)
+        case "answered":
+            key, answer = what
+            step, leaves = (None, False) if answer is None else answer
+            return StopAnswered(at, node, session, Key(*key), step, leaves)
+        case "notice":
+            return NodeNoticed(at, node, session, Notice("spot notice", max(0, what - at)))
     raise AssertionError(kind)
+
+
+def _notice(until: int | None, now: int) -> Notice | None:
+    return None if until is None else Notice("spot notice", max(0, until - now))

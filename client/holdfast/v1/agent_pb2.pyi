@@ -40,6 +40,8 @@ class AgentMessage(_message.Message):
     SHARD_PREPARED_FIELD_NUMBER: _builtins.int
     PORTS_OFFERED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_REPORTED_FIELD_NUMBER: _builtins.int
+    NODE_NOTICE_FIELD_NUMBER: _builtins.int
+    STOP_ANSWERED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Of the session's Welcome; 0 in Hello."""
     @_builtins.property
@@ -56,6 +58,10 @@ class AgentMessage(_message.Message):
     def ports_offered(self) -> Global___PortsOffered: ...
     @_builtins.property
     def checkpoint_reported(self) -> Global___CheckpointReported: ...
+    @_builtins.property
+    def node_notice(self) -> Global___NodeNotice: ...
+    @_builtins.property
+    def stop_answered(self) -> Global___StopAnswered: ...
     def __init__(
         self,
         *,
@@ -67,12 +73,14 @@ class AgentMessage(_message.Message):
         shard_prepared: Global___ShardPrepared | None = ...,
         ports_offered: Global___PortsOffered | None = ...,
         checkpoint_reported: Global___CheckpointReported | None = ...,
+        node_notice: Global___NodeNotice | None = ...,
+        stop_answered: Global___StopAnswered | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node_notice", b"node_notice", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "stop_answered", b"stop_answered", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node_notice", b"node_notice", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "stop_answered", b"stop_answered", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported", "node_notice", "stop_answered"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -93,6 +101,7 @@ class CoordinatorMessage(_message.Message):
     OPEN_LOG_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
     NOTE_REPORT_FIELD_NUMBER: _builtins.int
+    ASK_STOP_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -114,6 +123,8 @@ class CoordinatorMessage(_message.Message):
     def pace(self) -> Global___Pace: ...
     @_builtins.property
     def note_report(self) -> Global___NoteReport: ...
+    @_builtins.property
+    def ask_stop(self) -> Global___AskStop: ...
     def __init__(
         self,
         *,
@@ -128,12 +139,13 @@ class CoordinatorMessage(_message.Message):
         open_log: Global___OpenLog | None = ...,
         pace: Global___Pace | None = ...,
         note_report: Global___NoteReport | None = ...,
+        ask_stop: Global___AskStop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "ask_stop"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -199,6 +211,7 @@ class Hello(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Unique in the fleet."""
     instance_id: _builtins.str
@@ -220,6 +233,10 @@ class Hello(_message.Message):
     def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """TCP ports that the agent holds free for MASTER_PORT."""
 
+    @_builtins.property
+    def notice(self) -> Global___NodeNotice:
+        """Set while the machine is about to go away."""
+
     def __init__(
         self,
         *,
@@ -232,10 +249,11 @@ class Hello(_message.Message):
         agent_version: _builtins.str = ...,
         inventory: _abc.Iterable[Global___WorkerRecord] | None = ...,
         ports: _abc.Iterable[_builtins.int] | None = ...,
+        notice: Global___NodeNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "notice", b"notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "node", b"node", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "node", b"node", "notice", b"notice", "ports", b"ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,6 +538,66 @@ class CheckpointReported(_message.Message):
 Global___CheckpointReported: _TypeAlias = CheckpointReported  # noqa: Y015
 
 @_typing.final
+class NodeNotice(_message.Message):
+    """The machine is about to go away: the coordinator drains the node. Repeated in
+    every Hello for as long as it is so.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHIN_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """In a few words, for instance "spot notice: terminate"."""
+    @_builtins.property
+    def within(self) -> _duration_pb2.Duration:
+        """How much time is left."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        within: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["within", b"within"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "within", b"within"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeNotice: _TypeAlias = NodeNotice  # noqa: Y015
+
+@_typing.final
+class StopAnswered(_message.Message):
+    """The answer to AskStop. The coordinator asks again in every session, so that
+    it need not be repeated.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    @_builtins.property
+    def answer(self) -> _worker_pb2.StopAnswer:
+        """Absent: the worker does not listen for such requests."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        answer: _worker_pb2.StopAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopAnswered: _TypeAlias = StopAnswered  # noqa: Y015
+
+@_typing.final
 class PortsOffered(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -699,6 +777,34 @@ class StopWorkers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopWorkers: _TypeAlias = StopWorkers  # noqa: Y015
+
+@_typing.final
+class AskStop(_message.Message):
+    """Has workers stop after a checkpoint. Said again when more of it is known, and
+    in every session. No signal is sent: StopWorkers follows in time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerKey]: ...
+    @_builtins.property
+    def notice(self) -> _worker_pb2.StopNotice: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___WorkerKey] | None = ...,
+        notice: _worker_pb2.StopNotice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "notice", b"notice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskStop: _TypeAlias = AskStop  # noqa: Y015
 
 @_typing.final
 class ReleaseWorkers(_message.Message):

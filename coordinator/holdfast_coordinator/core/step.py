@@ -7,7 +7,7 @@ the difference.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import checkpoints, liveness, restart
+from holdfast_coordinator.core import checkpoints, drain, liveness, restart, stopping
 from holdfast_coordinator.core.effects import (
     CloseSession,
     Effects,
@@ -29,14 +29,19 @@ from holdfast_coordinator.core.events import (
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
+    NodeCordonRequested,
+    NodeDrainRequested,
+    NodeNoticed,
+    NodeUncordonRequested,
     PortsOffered,
     ShardPrepared,
+    StopAnswered,
     StreamLost,
     Ticked,
     WorkerExited,
     WorkerStarted,
 )
-from holdfast_coordinator.core.fence import supersede
+from holdfast_coordinator.core.fence import stop_live, supersede
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
@@ -53,7 +58,7 @@ from holdfast_coordinator.core.model import (
     Worker,
     WorkerState,
 )
-from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command, stop_live
+from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.turn import Turn
 
@@ -68,11 +73,12 @@ def step(state: State, event: Event) -> Effects:
         place_waiting(turn)
     for job_id in list(turn.touched):
         observe(turn, job_id)
+    drain.note_drained(turn)
     return turn.effects()
 
 
 def deadline(state: State) -> int | None:
-    """When the next backoff ends: the moment at which a Ticked has something to start."""
+    """When a Ticked has something to do: the next backoff ends, or the time of a gang that is to stop."""
     ends = [
         gang.not_before_ms
         for job_id in state.waiting
@@ -80,7 +86,8 @@ def deadline(state: State) -> int | None:
         for gang in state.gangs_of(state.jobs[job_id])
         if gang.not_before_ms and state.gang_tallies[job_id, gang.index][WorkerState.WAITING]
     ]
-    return min(ends, default=None)
+    stops = stopping.next_due(state)
+    return min(ends if stops is None else [*ends, stops], default=None)
 
 
 def _handle(turn: Turn, event: Event) -> None:
@@ -100,6 +107,8 @@ def _handle(turn: Turn, event: Event) -> None:
             checkpoints.delete_requested(turn, event)
         case CheckpointPinRequested():
             checkpoints.pin_requested(turn, event)
+        case NodeCordonRequested() | NodeUncordonRequested() | NodeDrainRequested():
+            drain.requested(turn, event)
         case AgentJoined():
             _agent_joined(turn, event)
         case _:
@@ -125,6 +134,10 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
             checkpoints.shard_prepared(turn, event)
         case CheckpointReported():
             checkpoints.checkpoint_reported(turn, event)
+        case NodeNoticed():
+            drain.noticed(turn, node, event.notice)
+        case StopAnswered():
+            stopping.answered(turn, event)
 
 
 # Jobs
@@ -177,8 +190,15 @@ def _job_stop_requested(turn: Turn, event: JobStopRequested) -> None:
         )
     )
     turn.tell("JobStopRequested", reason, job_id=job.id)
-    if event.force:
-        stop_live(turn, turn.state.workers_of(job), force=True, reason=reason, again=True)
+    gangs = turn.state.gangs_of(job)
+    if not event.force:
+        # The others have nothing to save, and are stopped by `settle`.
+        stopping.ask(turn, gangs, "job stop", reason, event.at + job.spec.stop_grace_ms)
+        return
+    for gang in gangs:
+        if gang.stopping is not None:
+            turn.put(replace(gang, stopping=None))
+    stop_live(turn, turn.state.workers_of(job), force=True, reason=reason, again=True)
 
 
 def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> None:
@@ -222,10 +242,12 @@ def _leader_elected(turn: Turn, event: LeaderElected) -> None:
             latest = event.at + job.spec.restart.backoff_cap_ms
             if gang.not_before_ms > latest:
                 turn.put(replace(gang, not_before_ms=latest))
+    stopping.take_over(turn)
     turn.tell("LeaderElected", f"epoch {event.epoch}")
 
 
 def _ticked(turn: Turn, event: Ticked) -> None:
+    stopping.due(turn)
     for node in list(turn.state.nodes.values()):
         if node.state is NodeState.LOST:
             continue
@@ -274,6 +296,7 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
             agent_version=event.agent_version,
             ports=_not_taken(turn, event.node, event.ports),
             strays=strays,
+            cordon=drain.carried_over(turn, old, event.notice),
         )
     )
     turn.send(event.node, Welcome())
@@ -286,6 +309,8 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
     for key, item in found.items():
         if key not in expected and item.exit is not None:
             _worker_exited(turn, event.node, key, item.exit, item.progress)
+    if event.notice is not None:
+        drain.noticed(turn, turn.state.nodes[event.node], event.notice)
 
 
 def _not_taken(turn: Turn, node: str, ports: tuple[int, ...]) -> tuple[int, ...]:
@@ -333,11 +358,19 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, kn
     for job_id, workers in never_arrived.items():
         # Those whose gang was superseded by a loss found above are stopped, not started, by `settle`.
         turn.send(event.node, start_command(turn, turn.state.jobs[job_id], workers))
+    stopping.ask_again(turn, event.node, stop_again)
+    stop_again = [key for key in stop_again if not _is_asked(turn, key)]
     by_force = {key: turn.state.jobs[key.job_id].force for key in stop_again}
     for force in (False, True):
         keys = tuple(key for key in stop_again if by_force[key] is force)
         if keys:
             turn.send(event.node, StopWorkers(keys, force, "it was told to stop before"))
+
+
+def _is_asked(turn: Turn, key: Key) -> bool:
+    """Tell whether a worker was asked to stop after a checkpoint, and not been signalled since."""
+    gang = turn.state.gangs[key.job_id, turn.state.workers[key.job_id, key.rank].gang]
+    return stopping.is_asked(gang) and gang.attempt == key.attempt
 
 
 # Workers
@@ -376,7 +409,9 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
         return
     at = min(max(ended.at_ms, worker.started_ms), turn.at)
     ended = replace(ended, at_ms=at)
-    if worker.state is WorkerState.STOPPING:
+    job, gang = turn.state.jobs[key.job_id], turn.state.gangs[key.job_id, worker.gang]
+    finished = job.ending is None and stopping.came_to_its_end(gang, worker, ended, progress)
+    if worker.state is WorkerState.STOPPING and not finished:
         state = WorkerState.STOPPED
     elif ended.code == 0 and not ended.signal:
         state = WorkerState.SUCCEEDED
@@ -389,6 +424,8 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
     turn.tell_worker("WorkerExited", f"{ended.message}{at_step}", worker)
     if state is WorkerState.FAILED:
         _after_exit(turn, worker, f"rank {worker.rank} on node {node}: {ended.message}{at_step}")
+    elif state is WorkerState.STOPPED and (ended.code or ended.signal):
+        stopping.went_wrong(turn, worker)
 
 
 def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
@@ -409,10 +446,13 @@ def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at)
-    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress()))
+    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress())
+    turn.put(gone)
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]
     gang = turn.state.gangs[worker.job_id, worker.gang]
     if job.ending is None and worker.attempt == gang.attempt:
         best = gang.commit.step if gang.commit else -1
         supersede(turn, gang, restart.after_loss(gang, best), f"rank {worker.rank}: {cause}")
+    elif job.ending is not None:
+        stopping.went_wrong(turn, gone)

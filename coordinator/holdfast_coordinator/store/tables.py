@@ -50,6 +50,7 @@ gangs = Table(
     Column("dropping", JSON, nullable=False),
     Column("failed_step", BigInteger, nullable=False),
     Column("degraded_commits", Integer, nullable=False),
+    Column("stopping", JSON(none_as_null=True)),
 )
 
 workers = Table(
@@ -73,6 +74,7 @@ workers = Table(
     Column("exit", JSON(none_as_null=True)),
     Column("progress", JSON, nullable=False),
     Column("account", JSON, nullable=False),
+    Column("stop_at", BigInteger),
 )
 
 nodes = Table(
@@ -91,6 +93,7 @@ nodes = Table(
     Column("agent_version", String, nullable=False),
     Column("ports", JSON, nullable=False),
     Column("strays", JSON, nullable=False),
+    Column("cordon", JSON(none_as_null=True)),
 )
 
 # Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.

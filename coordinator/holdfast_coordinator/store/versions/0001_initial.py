@@ -34,6 +34,7 @@ def _leader_and_nodes() -> None:
         sa.Column("agent_version", sa.String, nullable=False),
         sa.Column("ports", sa.JSON, nullable=False),
         sa.Column("strays", sa.JSON, nullable=False),
+        sa.Column("cordon", sa.JSON(none_as_null=True)),
     )
 
 
@@ -70,6 +71,7 @@ def _jobs() -> None:
         sa.Column("dropping", sa.JSON, nullable=False),
         sa.Column("failed_step", sa.BigInteger, nullable=False),
         sa.Column("degraded_commits", sa.Integer, nullable=False),
+        sa.Column("stopping", sa.JSON(none_as_null=True)),
     )
     op.create_table(
         "workers",
@@ -91,6 +93,7 @@ def _jobs() -> None:
         sa.Column("exit", sa.JSON(none_as_null=True)),
         sa.Column("progress", sa.JSON, nullable=False),
         sa.Column("account", sa.JSON, nullable=False),
+        sa.Column("stop_at", sa.BigInteger),
     )
 
 
