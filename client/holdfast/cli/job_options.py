@@ -41,7 +41,7 @@ _OPTIONS = (
     ),
     click.option("--backoff-cap", metavar="DURATION", help="Longest wait before a restart.  [default: 30s]"),
     click.option("--restart-budget", type=int, help="Restarts without progress.  [default: 50]"),
-    click.option("--stop-grace", metavar="DURATION", help="From SIGTERM to SIGKILL.  [default: 30s]"),
+    click.option("--stop-grace", metavar="DURATION", help="From the stop to SIGKILL.  [default: 30s]"),
     click.option("--cpus", type=float, help="CPUs for each worker."),
     click.option("--memory", metavar="SIZE", help="Memory for each worker, e.g. 2GiB."),
     click.option("--gpus", type=int, help="GPUs for each worker."),
