@@ -330,19 +330,21 @@ PLANTS: dict[str, Plant] = {
     "no fresh lease": Plant(no_fresh_lease, "P4: node . is lost after"),
     "pause is silence": Plant(pause_is_silence, "P4: node . is lost after"),
     "lost fence": Plant(lost_fence, "P2|superseded attempt"),
-    "commit without a shard": Plant(commit_without_a_shard, "its shards were never prepared"),
+    "commit without a shard": Plant(
+        commit_without_a_shard, "its shards were never prepared|a commit of some of its ranks"
+    ),
     "commit goes back": Plant(commit_goes_back, "went back|is older than the commit", LOST_ACKS),
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
     "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
     "exits not in the inventory": Plant(
-        exits_not_in_inventory, "P4: .* is lost, and node|things unacknowledged"
+        exits_not_in_inventory, "P4: .* is lost, and node|things unacknowledged|liveness: .* is restarting"
     ),
     "prepared not resent": Plant(prepared_not_resent, "liveness: "),
     "any epoch": Plant(any_epoch, "spawned twice|has processes left|comes back to life", OLD_LEADERS),
     "any session": Plant(any_session, "liveness: "),
     "loss without restart": Plant(loss_without_restart, "is not superseded"),
     "suspects are lost": Plant(suspects_are_lost, "P4: node . is lost after"),
-    "delete not written": Plant(delete_not_written, "delete what it prepared before"),
+    "delete not written": Plant(delete_not_written, "delete what it prepared before|is not the state after"),
     "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
     "backoff never over": Plant(backoff_never_over, "it would spin"),
     "resume from what was never committed": Plant(resume_from_what_was_prepared, "P1: .* resumes from"),

@@ -188,13 +188,13 @@ class Simulation:
         most = room - max(agent.slots for agent in self.agents.values())
         drains = most > 0 and world.chance(0.5)
         ranks = world.between(1, min(4, most if drains else room))
-        job = JobSpec("train", ("train",), ranks, env, restart=RestartPolicy(scope), stop_grace_ms=20_000)
+        job = JobSpec("train", ("train",), ranks, env, restart=RestartPolicy(scope), stop_grace_ms=120_000)
         self.jobs["j3"] = job
         self.client.ask("submit j3", JobSubmitted(world.now, "j3", "request-j3", job))
         self._train_on(1)
         if drains:
             node = self.coordinator.state.workers["j3", 0].node
-            self.client.ask("drain", NodeDrainRequested(world.now, node, 60_000))
+            self.client.ask("drain", NodeDrainRequested(world.now, node, 120_000))
             self._train_on(2)
             for worker in self.coordinator.state.workers_of(self.coordinator.state.jobs["j3"]):
                 if (
