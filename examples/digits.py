@@ -35,6 +35,8 @@ def main():
         loss = train(state, x, y)
         run.step(loss=loss)
         run.checkpoint(state, every=100)
+        if run.should_stop:  # and nothing is lost: the same command goes on from here
+            return
     run.checkpoint(state, wait=True)
 
     if run.rank == 0:

@@ -58,11 +58,13 @@ def main():
         if curve:
             print(step, loss, file=curve, flush=True)
         run.checkpoint(snapshot, every=20)
+        if run.should_stop:
+            break
     run.checkpoint(snapshot, wait=True)
     if curve:
         curve.close()
 
-    if run.rank == 0:
+    if run.rank == 0 and not run.should_stop:
         model.eval()
         accuracy = (model(images[TRAIN:]).argmax(dim=1) == labels[TRAIN:]).float().mean().item()
         print(f"test accuracy {accuracy:.4f}")

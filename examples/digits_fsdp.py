@@ -57,11 +57,13 @@ def main():
         schedule.step()
         run.step(loss=loss.item())
         holdfast.torch.checkpoint(run, snapshot, every=20)
+        if run.should_stop:
+            break
     holdfast.torch.checkpoint(run, snapshot, wait=True)
 
     with torch.no_grad():
         accuracy = (model(images[TRAIN:]).argmax(dim=1) == labels[TRAIN:]).float().mean().item()
-    if run.rank == 0:
+    if run.rank == 0 and not run.should_stop:
         print(f"test accuracy {accuracy:.4f}")
     dist.destroy_process_group()
 

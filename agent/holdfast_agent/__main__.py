@@ -5,17 +5,30 @@ import asyncio
 import structlog
 
 from holdfast_agent.agent import Agent, AgentConfig
+from holdfast_agent.notices import Notice
 
 log = structlog.get_logger(__name__)
 
 
-async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set; workers go on (P4). Raises StateDirError."""
+async def serve(
+    config: AgentConfig,
+    *,
+    stop: asyncio.Event,
+    at_once: asyncio.Event | None = None,
+    drain_s: float | None = None,
+) -> None:
+    """Serve until `stop` is set; workers go on (P4). Raises StateDirError.
+
+    With `drain_s` they do not: the node is drained first, for so many seconds at most, unless `at_once` is set, and
+    what still runs then is ended.
+    """
     agent = Agent(config)
     running = asyncio.create_task(agent.run())
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done() and drain_s is not None:
+            await _drained(agent, drain_s, running, at_once or asyncio.Event())
         if running.done():
             await running
     finally:
@@ -23,5 +36,17 @@ async def serve(config: AgentConfig, *, stop: asyncio.Event) -> None:
         running.cancel()
         await asyncio.gather(running, stopped, return_exceptions=True)
         left = len(agent.workers())
-        await agent.stop(workers=False)
-        log.info("the agent ends; its workers go on", workers=left)
+        await agent.stop(workers=drain_s is not None)
+        ends = "end with it" if drain_s is not None else "go on"
+        log.info("the agent ends", workers=left, which=ends)
+
+
+async def _drained(
+    agent: Agent, seconds: float, running: "asyncio.Task[None]", at_once: asyncio.Event
+) -> None:
+    notice = Notice("its agent was told to end", asyncio.get_running_loop().time() + seconds)
+    tasks = [running, asyncio.create_task(agent.drained(notice)), asyncio.create_task(at_once.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.gather(*tasks[1:], return_exceptions=True)

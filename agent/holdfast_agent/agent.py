@@ -1,6 +1,7 @@
 """The agent put together: the pure core, and the shell that carries its actions out."""
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Coroutine, Mapping
@@ -13,7 +14,7 @@ import structlog
 
 from holdfast import __version__, heartbeat, wire
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, worker_pb2
-from holdfast_agent import convert, core, groups, logs, node
+from holdfast_agent import asks, convert, core, groups, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
@@ -22,6 +23,7 @@ from holdfast_agent.hang_reports import Report, Reports, watched
 from holdfast_agent.hang_watch import HANG, HangWatch, tell
 from holdfast_agent.inotify import Inotify
 from holdfast_agent.log_care import LogCare
+from holdfast_agent.notices import Notice, Watcher, watch
 from holdfast_agent.ports import Ports
 from holdfast_agent.session import Session
 from holdfast_agent.workdir import StateDir, StateDirError
@@ -56,6 +58,8 @@ class AgentConfig:
     """Workers are stopped after so long without a session; 0: never (P4)."""
     orphaned_after_s: float = 0
     """Shims end after so long without an agent on the machine; 0: never."""
+    notices: tuple[Watcher, ...] = ()
+    """Where it looks whether the machine is about to go away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class Agent:
             welcome=self._welcome_worker,
             prepared=self._shard_prepared,
             reported=self._checkpoint_reported,
+            connected=lambda key: self._dispatch(asks.WorkerConnected(key)),
+            answered=lambda key, answer: self._dispatch(asks.StopAnswered(key, answer)),
         )
         self._drainer = Drainer(
             self._state_dir.spool, self._live_jobs, partial(self._checkpoint_reported, by_worker=False)
@@ -113,6 +119,8 @@ class Agent:
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        """Set whenever a worker is through with."""
 
     async def start(self) -> None:
         """Get ready to start workers, and find those that an agent before left. Raises StateDirError."""
@@ -133,17 +141,18 @@ class Agent:
             await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
-            helping = [
+            beside = [
                 asyncio.create_task(each.run()) for each in (self._drainer, self._log_care, self._hang_watch)
             ]
+            beside += [asyncio.create_task(watch(each, self._noticed)) for each in self._config.notices]
             self._watch_disconnect()
             try:
                 await self._session.run()
             finally:
                 self._unwatch_disconnect()
-                for task in helping:
+                for task in beside:
                     task.cancel()
-                await asyncio.gather(*helping, return_exceptions=True)
+                await asyncio.gather(*beside, return_exceptions=True)
 
     async def stop(self, *, workers: bool) -> None:
         """Let go of everything, after `run` was cancelled. Workers go on, unless `workers` says to end them."""
@@ -156,6 +165,19 @@ class Agent:
         await self._link.stop()
         self._ports.close()
         self._state_dir.close()
+
+    async def drained(self, notice: Notice) -> None:
+        """Have the node drained, and wait until nothing runs here and that is known, or the time is up."""
+        self._noticed(notice)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(notice.until):
+                while self._core.workers:
+                    self._idle.clear()
+                    await self._idle.wait()
+
+    def _noticed(self, notice: Notice) -> None:
+        log.warning("this node is to be drained", why=notice.reason)
+        self._dispatch(asks.NoticeSeen(notice))
 
     def workers(self) -> list[LiveWorker]:
         """The workers that run now."""
@@ -179,6 +201,9 @@ class Agent:
                     self._hang_watch.forget(key)
             return
         try:
+            if message.HasField("ask_stop"):
+                self._dispatch(convert.stop_asked_from_proto(message, self._now(), self._listens))
+                return
             event = convert.event_from_proto(message)
         except ValueError as error:
             log.error("the coordinator said what can't be", error=str(error))
@@ -189,6 +214,14 @@ class Agent:
             self._dispatch(event)
         if isinstance(event, core.Welcomed):
             self._tell_hangs(self._hangs.welcomed(self._core))
+
+    def _listens(self, key: Key) -> bool:
+        """Whether a worker can be told to stop: it is connected, or was before this agent came."""
+        return self._link.is_connected(key) or heartbeat.read(self._crew.page(key)).listens
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def _lost(self) -> None:
         self._dispatch(core.StreamLost())
@@ -271,6 +304,14 @@ class Agent:
             case core.MarkReleased(key):
                 self._pages.pop(key, None)
                 self._mark_released(key)
+                self._idle.set()
+            case asks.AskWorker(key, ask):
+                self._link.answer(key, convert.ask_to_proto(ask, self._now()))
+            case asks.TellAnswer(key, answer):
+                self._session.send(convert.answer_to_proto(key, answer))
+            case asks.TellNotice(notice):
+                told = convert.notice_to_proto(notice, self._now())
+                self._session.send(agent_pb2.AgentMessage(node_notice=told))
             case core.RemoveJob(job_id):
                 self._in_background(asyncio.to_thread(self._state_dir.remove_job, job_id))
             case core.Disconnect(reason):
@@ -375,6 +416,8 @@ class Agent:
             ports=self._ports.offered(),
             monotonic_ns=time.monotonic_ns(),
         )
+        if self._core.asked.notice is not None:
+            hello.notice.CopyFrom(convert.notice_to_proto(self._core.asked.notice, self._now()))
         hello.capacity.slots = config.slots
         hello.capacity.cpus = machine.cpus
         hello.capacity.memory_bytes = machine.memory_bytes

@@ -1,8 +1,8 @@
 """proto <-> core: the only translation on the agent's side."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,9 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast import heartbeat
 from holdfast.data import shards
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_agent import core, hangs, verdict
+from holdfast_agent import asks, core, hangs, verdict
 from holdfast_agent.core import Ended, Key
 from holdfast_agent.evidence import Evidence
+from holdfast_agent.notices import Notice
 from holdfast_agent.shim import LOG_BYTES
 
 DEFAULT_HANG_FACTOR, DEFAULT_HANG_FLOOR_MS = 10.0, 600_000
@@ -23,9 +24,56 @@ LONGEST_MESSAGE = 1_000
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
+class Ask(NamedTuple):
+    """A request to stop after a checkpoint."""
+
+    reason: str
+    until: float
+    """By the event loop's clock, in seconds: SIGTERM comes then."""
+    at_step: int | None
+
+
 def key_from_proto(key: agent_pb2.WorkerKey) -> Key:
     """Read a worker's name. It becomes part of a path: raises ValueError when it can't."""
     return _checked(Key(key.job_id, key.rank, key.attempt))
+
+
+def stop_asked_from_proto(
+    message: agent_pb2.CoordinatorMessage, now: float, listens: Callable[[Key], bool]
+) -> asks.StopAsked:
+    """Read a request to stop after a checkpoint. Raises ValueError."""
+    keys = tuple(map(key_from_proto, message.ask_stop.keys))
+    notice = message.ask_stop.notice
+    return asks.StopAsked(
+        message.epoch,
+        keys,
+        Ask(
+            notice.reason,
+            now + notice.within_ms / 1000,
+            notice.at_step if notice.HasField("at_step") else None,
+        ),
+        frozenset(key for key in keys if not listens(key)),
+    )
+
+
+def ask_to_proto(ask: Ask, now: float) -> worker_pb2.WorkerReply:
+    """Write a request to stop after a checkpoint for a worker."""
+    within_ms = max(0, round((ask.until - now) * 1000))
+    notice = worker_pb2.StopNotice(reason=ask.reason, within_ms=within_ms, at_step=ask.at_step)
+    return worker_pb2.WorkerReply(stop=notice)
+
+
+def answer_to_proto(key: Key, answer: worker_pb2.StopAnswer | None) -> agent_pb2.AgentMessage:
+    """Write at which step a worker can stop; None: it does not listen for such requests."""
+    answered = agent_pb2.StopAnswered(key=key_to_proto(key), answer=answer)
+    return agent_pb2.AgentMessage(stop_answered=answered)
+
+
+def notice_to_proto(notice: Notice, now: float) -> agent_pb2.NodeNotice:
+    """Write that the machine is about to go away."""
+    within = Duration()
+    within.FromMilliseconds(max(0, round((notice.until - now) * 1000)))
+    return agent_pb2.NodeNotice(reason=notice.reason, within=within)
 
 
 def event_from_proto(message: agent_pb2.CoordinatorMessage) -> core.Event | None:
@@ -133,8 +181,8 @@ def hung_to_proto(hung: hangs.Hung, found: Evidence) -> agent_pb2.WorkerHung:
         since_ns=hung.since_ns,
         section=hung.section,
         step=hung.step,
-        silent=_duration(hung.silent_ns),
-        limit=_duration(hung.limit_ns),
+        silent=_duration(hung.silent_ns / 1e9),
+        limit=_duration(hung.limit_ns / 1e9),
         learned=hung.learned,
         stopped=found.stopped,
         where=found.where,
@@ -150,7 +198,7 @@ def moved_to_proto(moved: hangs.Moved) -> agent_pb2.WorkerHung:
         over=True,
         section=moved.section,
         step=moved.step,
-        silent=_duration(moved.silent_ns),
+        silent=_duration(moved.silent_ns / 1e9),
     )
 
 

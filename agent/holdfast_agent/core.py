@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from holdfast_agent import asks
+
 MOST_REPORTS = 256
 """Of one worker, unanswered; of more the oldest are forgotten, for the worker says them again to the next agent."""
 
@@ -110,6 +112,7 @@ class AgentState:
     """Starts that wait for an older attempt of their rank to be gone."""
     forgotten: set[str] = field(default_factory=set)
     """Deleted jobs of which a worker is still here; what is on disk goes with the last one."""
+    asked: asks.Asks = field(default_factory=asks.Asks)
 
 
 # Events
@@ -241,6 +244,7 @@ Commanded = (
     | ShardRefused
     | ReportNoted
     | JobForgotten
+    | asks.StopAsked
 )
 Event = (
     Welcomed
@@ -251,6 +255,7 @@ Event = (
     | WorkerEnded
     | ShardPrepared
     | CheckpointReported
+    | asks.Event
 )
 
 
@@ -358,21 +363,9 @@ class Disconnect:
     reason: str
 
 
-Action = (
-    Spawn
-    | Signal
-    | Fence
-    | TellStarted
-    | TellEnded
-    | TellPrepared
-    | TellReported
-    | AnswerCommitted
-    | AnswerRefused
-    | AnswerNoted
-    | MarkReleased
-    | RemoveJob
-    | Disconnect
-)
+Tell = TellStarted | TellEnded | TellPrepared | TellReported
+Answer = AnswerCommitted | AnswerRefused | AnswerNoted
+Action = Spawn | Signal | Fence | MarkReleased | RemoveJob | Disconnect | asks.Action | Tell | Answer
 
 
 def recover(workers: Iterable[Worker], fences: dict[tuple[str, int], int]) -> AgentState:
@@ -405,6 +398,8 @@ def handle(state: AgentState, event: Event) -> list[Action]:
             return _prepared(state, event)
         case CheckpointReported():
             return _reported(state, event)
+        case asks.StopAnswered() | asks.WorkerConnected() | asks.NoticeSeen():
+            return _of_asks(state, event)
         case _:
             return _commanded(state, event) if event.epoch >= state.epoch else []
 
@@ -446,6 +441,16 @@ def _commanded(state: AgentState, event: Commanded) -> list[Action]:
             return [AnswerNoted(key, kind, step)]
         case JobForgotten(_, job_id):
             return _forget(state, job_id)
+        case asks.StopAsked():
+            return _of_asks(state, event)
+
+
+def _of_asks(state: AgentState, event: asks.Event) -> list[Action]:
+    def lives(key: Key) -> bool:
+        worker = state.workers.get(key)
+        return worker is not None and worker.phase is not Phase.ENDED
+
+    return [*asks.handle(state.asked, event, lives=lives, connected=state.connected)]
 
 
 def _start(state: AgentState, start: Start) -> list[Action]:
@@ -544,6 +549,7 @@ def _ended(state: AgentState, event: WorkerEnded) -> list[Action]:
     worker = replace(worker, phase=Phase.ENDED, ended=event.ended)
     state.workers[event.key] = worker
     state.prepared.pop(event.key, None)
+    state.asked.of_workers.pop(event.key, None)
     actions: list[Action] = [TellEnded(worker)] if state.connected else []
     left = _live_attempts(state, event.key)
     if left and left[0] in state.deferred:

@@ -30,7 +30,8 @@ class WorkerLink:
     """Serves the workers of one agent.
 
     `welcome` says what a worker resumes from, or None when it is not one of ours; `prepared` hears of shards,
-    `reported` of what became of checkpoints otherwise.
+    `reported` of what became of checkpoints otherwise, `connected` of workers that may be told something from here on,
+    `answered` of the steps at which they can stop.
     """
 
     def __init__(
@@ -40,11 +41,15 @@ class WorkerLink:
         welcome: Callable[[Key], worker_pb2.WorkerWelcome | None],
         prepared: Callable[[Key, worker_pb2.Prepare], None],
         reported: Callable[[Key, worker_pb2.Report], None],
+        connected: Callable[[Key], None],
+        answered: Callable[[Key, worker_pb2.StopAnswer], None],
     ) -> None:
         self.path = socket_path(state_dir)
         self._welcome = welcome
         self._prepared = prepared
         self._reported = reported
+        self._connected = connected
+        self._answered = answered
         self._server: asyncio.Server | None = None
         self._writers: dict[Key, asyncio.StreamWriter] = {}
 
@@ -73,6 +78,10 @@ class WorkerLink:
         if writer.transport.get_write_buffer_size() > UNREAD_BYTES:
             writer.transport.abort()
 
+    def is_connected(self, key: Key) -> bool:
+        """Tell whether a worker is there to be told something."""
+        return key in self._writers
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         key: Key | None = None
         decoder = framing.Decoder()
@@ -90,6 +99,8 @@ class WorkerLink:
                         self._prepared(key, message.prepare)
                     if message.HasField("report"):
                         self._reported(key, message.report)
+                    if message.HasField("stop_answer"):
+                        self._answered(key, message.stop_answer)
         except (framing.FramingError, DecodeError) as error:
             log.warning("a worker does not speak the protocol", worker=key, error=str(error))
         except ConnectionError:
@@ -107,6 +118,7 @@ class WorkerLink:
             return None
         self._writers[key] = writer
         self.answer(key, worker_pb2.WorkerReply(welcome=welcome))
+        self._connected(key)
         return key
 
 

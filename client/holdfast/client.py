@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -92,7 +92,7 @@ class Client:
             await asyncio.sleep(RECONNECT_S)
 
     async def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
-        """Ask a job to stop: SIGTERM, its grace, SIGKILL; or, with `force`, SIGKILL at once."""
+        """Ask a job to stop after a last checkpoint, within its grace; or, with `force`, SIGKILL at once."""
         async with self._errors():
             return (await self._jobs.StopJob(job_pb2.StopJobRequest(job_id=job_id, force=force))).job
 
@@ -222,6 +222,26 @@ class Client:
         """Look at a node."""
         async with self._errors():
             return (await self._nodes.GetNode(node_pb2.GetNodeRequest(name=name))).node
+
+    async def cordon_node(self, name: str, reason: str = "") -> node_pb2.Node:
+        """Have a node take no new work; what runs there goes on."""
+        async with self._errors():
+            return (await self._nodes.CordonNode(node_pb2.CordonNodeRequest(name=name, reason=reason))).node
+
+    async def uncordon_node(self, name: str) -> node_pb2.Node:
+        """Have a node take new work again."""
+        async with self._errors():
+            return (await self._nodes.UncordonNode(node_pb2.UncordonNodeRequest(name=name))).node
+
+    async def drain_node(
+        self, name: str, *, within: timedelta | None = None, reason: str = ""
+    ) -> node_pb2.Node:
+        """Cordon a node and move its work elsewhere after a checkpoint, `within` 2 minutes unless given."""
+        async with self._errors():
+            request = node_pb2.DrainNodeRequest(name=name, reason=reason)
+            if within is not None:
+                request.within.FromTimedelta(within)
+            return (await self._nodes.DrainNode(request)).node
 
     async def _pages(self, page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
         token = ""

@@ -21,6 +21,7 @@ offset format   meaning
 96     q        number of metrics, at most 32
 104    q        number of sections below, at most 32
 112    q        steps that there will be in all, 0: not known
+120    q        1: it listens on its socket for requests to stop
 128    48 each  metric: 40s name, d value
 1664   q        nanoseconds from the start of the process to its first report
 1672   5 q      when a section was last left that was neither "setup" nor steps, and
@@ -61,6 +62,8 @@ _SECTION_AT = 64
 _COUNT = struct.Struct("<q")
 _COUNT_AT = 96
 _LEFT_COUNT_AT = 104
+_LISTENS = struct.Struct("<q")
+_LISTENS_AT = 120
 _METRIC = struct.Struct("<40sd")
 _VALUE = struct.Struct("<d")
 _METRICS_AT = 128
@@ -101,6 +104,7 @@ class Reading(NamedTuple):
     """By section that was left: the longest time that it had not moved in it when it left."""
     waiting_seconds: float = 0.0
     """In the section "wait"."""
+    listens: bool = False
 
 
 class Writer:
@@ -199,6 +203,10 @@ class Writer:
             return
         _VALUE.pack_into(self.page, at + _NAME_BYTES, value)
 
+    def listens(self) -> None:
+        """Say that from here on the worker can be asked over its socket to stop."""
+        _LISTENS.pack_into(self.page, _LISTENS_AT, 1)
+
     def detach(self) -> None:
         """Write to memory that nobody reads from here on: a forked child is not the worker."""
         self.page = _anonymous()
@@ -258,6 +266,7 @@ def read(page: bytes | mmap.mmap) -> Reading:
         moved_ns=max(last, begun),
         longest_ns=_longest(page),
         waiting_seconds=max(0, waited) / 1e9,
+        listens=_LISTENS.unpack_from(page, _LISTENS_AT) != (0,),
     )
 
 

@@ -18,6 +18,8 @@ from holdfast_coordinator.core import effects, events, model
 from holdfast_coordinator.core.account import Summary, last_committed
 from holdfast_coordinator.core.story import Story
 
+LONGEST_REASON = 200
+"""Why a node is cordoned: it is told to every program there, and shown in tables."""
 MOST_METRICS = 64
 """Of a shard: its commit is written into the store with them."""
 
@@ -257,6 +259,11 @@ def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.
         joined_at=_timestamp(node.joined_ms),
         last_heard_at=_timestamp(heard_ms),
         agent_version=node.agent_version,
+        cordoned=node.cordon is not None,
+        cordon_reason=node.cordon.reason if node.cordon else "",
+        draining=node.cordon is not None and node.cordon.draining,
+        drained=node.cordon is not None and node.cordon.drained,
+        drain_by=_timestamp(node.cordon.drain_by_ms) if node.cordon else None,
     )
 
 
@@ -360,7 +367,12 @@ def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int, at_ns: i
         labels=dict(hello.labels),
         agent_version=hello.agent_version,
         clock_offset_ns=rule_codec.clock_offset(hello, at_ns or at * 1_000_000),
+        notice=_notice(hello.notice) if hello.HasField("notice") else None,
     )
+
+
+def _notice(notice: agent_pb2.NodeNotice) -> events.Notice:
+    return events.Notice(notice.reason[:LONGEST_REASON], _to_ms(notice.within))
 
 
 def _found(record: agent_pb2.WorkerRecord) -> events.Found:
@@ -402,6 +414,13 @@ def event_from_proto(
             return events.ShardPrepared(at, node, session, key, prepared.step, shard)
         case "ports_offered":
             return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
+        case "node_notice":
+            return events.NodeNoticed(at, node, session, _notice(message.node_notice))
+        case "stop_answered":
+            key, answer = key_from_proto(message.stop_answered.key), message.stop_answered.answer
+            listens = message.stop_answered.HasField("answer")
+            step = min(max(0, answer.step), MOST_STEPS) if listens else None
+            return events.StopAnswered(at, node, session, key, step, answer.leaves)
         case "checkpoint_reported":
             return _reported(message.checkpoint_reported, node=node, session=session, at=at)
         case "worker_hung":
@@ -473,6 +492,10 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
             message.stop_workers.force = force
             message.stop_workers.reason = reason
             message.stop_workers.restart = restart
+        case effects.AskStop(keys, reason, within_ms, step):
+            message.ask_stop.keys.extend(map(key_to_proto, keys))
+            notice = worker_pb2.StopNotice(reason=reason, within_ms=within_ms, at_step=step)
+            message.ask_stop.notice.CopyFrom(notice)
         case effects.ReleaseWorkers(keys):
             message.release_workers.keys.extend(map(key_to_proto, keys))
         case effects.AckCommit():

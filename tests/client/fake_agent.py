@@ -25,9 +25,12 @@ class FakeAgent:
         self.prepares = []  # (rank, attempt, step), every time it is heard
         self.commits = {}  # (rank or None) -> the newest CommitRecord
         self.reports = []  # (rank, attempt, kind, step), every time it is heard
+        self.stop_answers = {}  # rank -> StopAnswer, the newest
+        self.undecided = False  # answers to a request to stop are not put together
         self.silent = False  # hears prepares, answers nothing
         self.refuse = None  # a reason to refuse every prepare with
         self.withhold_publish = False  # acks, but nobody is told to publish
+        self._stop = None  # the StopNotice that is out
         self._prepared = {}  # (rank or None, attempt, step) -> {rank: Shard}
         self._answers = []  # (rank, attempt, reply) that were held back
         self._changed = threading.Condition()
@@ -83,6 +86,27 @@ class FakeAgent:
         with self._changed:
             self._selector.unregister(self._listener)
             self._listener.close()
+
+    def ask_stop(self, reason="job stop", within_ms=60_000):
+        """Ask every worker to stop, now and when it connects."""
+        with self._changed:
+            self._stop = worker_pb2.StopNotice(reason=reason, within_ms=within_ms)
+            self._say_stop()
+
+    def decide(self):
+        """Tell every worker where to stop, once all have answered."""
+        with self._changed:
+            self.undecided = False
+            self._decide()
+
+    def _say_stop(self):
+        for rank, attempt in [worker for worker in self._workers.values() if worker]:
+            self._send(rank, attempt, worker_pb2.WorkerReply(stop=self._stop))
+
+    def _decide(self):
+        if len(self.stop_answers) == self.world_size and not self.undecided:
+            self._stop.at_step = max(answer.step for answer in self.stop_answers.values())
+            self._say_stop()
 
     def say_raw(self, data):
         """Send bytes that are no message, to every worker."""
@@ -147,6 +171,12 @@ class FakeAgent:
             self.hellos.append((hello.rank, hello.attempt))
             welcome = worker_pb2.WorkerWelcome(resume=self.commits.get(self._scope_of(hello.rank)))
             self._send(hello.rank, hello.attempt, worker_pb2.WorkerReply(welcome=welcome))
+            if self._stop is not None:
+                self._send(hello.rank, hello.attempt, worker_pb2.WorkerReply(stop=self._stop))
+        elif message.HasField("stop_answer"):
+            rank, _ = self._workers[connection]
+            self.stop_answers[rank] = message.stop_answer
+            self._decide()
         elif message.HasField("prepare"):
             rank, attempt = self._workers[connection]
             self._prepare(rank, attempt, message.prepare)

@@ -42,6 +42,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.time_left = []  # seconds to the deadline of each
         self.jobs = {}
         self.nodes = []
+        self.node_changes = []  # what GetNode shows, one after the other
         self.events = []
         self.checkpoints = []
         self.records = {}  # step -> CommitRecord
@@ -164,6 +165,8 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
 
     def GetNode(self, request, context):
         self._begin("GetNode", request, context)
+        if self.node_changes:
+            self.nodes = [self.node_changes.pop(0)]
         for node in self.nodes:
             if node.name == request.name:
                 return node_pb2.GetNodeResponse(node=node)
@@ -171,6 +174,19 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
             status(code_pb2.NOT_FOUND, f"there is no node {request.name}", remedy="list the nodes")
         )
         raise AssertionError
+
+    def CordonNode(self, request, context):
+        return node_pb2.CordonNodeResponse(node=self._change_node("CordonNode", request, context))
+
+    def UncordonNode(self, request, context):
+        return node_pb2.UncordonNodeResponse(node=self._change_node("UncordonNode", request, context))
+
+    def DrainNode(self, request, context):
+        return node_pb2.DrainNodeResponse(node=self._change_node("DrainNode", request, context))
+
+    def _change_node(self, method, request, context):
+        self._begin(method, request, context)
+        return self.GetNode(request, context).node
 
     def _find_checkpoint(self, request, context):
         self._find(request.job_id, context)

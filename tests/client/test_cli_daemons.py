@@ -6,6 +6,7 @@ import pytest
 
 import holdfast_agent.__main__
 from holdfast.cli.exits import EXIT
+from holdfast_agent.notices import NoticeFile, NoticeUrl
 from tests.client import scripted
 
 pytest_plugins = ["tests.client.cli_fixtures"]
@@ -63,7 +64,7 @@ def test_an_agent_finds_out_where_others_reach_it(monkeypatch, tmp_path):
     """Loopback would be right on one machine alone, and MASTER_ADDR of every gang."""
     started = []
 
-    async def serve(config, *, stop):
+    async def serve(config, **_):
         started.append(config)
 
     monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
@@ -75,7 +76,7 @@ def test_an_agent_finds_out_where_others_reach_it(monkeypatch, tmp_path):
 def test_an_agent_takes_what_its_operator_decides(monkeypatch, tmp_path):
     started = []
 
-    async def serve(config, *, stop):
+    async def serve(config, **given):
         started.append(config)
 
     monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
@@ -89,7 +90,38 @@ def test_an_agent_takes_what_its_operator_decides(monkeypatch, tmp_path):
 def test_an_agent_that_cannot_be_so(tmp_path):
     wrong = scripted.run("agent", "--state-dir", str(tmp_path), "--orphaned-after", "soon")
     assert wrong.exit_code == EXIT.USAGE
-    assert '--orphaned-after: "soon" is no duration' in wrong.stderr
+    assert "'--orphaned-after': \"soon\" is no duration" in wrong.stderr
     wrong = scripted.run("agent", "--state-dir", str(tmp_path), "--cgroup", "/proc/none")
     assert wrong.exit_code == EXIT.FAILED
     assert "/proc/none is no control group" in wrong.stderr
+
+
+def test_an_agent_is_told_where_notices_are(monkeypatch, tmp_path):
+    started = []
+
+    async def serve(config, **given):
+        started.append((config.notices, given["drain_s"]))
+
+    monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
+    words = ["agent", "--state-dir", str(tmp_path), "--notice-deadline", "30s"]
+    places = ["--notice-file", str(tmp_path / "n"), "--notice-url", "http://metadata/preempted"]
+    headers = ["--notice-header", "Metadata-Flavor: Google"]
+    assert scripted.run(*words, *places, *headers).exit_code == 0
+    assert scripted.run(*words, "--drain-on-term").exit_code == 0
+    file = NoticeFile(tmp_path / "n", 30)
+    url = NoticeUrl("http://metadata/preempted", 30, {"Metadata-Flavor": "Google"})
+    assert started == [((file, url), None), ((), 30)]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--notice-url", "file:///etc/passwd"], "file:///etc/passwd is no http:// or https:// address"),
+        (["--notice-header", "Metadata"], '"Metadata" is not of the form NAME: VALUE'),
+        (["--notice-deadline", "soon"], "is no duration; write e.g."),
+    ],
+)
+def test_notices_that_can_not_be(tmp_path, words, sentence):
+    done = scripted.run("agent", "--state-dir", str(tmp_path), *words)
+    assert done.exit_code == EXIT.USAGE
+    assert sentence in done.stderr

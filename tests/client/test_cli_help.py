@@ -36,7 +36,7 @@ def test_the_commands():
             for verb in ("submit", "list", "get", "watch", "logs", "stop", "delete", "summary", "samples")
         ),
         "node",
-        "node list",
+        *(f"node {verb}" for verb in ("list", "get", "cordon", "uncordon", "drain")),
         "checkpoint",
         "checkpoint delete",
         "checkpoint drain",

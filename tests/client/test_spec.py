@@ -249,9 +249,9 @@ def test_where_a_field_stands(read):
     assert found.where("resources.memory_bytes") == "job.yaml:11: resources.memory"
     assert found.where("env.LR") == "job.yaml:5: env.LR"
     assert found.where("hang.limits.step") == "job.yaml:40: hang.limits.step"
-    assert found.where("hang.limits.a.b") == "job.yaml:34: hang.limits.a.b"
-    assert found.where("hang.factor") == "job.yaml:35: hang.factor"
-    assert found.where("hang.limits") == "job.yaml:34: hang.limits"
+    assert found.where("hang.limits.a.b") == "job.yaml:40: hang.limits.a.b"
+    assert found.where("hang.factor") == "job.yaml:41: hang.factor"
+    assert found.where("hang.limits") == "job.yaml:40: hang.limits"
     assert found.where("env.NONE") is None
     assert found.where("request_id") is None
     assert (

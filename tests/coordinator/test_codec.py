@@ -8,7 +8,7 @@ from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_coordinator import codec, rule_codec
 from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import NoteHang, NoteReport, StartWorkers, StopWorkers
+from holdfast_coordinator.core.effects import AskStop, NoteHang, NoteReport, StartWorkers, StopWorkers
 from holdfast_coordinator.core.model import (
     Action,
     ExitKind,
@@ -273,3 +273,37 @@ def test_survivors_are_told_that_it_is_a_restart(restart):
         StopWorkers((key(0),), force=False, reason="x", restart=restart), epoch=7
     )
     assert message.stop_workers.restart is restart
+
+
+@pytest.mark.parametrize("at_step", [None, 0, 7])
+def test_a_request_to_stop_is_written(at_step):
+    asked = codec.command_to_proto(AskStop((key(0), key(1)), "job stop", 1_500, at_step), epoch=7).ask_stop
+    assert [k.rank for k in asked.keys] == [0, 1]
+    assert (asked.notice.reason, asked.notice.within_ms) == ("job stop", 1_500)
+    assert (asked.notice.at_step if asked.notice.HasField("at_step") else None) == at_step
+
+
+def said(**what):
+    return codec.event_from_proto(agent_pb2.AgentMessage(**what), node="n", session="s", at=1)
+
+
+def test_an_answer_is_read_and_the_want_of_one():
+    which = codec.key_to_proto(key(0))
+    answer = worker_pb2.StopAnswer(step=7, leaves=True)
+    event = said(stop_answered=agent_pb2.StopAnswered(key=which, answer=answer))
+    assert (event.key, event.step, event.leaves) == (key(0), 7, True)
+    event = said(stop_answered=agent_pb2.StopAnswered(key=which))
+    assert (event.step, event.leaves) == (None, False)
+    huge = worker_pb2.StopAnswer(step=2**62)
+    assert said(stop_answered=agent_pb2.StopAnswered(key=which, answer=huge)).step == codec.MOST_STEPS
+
+
+def test_a_notice_is_read_alone_and_with_a_hello():
+    notice = agent_pb2.NodeNotice(reason="spot notice" * 100)
+    notice.within.FromMilliseconds(1_500)
+    read = said(node_notice=notice).notice
+    assert (len(read.reason), read.within_ms) == (codec.LONGEST_REASON, 1_500)
+    hello = agent_pb2.Hello(node="n", instance_id="i")
+    assert codec.joined_from_proto(hello, session="s", at=1).notice is None
+    hello.notice.CopyFrom(notice)
+    assert codec.joined_from_proto(hello, session="s", at=1).notice == read

@@ -1,6 +1,7 @@
 """The services of a real coordinator as any gRPC client finds them, and agents that do not keep to the protocol."""
 
 import asyncio
+import time
 
 import grpc
 import pytest
@@ -93,6 +94,43 @@ async def test_a_node_is_found_by_its_name(channel, agent):
     assert (node.name, node.capacity.slots, node.slots_used) == ("n1", 4, 0)
     code, message, _ = await refusal(nodes.GetNode(node_pb2.GetNodeRequest(name="n2")))
     assert (code, message) == (grpc.StatusCode.NOT_FOUND, "there is no node n2")
+
+
+async def test_a_node_is_cordoned_drained_and_uncordoned(channel, agent):
+    nodes = node_pb2_grpc.NodeServiceStub(channel)
+    node = (await nodes.CordonNode(node_pb2.CordonNodeRequest(name="n1", reason="disks"))).node
+    assert (node.cordoned, node.cordon_reason, node.draining, node.drained) == (True, "disks", False, False)
+    assert not node.HasField("drain_by")
+    node = (await nodes.DrainNode(node_pb2.DrainNodeRequest(name="n1"))).node
+    assert (node.cordoned, node.cordon_reason, node.drained) == (True, "disks", True)
+    assert 0 < node.drain_by.ToMilliseconds() / 1000 - time.time() <= 120
+    node = (await nodes.UncordonNode(node_pb2.UncordonNodeRequest(name="n1"))).node
+    assert (node.cordoned, node.drained) == (False, False)
+    for call, request in (
+        (nodes.CordonNode, node_pb2.CordonNodeRequest(name="n2")),
+        (nodes.UncordonNode, node_pb2.UncordonNodeRequest(name="n2")),
+        (nodes.DrainNode, node_pb2.DrainNodeRequest(name="n2")),
+    ):
+        code, message, _ = await refusal(call(request))
+        assert (code, message) == (grpc.StatusCode.NOT_FOUND, "there is no node n2")
+
+
+@pytest.mark.parametrize("reason", ["x" * 201, "two\nlines", "\x1b[2J"])
+async def test_a_reason_is_one_line(channel, agent, reason):
+    nodes = node_pb2_grpc.NodeServiceStub(channel)
+    for call, request in (
+        (nodes.CordonNode, node_pb2.CordonNodeRequest(name="n1", reason=reason)),
+        (nodes.DrainNode, node_pb2.DrainNodeRequest(name="n1", reason=reason)),
+    ):
+        code, _, _ = await refusal(call(request))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_drain_is_not_over_before_it_began(channel, agent):
+    request = node_pb2.DrainNodeRequest(name="n1")
+    request.within.FromMilliseconds(-1)
+    code, message, _ = await refusal(node_pb2_grpc.NodeServiceStub(channel).DrainNode(request))
+    assert (code, message) == (grpc.StatusCode.INVALID_ARGUMENT, "a node can't be empty within -1 ms")
 
 
 async def test_reflection_names_every_service(channel):

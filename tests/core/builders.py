@@ -15,8 +15,14 @@ from holdfast_coordinator.core.events import (
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
+    NodeCordonRequested,
+    NodeDrainRequested,
+    NodeNoticed,
+    NodeUncordonRequested,
+    Notice,
     PortsOffered,
     ShardPrepared,
+    StopAnswered,
     StreamLost,
     Ticked,
     WorkerExited,
@@ -150,6 +156,23 @@ class Cluster:
 
     def stop(self, job: str = "j1", *, force: bool = False) -> Effects:
         return self.do(JobStopRequested(self.now, job, force))
+
+    def cordon(self, node: str = "a", reason: str = "") -> Effects:
+        return self.do(NodeCordonRequested(self.now, node, reason))
+
+    def uncordon(self, node: str = "a") -> Effects:
+        return self.do(NodeUncordonRequested(self.now, node))
+
+    def drain(self, node: str = "a", within_ms: int = 120_000, reason: str = "") -> Effects:
+        return self.do(NodeDrainRequested(self.now, node, within_ms, reason))
+
+    def notice(self, node: str = "a", reason: str = "spot notice", within_ms: int = 120_000) -> Effects:
+        there = self.node(node)
+        return self.do(NodeNoticed(self.now, node, there.session, Notice(reason, within_ms)))
+
+    def answer(self, which: Key, at_step: int | None, *, leaves: bool = True, node: str = "") -> Effects:
+        node = node or self.where(which)
+        return self.do(StopAnswered(self.now, node, self.node(node).session, which, at_step, leaves))
 
     def delete(self, job: str = "j1") -> Effects:
         return self.do(JobDeleteRequested(self.now, job))

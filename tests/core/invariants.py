@@ -91,12 +91,32 @@ def _gang(state: State, job: Job, gang: Gang, members: list[Worker]) -> None:
         failed = WorkerState.FAILED in states or WorkerState.LOST in states
         assert not failed or behind, f"{about} has a dead rank and is not superseded"
     _checkpoints(about, job, gang)
+    _stopping(about, job, gang, members)
     if gang.commit is not None:
         ranks = [worker.rank for worker in members]
         assert [shard.rank for shard in gang.commit.shards] == ranks, (
             f"{about}: a commit of some of its ranks"
         )
         assert gang.commit.attempt <= gang.attempt, f"{about}: a commit of an attempt that is yet to come"
+
+
+def _stopping(about: str, job: Job, gang: Gang, members: list[Worker]) -> None:
+    stop = gang.stopping
+    if stop is None:
+        return
+    live = [worker for worker in members if worker.state in LIVE]
+    assert job.state not in TERMINAL, f"{about} is to stop, and its job has ended"
+    assert live, f"{about} is to stop, and nothing of it runs"
+    assert all(worker.state is WorkerState.STOPPING for worker in live), f"{about}: a rank was not asked"
+    assert stop.term_ms <= stop.kill_ms, f"{about} is killed before it is signalled"
+    if stop.signalled:
+        return
+    assert not any(worker.attempt < gang.attempt for worker in live), (
+        f"{about} is superseded, and not signalled"
+    )
+    said = [worker.stop_at for worker in members if worker.stop_at is not None]
+    assert (len(said), max(said, default=-1)) == (stop.answers, stop.step), f"{about}: {said} is not {stop}"
+    assert stop.agreed == (len(said) == len(members)), f"{about}: agreed without all, or not with all"
 
 
 def _checkpoints(about: str, job: Job, gang: Gang) -> None:
@@ -145,6 +165,11 @@ def proven_corrupt(state: State, event: Event) -> tuple[str, int] | None:
 
 def _node(state: State, node) -> None:
     live = state.live_on(node.name)
+    if node.cordon is not None and node.cordon.draining:
+        assert all(worker.state is WorkerState.STOPPING for worker in live), (
+            f"node {node.name} is drained, and lets be what runs there"
+        )
+        assert live or node.strays, f"node {node.name} is empty and not drained"
     if node.state is NodeState.LOST:
         assert not live, f"node {node.name} is lost and has live workers"
         assert not node.session, f"node {node.name} is lost and has a session"

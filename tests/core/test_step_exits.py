@@ -135,7 +135,9 @@ def test_the_backoff_of_a_rank_wakes_nobody_while_its_job_is_stopped():
     cluster = running(2, Scope.RANK, backoff_ms=500)
     cluster.exited(key(0), 1)
     cluster.stop()
-    assert deadline(cluster.state) is None
+    assert deadline(cluster.state) == cluster.gang(1).stopping.term_ms > T0 + 500
+    cluster.answer(key(1), None)
+    assert deadline(cluster.state) == cluster.gang(1).stopping.kill_ms
 
 
 def test_the_earliest_backoff_is_the_deadline():

@@ -1,6 +1,7 @@
 """Submitting, stopping and deleting jobs."""
 
 from holdfast_coordinator.core.effects import (
+    AskStop,
     Assignment,
     ForgetJob,
     Problem,
@@ -110,7 +111,9 @@ def test_a_worker_sees_all_gpus_of_its_gang_on_the_node():
 
 def test_stopping_asks_every_worker_and_waits_for_it():
     cluster = running(2)
-    assert sent(cluster.stop()) == [StopWorkers((key(0), key(1)), force=False, reason="stopped by its user")]
+    assert sent(cluster.stop()) == [AskStop((key(0), key(1)), "job stop", 22_500, None)]
+    stop = StopWorkers((key(0), key(1)), force=False, reason="stopped by its user")
+    assert sent(cluster.answer(key(1), None)) == [stop]
     assert (cluster.job().state, cluster.job().desired) == (JobState.STOPPING, Desired.STOPPED)
     cluster.exited(key(0), signal=15)
     cluster.exited(key(1), 0)

@@ -105,6 +105,7 @@ def test_an_exit_that_happened_meanwhile_keeps_its_status():
 def test_a_stop_that_was_lost_is_said_again():
     cluster = running(2)
     cluster.stop()
+    cluster.answer(key(0), None)
     cluster.lose_stream()
     effects = cluster.join("a", (found(key(0)), found(key(1))))
     again = StopWorkers((key(0), key(1)), force=False, reason="it was told to stop before")

@@ -71,6 +71,11 @@ EVENTS = st.one_of(
     st.tuples(st.just("up"), current),
     st.tuples(st.just("down"), current, st.integers(0, 1), st.integers(0, 9)),
     st.tuples(st.just("commit"), current, st.integers(0, 9)),
+    st.tuples(st.sampled_from(["cordon", "uncordon"]), nodes),
+    st.tuples(st.sampled_from(["drain", "notice"]), nodes, st.sampled_from([0, 100, 60_000])),
+    st.tuples(st.just("answer"), current, st.one_of(st.none(), st.integers(0, 9)), st.booleans()),
+    st.tuples(st.just("claim to stop"), nodes, keys, st.integers(0, 9)),
+    st.tuples(st.just("all answer"), jobs, st.integers(0, 9)),
     st.tuples(st.just("offer"), nodes, st.lists(st.integers(7001, 7004), unique=True, max_size=3)),
     st.tuples(st.just("hung"), nodes, keys, st.integers(1, 2), st.booleans()),
     st.tuples(st.just("hangs"), current, st.integers(1, 2), st.booleans()),
@@ -114,13 +119,23 @@ def play(cluster, what, *given):
         case "compare", (job, step_ms):
             found_ms = {replace(which, job_id=job): ms for which, ms in step_ms}
             cluster.do(StepsCompared(cluster.now, job, found_ms))
-        case (("up" | "down" | "commit" | "say" | "corrupt" | "hangs"), ((job, rank), *_)):
+        case (("cordon" | "uncordon"), (node,)):
+            getattr(cluster, what)(node)
+        case "drain", (node, within_ms):
+            cluster.drain(node, within_ms)
+        case "notice", (node, within_ms) if connected(cluster, node):
+            cluster.notice(node, within_ms=within_ms)
+        case "all answer", (job, at_step) if all_connected(cluster, job):
+            for worker in cluster.state.workers_of(cluster.job(job)):
+                cluster.answer(worker.key, at_step)
+        case (("up" | "down" | "commit" | "say" | "corrupt" | "answer" | "hangs"), ((job, rank), *_)):
             worker = cluster.state.workers.get((job, rank))
             if worker is not None and worker.state in LIVE and connected(cluster, worker.node):
                 play_worker(cluster, what, worker.key, *given[1:])
-        case (("started" | "exited" | "prepare" | "offer" | "report" | "hung"), (node, *rest)) if connected(
-            cluster, node
-        ):
+        case (
+            ("started" | "exited" | "prepare" | "offer" | "report" | "claim to stop" | "hung"),
+            (node, *rest),
+        ) if connected(cluster, node):
             play_claim(cluster, what, node, *rest)
 
 
@@ -153,6 +168,8 @@ def play_worker(cluster, what, which, *given):
             cluster.report(which, kind, at_step)
         case "hangs", (since, over):
             cluster.hung(which, hang(since_ns=since), over=over)
+        case "answer", (at_step, leaves):
+            cluster.answer(which, at_step, leaves=leaves)
         case "corrupt", ():
             gang = cluster.gang(cluster.worker(which.rank, which.job_id).gang, which.job_id)
             if gang.commit is not None:
@@ -172,6 +189,8 @@ def play_claim(cluster, what, node, *given):
             cluster.report(which, kind, at_step, node=node)
         case "hung", (which, since, over):
             cluster.hung(which, hang(since_ns=since), over=over, node=node)
+        case "claim to stop", (which, at_step):
+            cluster.answer(which, at_step, node=node)
         case "offer", (ports,):
             cluster.offer(node, *ports)
 
@@ -196,6 +215,8 @@ def test_whatever_happened_honest_agents_bring_every_job_to_an_end(events):
         cluster.submit(job_spec, job)
     for event in events:
         play(cluster, *event)
+    for node in list(cluster.state.nodes):
+        cluster.uncordon(node)
     for _ in range(12):
         for node in NODES:
             here = cluster.state.live_on(node)

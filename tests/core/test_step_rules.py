@@ -178,7 +178,9 @@ class TestGraces:
         assert stop.restart
 
     def test_who_is_stopped_with_the_job_has_the_jobs(self):
-        (stop,) = sent(running(1).stop(), StopWorkers)
+        cluster = running(1)
+        cluster.stop()
+        (stop,) = sent(cluster.answer(key(0), None), StopWorkers)
         assert not stop.restart
 
     def test_also_when_it_is_said_again(self):

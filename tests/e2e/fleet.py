@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from holdfast.client import TERMINAL, Client
-from holdfast.v1 import job_pb2
+from holdfast.v1 import job_pb2, node_pb2
 from holdfast.wire import HoldfastError
 from tests.agent.processes import remove_groups
 
@@ -40,8 +40,8 @@ class Fleet:
         options = ["--listen", self.target, "--state-dir", state, "--lost-after", self._lost_after]
         self._start("coordinator", "coordinator", *options)
 
-    def start_agent(self, name: str = "node-a", slots: int = 4) -> None:
-        options = ["--coordinator", self.target, "--name", name, "--slots", str(slots)]
+    def start_agent(self, name: str = "node-a", slots: int = 4, *more: str) -> None:
+        options = ["--coordinator", self.target, "--name", name, "--slots", str(slots), *more]
         self._start(name, "agent", *options, "--state-dir", str(self.root / name))
 
     def signal(self, name: str, number: int) -> None:
@@ -61,7 +61,14 @@ class Fleet:
         )
 
     async def submit_command(
-        self, command: list[str], world: int, scope: str = "gang", *, backoff_ms: int = 50, **spec: object
+        self,
+        command: list[str],
+        world: int,
+        scope: str = "gang",
+        *,
+        backoff_ms: int = 50,
+        grace_ms: int = 2_000,
+        **spec: object,
     ) -> str:
         wanted = job_pb2.JobSpec(
             name="test",
@@ -72,7 +79,7 @@ class Fleet:
         )
         wanted.restart.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{scope.upper()}")
         wanted.restart.backoff.FromMilliseconds(backoff_ms)
-        wanted.stop_grace.FromMilliseconds(2_000)
+        wanted.stop_grace.FromMilliseconds(grace_ms)
         job = await self.retried(lambda: self.client.create_job(wanted, request_id=f"job-{len(self._jobs)}"))
         self._jobs.append(job.id)
         return job.id
@@ -111,6 +118,16 @@ class Fleet:
 
     async def ended(self, job_id: str) -> job_pb2.Job:
         return await self.until(job_id, lambda job: job.state in TERMINAL)
+
+    async def node_until(self, name: str, condition) -> node_pb2.Node:
+        """Wait until a node is as wanted."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            node = await self.retried(lambda: self.client.get_node(name))
+            if condition(node):
+                return node
+            assert time.monotonic() < until, f"it never came to that: {node}"
+            await asyncio.sleep(0.05)
 
     async def succeeded(self, job_id: str) -> job_pb2.Job:
         job = await self.ended(job_id)

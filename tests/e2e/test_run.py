@@ -153,6 +153,40 @@ def test_ctrl_c_stops_gracefully(start):
     assert gone(*pids)
 
 
+LEAVES = """
+import sys, time
+import holdfast
+run = holdfast.init()
+state = run.restore(default={"step": 0})
+for step in range(state["step"] + 1, int(sys.argv[1])):
+    time.sleep(0.01)
+    run.step()
+    run.checkpoint({"step": step}, every=10_000)
+    if step == state["step"] + 5:
+        print("from", state["step"], flush=True)
+    if run.should_stop:
+        print("left at", step, flush=True)
+        break
+"""
+
+
+def test_ctrl_c_loses_nothing_and_says_how_to_go_on(start, tmp_path):
+    (tmp_path / "train.py").write_text(LEAVES)
+    program = ("--", sys.executable, "train.py", "100000")
+    run = start("--name", "mine", "-n", "2", "--stop-grace", "60s", *program)
+    assert {run.line() for _ in range(2)} == {"[0] from 0\n", "[1] from 0\n"}
+    run.send(signal.SIGINT)
+    code, out, err = run.ended()
+    assert code == EXIT.INTERRUPTED
+    (left,) = {line.split()[-1] for line in out.splitlines()}
+    said = f"stopped by its user at step {left}, which is committed; a run with --resume-from mine goes on"
+    assert f"holdfast: {said}" in err.splitlines()
+    again = start("-n", "2", "--stop-grace", "60s", "--resume-from", "mine", *program)
+    assert {again.line() for _ in range(2)} == {f"[0] from {left}\n", f"[1] from {left}\n"}
+    again.send(signal.SIGINT)
+    assert again.ended()[0] == EXIT.INTERRUPTED
+
+
 def test_ctrl_c_twice_stops_at_once(start):
     """Although the worker ignores SIGTERM and its grace is an hour."""
     program = 'trap "echo no" TERM; echo $$; while :; do sleep 0.02; done'

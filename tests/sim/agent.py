@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from holdfast_agent import core, hangs
+from holdfast_agent import asks, core, hangs
 from holdfast_agent.core import Ended, Key, Phase
 from holdfast_agent.hang_reports import Report, Reports, watched
 from holdfast_coordinator.core.effects import (
     AckCommit,
+    AskStop,
     ForgetJob,
     NoteHang,
     NoteReport,
@@ -55,6 +56,7 @@ class Agent:
         self.processes: dict[Key, Process] = {}
         self.core = core.AgentState()
         self.frozen = False
+        self.has_notice = False
         self.die_in = -1
         """How many more actions this life will carry out; -1: no such limit."""
         self._world = world
@@ -96,7 +98,7 @@ class Agent:
         if self.up:
             return
         self._life += 1
-        self._backlog, self.frozen, self.die_in = [], False, -1
+        self._backlog, self.frozen, self.die_in, self.has_notice = [], False, -1, False
         self._world.note(self.name, "agent starts")
         self._ports = [self._new_pid() + 20_000 for _ in range(PORTS)]
         self.core = core.recover(*self._recover())
@@ -216,6 +218,7 @@ class Agent:
             self.slots,
             inventory,
             tuple(self._ports),
+            self.core.asked.notice,
         )
         stream.send(UP, hello)
 
@@ -242,7 +245,7 @@ class Agent:
         if isinstance(command, NoteHang):
             self._noted(epoch, command)
             return
-        self.dispatch(agent_event(epoch, command))
+        self.dispatch(self._event(epoch, command))
         if isinstance(command, Welcome):
             self._tell_hangs(self._hangs.welcomed(self.core))
 
@@ -305,7 +308,20 @@ class Agent:
             if isinstance(command, NoteHang):
                 self._noted(epoch, command)
             else:
-                self.dispatch(agent_event(epoch, command))
+                self.dispatch(self._event(epoch, command))
+
+    def _event(self, epoch: int, command: Any) -> core.Event:
+        if not isinstance(command, AskStop):
+            return agent_event(epoch, command)
+        keys = tuple(_key(key) for key in command.keys)
+        deaf = [key for key in keys if key in self.processes and not self.processes[key].listens]
+        return asks.StopAsked(epoch, keys, command.step, frozenset(deaf))
+
+    def notice(self, within_ms: int) -> None:
+        """The machine is about to go away, as this life of the agent knows."""
+        if self.up:
+            self.has_notice = True
+            self.call(0, self.dispatch, asks.NoticeSeen(self._world.now + within_ms))
 
     def _beat(self, stream: Stream) -> None:
         if stream is self._stream:
@@ -356,6 +372,13 @@ class Agent:
             case core.AnswerNoted(key, kind, step):
                 if key in self.processes:
                     self._world.at(self._world.between(0, 2), self.processes[key].noted, kind, step)
+            case asks.AskWorker(key, step):
+                if key in self.processes:
+                    self._world.at(self._world.between(0, 2), self.processes[key].asked, step)
+            case asks.TellAnswer(key, answer):
+                self._say("answered", (key, answer))
+            case asks.TellNotice(until):
+                self._say("notice", until)
             case core.MarkReleased(key):
                 if key in self.disk.attempts:
                     self.disk.attempts[key].released = True

@@ -11,7 +11,7 @@ import pytest
 from holdfast_agent import core as agent_core
 from holdfast_agent import hang_reports
 from holdfast_agent import hangs as agent_hangs
-from holdfast_coordinator.core import checkpoints, commit, reconcile
+from holdfast_coordinator.core import checkpoints, commit, drain, placement, reconcile, stopping
 from holdfast_coordinator.core import step as step_module
 from holdfast_coordinator.core.effects import Delete, Put
 from holdfast_coordinator.core.model import Gang, NodeState
@@ -291,6 +291,52 @@ def hang_without_restart(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(step_module.hangs, "supersede", lambda *_: None)
 
 
+def stop_where_somebody_has_been(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """The gang is to stop at a step that a rank has not promised to wait at."""
+    honest = stopping._count
+
+    def count(turn, gang, stop):
+        honest(turn, gang, replace(stop, step=stop.step - 2))
+
+    patch.setattr(stopping, "_count", count)
+
+
+def stop_agreed_by_some(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """The last rank is not waited for."""
+    honest = stopping._count
+
+    def count(turn, gang, stop):
+        world = turn.state.gang_tallies[gang.job_id, gang.index].total()
+        honest(turn, gang, replace(stop, answers=max(stop.answers, world - 1) + (stop.answers < world)))
+
+    patch.setattr(stopping, "_count", count)
+
+
+def drain_without_asking(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """What runs on a drained node is moved as if it had died."""
+    patch.setattr(drain.stopping, "ask", lambda turn, gangs, *_: list(gangs))
+
+
+def place_on_cordoned(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A node that is drained takes new work."""
+    honest = placement.usable
+    patch.setattr(placement, "usable", lambda node: honest(replace(node, cordon=None)))
+
+
+def end_before_the_commit(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A gang that has answered is signalled before its last checkpoint is committed."""
+    patch.setattr(stopping, "_is_committed", lambda gang, stop: stop.agreed)
+    honest = stopping.follow
+
+    def follow(turn, job, gang):
+        honest(turn, job, gang)
+        gang = turn.state.gangs[gang.job_id, gang.index]
+        if stopping.is_asked(gang) and gang.stopping.agreed:
+            stopping.signal(turn, gang, "no patience")
+
+    patch.setattr(stopping, "follow", follow)
+
+
 LOST_ACKS = "kill_agent,break_stream,kill_coordinator_as_it_speaks"
 ROT = "rot_a_file,kill_agent,break_stream,kill_coordinator_as_it_speaks"
 HANGS = "hang_worker,kill_agent,break_stream,kill_coordinator_as_it_speaks"
@@ -309,16 +355,14 @@ PLANTS: dict[str, Plant] = {
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
     "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
     "exits not in the inventory": Plant(
-        exits_not_in_inventory, "P4: .* is lost, and node|things unacknowledged"
+        exits_not_in_inventory, "P4: .* is lost, and node|things unacknowledged|liveness: .* is restarting"
     ),
     "prepared not resent": Plant(prepared_not_resent, "liveness: "),
     "any epoch": Plant(any_epoch, "spawned twice|has processes left|comes back to life", OLD_LEADERS),
     "any session": Plant(any_session, "liveness: "),
     "loss without restart": Plant(loss_without_restart, "is not superseded"),
     "suspects are lost": Plant(suspects_are_lost, "P4: node . is lost after"),
-    "delete not written": Plant(
-        delete_not_written, "delete what it prepared before|load.store. is not the state"
-    ),
+    "delete not written": Plant(delete_not_written, "delete what it prepared before|is not the state"),
     "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
     "backoff never over": Plant(backoff_never_over, "it would spin"),
     "resume from what was never committed": Plant(resume_from_what_was_prepared, "P1: .* resumes from"),
@@ -335,6 +379,13 @@ PLANTS: dict[str, Plant] = {
     ),
     "drop what is resumed from": Plant(drop_what_is_resumed_from, "P1: step .* is dropped, and .* resumed"),
     "drop too many": Plant(drop_too_many, "P1: step .* is dropped, and only"),
+    "stop where somebody has been": Plant(
+        stop_where_somebody_has_been, "is told to stop at step|is not Stopping"
+    ),
+    "stop agreed by some": Plant(stop_agreed_by_some, "is not Stopping|agreed without all"),
+    "drain without asking": Plant(drain_without_asking, "was drained, and does steps again|P1: rank . of j3"),
+    "place on cordoned": Plant(place_on_cordoned, "is drained, and lets be", "drain_node,crash_worker"),
+    "end before the commit": Plant(end_before_the_commit, "P1: rank . of j3"),
     "delete what is kept": Plant(delete_what_is_kept, "P1: the files of .* which are kept, are to go"),
     "hangs not resent": Plant(hangs_not_resent, "liveness: ", HANGS),
     "a pause is a hang": Plant(a_pause_is_a_hang, "P4: .* is said to hang", "freeze_machine"),

@@ -13,6 +13,7 @@ from holdfast_agent.core import Key
 from holdfast_coordinator.core.effects import (
     AckCommit,
     Append,
+    AskStop,
     Command,
     DropCommit,
     Effects,
@@ -77,6 +78,8 @@ class Checks:
     """During which attempt a commit left the history, by place, step and its own attempt."""
     pace: dict[Key, int] = field(default_factory=dict)
     """The step of every live worker."""
+    last_step: dict[Key, int] = field(default_factory=dict)
+    """The step at which a worker ended because it was asked to."""
     counts: dict[str, int] = field(default_factory=dict)
     """What happened how often: the summary of a run."""
     _shadow: State = field(default_factory=State)
@@ -105,11 +108,19 @@ class Checks:
 
     def hung(self, process: Any, verdict: Any) -> None:
         """Its agent says that it hangs: it has not moved for longer than it may, give or take a look or two."""
-        self._count("hangs")
+        self.count("hangs")
         self._hung.add(process.key)
         limit = process.order.spec.hang.limits_ms.get(verdict.section, process.order.spec.hang.floor_ms)
         if process.quiet_ms() < limit - HANG_SLACK_MS:
             raise Violation(f"P4: {process.key} is said to hang and moved {process.quiet_ms()} ms ago")
+
+    def left_at(self, key: Key, step: int) -> None:
+        """It was asked to stop, and does, with all that it did committed."""
+        self.count("stopped in time")
+        self.last_step[key] = step
+        gang = self._shadow.workers[key.job_id, key.rank].gang
+        if not self.was_durable((key.job_id, gang), step, key.attempt):
+            raise Violation(f"P1: {key} ends at step {step}, which is not committed")
 
     def ended(self, key: Key, how: Exit) -> None:
         self._exits[key] = how
@@ -130,7 +141,7 @@ class Checks:
     def spawned(self, node: str, order: Any) -> None:
         """A worker's process comes to be."""
         key, commit = order.key, order.resume
-        self._count("spawned")
+        self.count("spawned")
         if key in self._spawned:
             raise Violation(f"P6: {key} is spawned twice")
         self._spawned.add(key)
@@ -192,7 +203,7 @@ class Checks:
     def _set_aside(self, place: Place, event: Event, state: State) -> None:
         """A worker found a commit corrupt: it is, and what is gone back to is the newest one that is durable."""
         assert isinstance(event, CheckpointReported)
-        self._count("set aside")
+        self.count("set aside")
         if not self.checkpoints.is_rotten(place, self.commits[place][event.step]):
             raise Violation(f"P1: step {event.step} of {place} is set aside and is sound")
         before = [commit for step, commit in self.commits[place].items() if step < event.step]
@@ -214,6 +225,7 @@ class Checks:
         """
         aside, _ = reasons
         given_up: set[tuple[str, int]] = {place for place in reasons if place is not None}
+        given_up |= self._moving(writes)
         for write in writes:
             if isinstance(write, DropCommit) and aside is None:
                 self._let_go(write)
@@ -238,9 +250,20 @@ class Checks:
         spec = self._shadow.jobs[worker.job_id].spec
         failed = worker.state is WorkerState.FAILED and worker.exit is not None and worker.exit.code == 1
         if failed and any(rule.action is Action.RESTART_GANG for rule in spec.rules):
-            self._count("rules")
+            self.count("rules")
             return {(worker.job_id, index) for index in range(spec.world_size)}
         return {(worker.job_id, worker.gang)}
+
+    def _moving(self, writes: Iterable[Write]) -> set[tuple[str, int]]:
+        """The gangs that were asked to stop, or have a rank on a node that is being drained."""
+        nodes = [write.row for write in writes if isinstance(write, Put) and isinstance(write.row, Node)]
+        draining = {node.name for node in nodes if node.cordon is not None and node.cordon.drain_by_ms}
+        there = [
+            key for name in {*draining, *self._shadow.draining} for key in self._shadow.on_node.get(name, ())
+        ]
+        return {(job_id, self._shadow.workers[job_id, rank].gang) for job_id, rank in there} | {
+            *self._shadow.stopping
+        }
 
     def _let_go(self, dropped: DropCommit) -> None:
         gang = self._shadow.gangs[dropped.job_id, dropped.gang]
@@ -251,7 +274,7 @@ class Checks:
             raise Violation(f"P1: step {dropped.step} is dropped, and {reading} resumed from it")
 
     def _node_lost(self, node: Node) -> None:
-        self._count("nodes lost")
+        self.count("nodes lost")
         silent = self.world.now - self._heard.get(node.name, 0)
         if silent < self.lost_after_ms:
             raise Violation(f"P4: node {node.name} is lost after {silent} ms of silence")
@@ -274,13 +297,13 @@ class Checks:
         if before is None:
             return
         if gang.attempt > before.attempt:
-            self._count("restarts")
+            self.count("restarts")
             if (gang.job_id, gang.index) not in given_up:
                 raise Violation(f"P4: {gang.job_id}/{gang.index} restarts though nothing died: {gang.cause}")
         known = before.commit.step if before.commit is not None else -1
         if gang.commit is not None and gang.commit.step > known:
-            self._count("commits")
-            self._count("degraded", gang.commit.degraded)
+            self.count("commits")
+            self.count("degraded", gang.commit.degraded)
             self._committed(gang, gang.commit)
 
     def _committed(self, gang: Gang, commit: Commit) -> None:
@@ -325,7 +348,7 @@ class Checks:
         if self.checkpoints.is_rotten(place, commit) and step > newest:
             self._seen_durable.commits[place] = newest
             return
-        self._count("dropped")
+        self.count("dropped")
         policy = self._shadow.jobs[place[0]].spec.retention
         newer = [each for each in steps if each > step]
         if policy is None or len(newer) < policy.keep_last:
@@ -380,6 +403,14 @@ class Checks:
                         raise Violation(
                             f"P3: rank {a.rank} of {command.job_id} starts before that is durable"
                         )
+            case AskStop(keys, _, _, step):
+                for key in keys:
+                    row = durable.workers.get((key.job_id, key.rank))
+                    stop = durable.gangs[key.job_id, row.gang].stopping if row is not None else None
+                    if row is None or row.attempt != key.attempt or stop is None:
+                        continue  # it has ended meanwhile
+                    if step is not None and (stop.agreed, stop.step) != (True, step):
+                        raise Violation(f"P3: {key} is told to stop at step {step} before that is durable")
             case StopWorkers(keys, _, reason):
                 for key in keys:
                     row, job = durable.workers.get((key.job_id, key.rank)), durable.jobs.get(key.job_id)
@@ -400,5 +431,5 @@ class Checks:
             if job.desired is not Desired.STOPPED and job.state not in TERMINAL:
                 raise Violation(f"P3: the stop of {event.job_id} is acknowledged and not durable")
 
-    def _count(self, what: str, by: int = 1) -> None:
+    def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by

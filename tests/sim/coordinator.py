@@ -24,8 +24,11 @@ from holdfast_coordinator.core.events import (
     CheckpointReported,
     Event,
     LeaderElected,
+    NodeNoticed,
+    Notice,
     PortsOffered,
     ShardPrepared,
+    StopAnswered,
     StreamLost,
     Ticked,
     WorkerExited,
@@ -186,7 +189,7 @@ class Coordinator:
         stream.listen(UP, lambda message: self._call(life, self._hello, stream, message), lambda: None)
 
     def _hello(self, stream: Stream, hello: tuple[Any, ...]) -> None:
-        number, node, instance_id, boot_id, slots, inventory, ports = hello
+        number, node, instance_id, boot_id, slots, inventory, ports, notice = hello
         # Not modelled: a Hello that is overtaken by that of a later stream. Nothing in it would tell.
         if not self.leading or number < self._newest_hello.get(node, 0):
             stream.close(DOWN)
@@ -198,7 +201,18 @@ class Coordinator:
         self._hear(node)
         now = self._world.now
         room = Capacity(slots=slots, cpus=float(slots), gpus=slots)
-        joined = AgentJoined(now, node, session, instance_id, f"at-{node}", room, inventory, boot_id, ports)
+        joined = AgentJoined(
+            now,
+            node,
+            session,
+            instance_id,
+            f"at-{node}",
+            room,
+            inventory,
+            boot_id,
+            ports,
+            notice=_notice(notice, now),
+        )
         self._post(joined)
         life = self._life
         stream.listen(
@@ -417,6 +431,12 @@ def agent_event(at: int, node: str, session: str, kind: str, what: Any) -> Event
             return WorkerHung(at, node, session, Key(*what.key), _hang(at, what.content), what.over)
         case "ports":
             return PortsOffered(at, node, session, what)
+        case "answered":
+            key, answer = what
+            step, leaves = (None, False) if answer is None else answer
+            return StopAnswered(at, node, session, Key(*key), step, leaves)
+        case "notice":
+            return NodeNoticed(at, node, session, Notice("spot notice", max(0, what - at)))
     raise AssertionError(kind)
 
 
@@ -425,3 +445,7 @@ def _hang(at: int, verdict: Any) -> Hang:
     silent = verdict.silent_ns // MS
     limit, learned = getattr(verdict, "limit_ns", 0) // MS, getattr(verdict, "learned", False)
     return Hang(verdict.since_ns, at - silent, verdict.section, verdict.step, silent, limit, learned)
+
+
+def _notice(until: int | None, now: int) -> Notice | None:
+    return None if until is None else Notice("spot notice", max(0, until - now))

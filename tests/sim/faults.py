@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from holdfast_coordinator.core.effects import (
     AckCommit,
+    AskStop,
     NoteHang,
     NoteReport,
     ReleaseWorkers,
@@ -11,10 +12,11 @@ from holdfast_coordinator.core.effects import (
     StopWorkers,
     Welcome,
 )
+from holdfast_coordinator.core.events import Event, NodeDrainRequested, NodeUncordonRequested
 from holdfast_coordinator.core.model import HangAction
 from tests.sim.agent import Agent
 from tests.sim.checks import Checks
-from tests.sim.coordinator import Coordinator
+from tests.sim.coordinator import Coordinator, Request
 from tests.sim.link import DOWN, UP, Network
 from tests.sim.worker import Process
 from tests.sim.world import World
@@ -62,6 +64,8 @@ class Faults:
             self.lose_storage,
             self.hang_worker,
             self.freeze_machine,
+            self.drain_node,
+            self.notice_node,
         ]
         # Several at a time, so that faults of different kinds meet; not all, so that each has room to show.
         wanted = [kind for kind in kinds if world.chance(0.4)] or [world.rng.choice(kinds)]
@@ -93,6 +97,8 @@ class Faults:
 
     def _mend(self, agent: Agent) -> None:
         self._network.heal(agent.name)
+        if agent.has_notice:
+            agent.kill()  # the next one has no notice
         agent.die_in = -1
         agent.thaw()
         agent.start()
@@ -153,7 +159,7 @@ class Faults:
 
     def kill_coordinator_as_it_speaks(self) -> None:
         said = self._world.rng.choice(
-            [StartWorkers, StopWorkers, ReleaseWorkers, AckCommit, NoteReport, NoteHang, Welcome]
+            [StartWorkers, StopWorkers, ReleaseWorkers, AckCommit, NoteReport, NoteHang, AskStop, Welcome]
         )
         self._coordinator.die_after = (said,)
 
@@ -231,3 +237,26 @@ class Faults:
         agent = self._world.rng.choice(self._agents)
         agent.freeze_machine()
         self._while_on(self._world.between(100, 2 * LONGER_THAN_THE_LEASE_MS), agent.thaw_machine)
+
+    def drain_node(self) -> None:
+        """Somebody drains a node, and lets it work again, now and then while it is being drained."""
+        name, now = self._world.rng.choice(self._agents).name, self._world.now
+        self._ask(NodeDrainRequested(now, name, self._world.rng.choice([0, 500, 20_000])))
+        self._while_on(
+            self._world.between(100, LONGER_THAN_THE_LEASE_MS),
+            lambda: self._ask(NodeUncordonRequested(self._world.now, name)),
+        )
+
+    def _ask(self, event: Event) -> None:
+        self._coordinator.request(Request(event, lambda _: None, lambda: None))
+
+    def notice_node(self) -> None:
+        """A machine is to go away, and a new one of its name comes."""
+        agent = self._world.rng.choice(self._agents)
+        agent.notice(self._world.rng.choice([500, LONGER_THAN_THE_LEASE_MS]))
+
+        def goes() -> None:
+            agent.reboot() if self._world.chance(0.5) else agent.kill()
+            agent.start()
+
+        self._while_on(self._world.between(100, LONGER_THAN_THE_LEASE_MS), goes)

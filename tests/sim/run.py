@@ -3,7 +3,13 @@
 import traceback
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
+from holdfast_coordinator.core.events import (
+    JobDeleteRequested,
+    JobStopRequested,
+    JobSubmitted,
+    NodeDrainRequested,
+    NodeUncordonRequested,
+)
 from holdfast_coordinator.core.model import (
     TERMINAL,
     Action,
@@ -85,6 +91,8 @@ class Simulation:
         try:
             self._faulty()
             self._healed()
+            if self.world.chance(0.3):
+                self._stopped_in_peace()
             self._forgotten()
         except Violation as violation:
             failure = str(violation)
@@ -130,13 +138,14 @@ class Simulation:
             "STEPS": str(world.between(10, 60)),
             "EVERY": str(world.between(1, 9)),
             "PACE": str(world.rng.choice([50, 200, 600])),
+            "MANNERS": "any",
         }
         retention = None
         if world.chance(0.5):
             retention = RetentionPolicy(
                 world.between(1, 3), world.rng.choice([0, 5]), world.between(0, 1), "loss", Mode.MIN
             )
-        grace = world.rng.choice([5, 300])
+        grace = world.rng.choice([5, 300, 10_000])
         # What a fault may hold up without a hang of its own is given time.
         hang = HangPolicy(
             world.rng.choice([HangAction.RESTART, HangAction.RESTART, HangAction.NOTIFY]),
@@ -170,6 +179,8 @@ class Simulation:
         self.faults.begin()
         world.run(T0 + FAULTS_MS)
         self.faults.end()
+        for name in self.agents:
+            self.client.ask(f"uncordon {name}", NodeUncordonRequested(world.now, name))
 
     def _healed(self) -> None:
         """Nothing breaks; everything comes to its end."""
@@ -188,6 +199,59 @@ class Simulation:
         if len(open_) > len(self.agents) or self.coordinator.backlog > 10:
             raise Violation(f"{len(open_)} streams are open, {self.coordinator.backlog} events wait")
         world.note("world", "settled")
+
+    def _stopped_in_peace(self) -> None:
+        """Nothing breaks, and every program has manners: a drain and a stop lose no step, of no rank."""
+        world, room = self.world, sum(agent.slots for agent in self.agents.values())
+        env = {"STEPS": "100000", "EVERY": str(world.between(1, 9)), "PACE": "50", "MANNERS": "leaves"}
+        scope = world.rng.choice(list(Scope))
+        most = room - max(agent.slots for agent in self.agents.values())
+        drains = most > 0 and world.chance(0.5)
+        ranks = world.between(1, min(4, most if drains else room))
+        job = JobSpec("train", ("train",), ranks, env, restart=RestartPolicy(scope), stop_grace_ms=120_000)
+        self.jobs["j3"] = job
+        self.client.ask("submit j3", JobSubmitted(world.now, "j3", "request-j3", job))
+        self._train_on(1)
+        if drains:
+            node = self.coordinator.state.workers["j3", 0].node
+            self.client.ask("drain", NodeDrainRequested(world.now, node, 120_000))
+            self._train_on(2)
+            for worker in self.coordinator.state.workers_of(self.coordinator.state.jobs["j3"]):
+                if (
+                    worker.attempt == 2
+                    and self.checks.last_step.get((worker.job_id, worker.rank, 1)) != worker.resume_step
+                ):
+                    raise Violation(f"P1: rank {worker.rank} of j3 was drained, and does steps again")
+            self.client.ask("uncordon", NodeUncordonRequested(world.now, node))
+        self.client.ask("stop j3", JobStopRequested(world.now, "j3"))
+        if not self._run_until(self._settled, HEALED_WITHIN_MS):
+            raise Violation(f"liveness: {self._unsettled()}")
+        state = self.coordinator.state
+        for gang in state.gangs_of(state.jobs["j3"]):
+            for worker in state.members(gang):
+                last = self.checks.last_step.get((worker.job_id, worker.rank, worker.attempt))
+                if gang.commit is None or last != gang.commit.step or last != worker.progress.step:
+                    raise Violation(
+                        f"P1: rank {worker.rank} of j3 was stopped at {last}, committed is {gang.commit}"
+                    )
+        self.checks.count("stopped in peace")
+
+    def _train_on(self, attempt: int) -> None:
+        """Let every rank of j3 do a few steps; of the gang on the drained node in this attempt."""
+        state = lambda: self.coordinator.state  # noqa: E731  a new leader has another
+
+        def far_enough() -> bool:
+            if "j3" not in state().jobs:
+                return False
+            workers = state().workers_of(state().jobs["j3"])
+            processes = {key: p for agent in self.agents.values() for key, p in agent.processes.items()}
+            mine = [processes.get((w.job_id, w.rank, w.attempt)) for w in workers]
+            return workers[0].attempt >= attempt and all(
+                p is not None and p.step > p._first + 3 for p in mine
+            )
+
+        if not self._run_until(far_enough, HEALED_WITHIN_MS):
+            raise Violation(f"liveness: j3 does not get on: {self._unsettled()}")
 
     def _check_result(self, job_id: str, spec: JobSpec) -> None:
         steps = int(spec.env["STEPS"])

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast_agent import core, hangs
+from holdfast_agent import asks, core, hangs
 from holdfast_agent.core import Key
 from holdfast_coordinator.core.effects import Assignment
 from holdfast_coordinator.core.model import Commit, Exit, JobSpec, Progress, ReportKind, Scope, Shard
@@ -21,6 +21,8 @@ MS = 1_000_000
 """In nanoseconds."""
 PATIENCE_MS = 2_000
 """How long a worker awaits the answer to a checkpoint when the next one is due."""
+STOP_PATIENCE_MS = 5_000
+"""How long it waits to be told where it stops."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,16 @@ class Process:
         env = order.spec.env
         self._total, self._every, self._pace = int(env["STEPS"]), int(env["EVERY"]), int(env["PACE"])
         self._lockstep = order.spec.restart.scope is Scope.GANG
+        self._manners = env["MANNERS"]
+        """When it is to stop the program leaves, or stays, or is deaf; now and then a good one is slow, or mute."""
+        if self._manners == "any":
+            self._manners = world.rng.choice(["leaves"] * 5 + ["stays", "deaf", "slow", "mute"])
+        self._promised: int | None = None
+        self._stop_at: int | None = None
+        self._held_since = 0
+        self._gave_up = False
+        self._saved_at = 0
+        self._refused = False
 
     # Its life
 
@@ -109,7 +121,7 @@ class Process:
                 self._world.at(1, self.end, 1)
                 return
             self._value = self._checkpoints.files[place, commit.step, file]
-            self.step = self._first = commit.step
+            self.step = self._first = self._saved_at = commit.step
         self._checks.pace[self.key] = self.step
         self._moved_ms = self._world.now
         self._next_step()
@@ -201,6 +213,11 @@ class Process:
         if self._stalled is not None:
             self._stalled.append((self._step,))
             return
+        if self._holds() or self._leaves():
+            self._next_step()
+            return
+        if self.gone:
+            return
         if self.step == self._total:
             self._enter("checkpoint")
             self._drain()
@@ -223,9 +240,64 @@ class Process:
         self._checks.pace[self.key] = self.step
         self._value = advance(self._value, self.key.rank, self.step)
         if due:
-            self._staging, self._waiting_since = True, 0
-            self._world.at(self._world.between(1, 30), self._staged, self.step, self._value)
+            self._stage()
         self._next_step()
+
+    def _stage(self) -> None:
+        self._staging, self._waiting_since, self._saved_at = True, 0, self.step
+        self._world.at(self._world.between(1, 30), self._staged, self.step, self._value)
+
+    # Being asked to stop, as holdfast.worker.stopping is
+
+    @property
+    def listens(self) -> bool:
+        """The program has looked, and can be asked."""
+        return self._manners != "deaf" and self.step > self._first
+
+    def asked(self, step: int | None) -> None:
+        """The agent asks it to stop, or, with a step, says where."""
+        if self._manners == "slow":
+            self._world.at(self._world.between(0, 4_000), self._unless_gone, self._hear, step)
+        elif not self.gone and self._manners in ("leaves", "stays"):
+            self._hear(step)
+
+    def _hear(self, step: int | None) -> None:
+        if self._promised is None:
+            self._promised, self._held_since = self.step + 1, 0
+        if step is not None and self._stop_at is None and step < self.step and not self._gave_up:
+            raise Violation(f"P1: {self.key} is told to stop at step {step}, and is at step {self.step}")
+        if step is not None and step >= self._promised:
+            self._stop_at = step
+        if self._stop_at is None and self._host.up and self._link == self._host.life:
+            answer = (self._promised, self._manners != "stays")
+            self._host.call(1, self._host.dispatch, asks.StopAnswered(self.key, answer))
+
+    def _holds(self) -> bool:
+        """It is where it promised to wait, and does not know yet where to stop."""
+        if self._stop_at is not None or self._promised is None or self.step < self._promised:
+            return False
+        self._held_since = self._held_since or self._world.now
+        if self._world.now - self._held_since < STOP_PATIENCE_MS:
+            return True
+        self._promised, self._gave_up = None, True
+        return False
+
+    def _leaves(self) -> bool:
+        """It is where it stops: it takes a checkpoint there, and when that is committed it ends, or stays."""
+        if self._stop_at is None or self.step < self._stop_at:
+            return False
+        if self._saved_at < self._stop_at:
+            if self._may_checkpoint():
+                self._stage()
+            return True
+        if self._staging or self._saved_at in self._unanswered or self._reports:
+            self._drain()
+            return True
+        if self._manners != "stays":
+            if not self._refused:
+                self._checks.left_at(self.key, self.step)
+            self.end(0)
+        return False
 
     def _staged(self, step: int, value: int) -> None:
         if self.gone:
@@ -256,6 +328,7 @@ class Process:
         """Connect to the agent of this life, and say again what is not answered, in order."""
         if life == self._host.life:
             self._link = life
+            self._host.call(1, self._host.dispatch, asks.WorkerConnected(self.key))
             for step in sorted(self._unanswered):
                 self._say(step)
             for report in self._reports.values():
@@ -266,6 +339,7 @@ class Process:
         if self.gone:
             return
         if refused:
+            self._refused = True  # its time is up, and its attempt superseded
             self._unanswered.pop(step, None)
             if (step, self.key.attempt) in self._spool:
                 self._spool.remove((step, self.key.attempt))

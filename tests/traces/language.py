@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from holdfast_coordinator.core.effects import (
     AckCommit,
     Append,
+    AskStop,
     CloseSession,
     Command,
     Delete,
@@ -37,10 +38,12 @@ from holdfast_coordinator.core.effects import (
     StopWorkers,
     Write,
 )
+from holdfast_coordinator.core.events import Notice
 from holdfast_coordinator.core.model import (
     Action,
     CodeRange,
     Commit,
+    Cordon,
     Entry,
     ExitKind,
     Gang,
@@ -58,6 +61,7 @@ from holdfast_coordinator.core.model import (
     RetentionPolicy,
     Rule,
     Scope,
+    Stopping,
     Worker,
 )
 from tests.core.builders import T0, Cluster, ended, found, hang, shard, spec
@@ -103,9 +107,13 @@ class Interpreter:
         assert what == "coordinator"
         return self.cluster.restart_coordinator()
 
-    def _join(self, node: str, inventory: str = "", instance: str = "", boot: str = "boot-1") -> Effects:
+    def _join(
+        self, node: str, inventory: str = "", instance: str = "", boot: str = "boot-1", notice: str = ""
+    ) -> Effects:
         items = tuple(_found(item) for item in inventory.split(",") if item)
-        named = {"instance_id": instance} if instance else {}
+        named: dict[str, object] = {"instance_id": instance} if instance else {}
+        if notice:
+            named["notice"] = Notice(notice, 120_000)
         return self.cluster.join(node, items, boot_id=boot, **named)
 
     def _submit(
@@ -122,6 +130,21 @@ class Interpreter:
 
     def _stop(self, job: str, how: str = "") -> Effects:
         return self.cluster.stop(job, force=how == "force")
+
+    def _cordon(self, node: str, reason: str = "") -> Effects:
+        return self.cluster.cordon(node, reason)
+
+    def _uncordon(self, node: str) -> Effects:
+        return self.cluster.uncordon(node)
+
+    def _drain(self, node: str, reason: str = "", within: str = "120000") -> Effects:
+        return self.cluster.drain(node, int(within), reason)
+
+    def _notice(self, node: str, reason: str, within: str = "120000") -> Effects:
+        return self.cluster.notice(node, reason, int(within))
+
+    def _answer(self, which: str, how: str = "", step: str = "") -> Effects:
+        return self.cluster.answer(_key(which), int(step) if step else None, leaves=how != "stays")
 
     def _delete(self, job: str) -> Effects:
         return self.cluster.delete(job)
@@ -233,9 +256,10 @@ _SHOWN = {
         "dropping",
         "failed_step",
         "excluded",
+        "stopping",
     ),
-    "Worker": ("state", "attempt", "node", "pid", "resume_step", "hang"),
-    "Node": ("state", "reason", "session", "ports", "strays"),
+    "Worker": ("state", "attempt", "node", "pid", "resume_step", "stop_at", "hang"),
+    "Node": ("state", "reason", "session", "ports", "strays", "cordon"),
     "Prepared": (),
 }
 
@@ -290,6 +314,14 @@ def _value(name: str, value: object) -> str:
             return _short(value)
         case Mapping():
             return "[" + " ".join(f"{each}: {why}" for each, why in value.items()) + "]"
+        case Stopping():
+            told = (
+                "signalled" if value.signalled else "agreed" if value.agreed else f"{value.answers} answers"
+            )
+            return f"step {value.step} ({told}), SIGTERM +{value.term_ms - T0}, SIGKILL +{value.kill_ms - T0}"
+        case Cordon():
+            by = f", by +{value.drain_by_ms - T0}" if value.drain_by_ms else ""
+            return f"({value.reason or 'no reason'}{by}{', drained' if value.drained else ''})"
         case tuple():
             return "[" + " ".join(_value(name, each) for each in value) + "]"
         case int() if name in ("not_before_ms", "short_since_ms") and value:
@@ -312,6 +344,9 @@ def _command(command: Command) -> str:
             return f"StartWorkers {ranks} from {resume}{meet}"
         case StopWorkers(keys, force, reason):
             return f"StopWorkers {' '.join(map(_short, keys))}{' by force' if force else ''}: {reason}"
+        case AskStop(keys, reason, within_ms, step):
+            where = "" if step is None else f" at step {step}"
+            return f"AskStop {' '.join(map(_short, keys))}{where} within {within_ms} ms: {reason}"
         case ReleaseWorkers(keys):
             return f"ReleaseWorkers {' '.join(map(_short, keys))}"
         case AckCommit(job_id, attempt, step, ranks, publish, drop):

@@ -13,6 +13,32 @@ from holdfast.cli.common import fail, pairs, set_up_logs, state_dir
 from holdfast.units import parse_duration
 
 
+def _read_seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float:
+    try:
+        return 0 if text is None else parse_duration(text).total_seconds()
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _read_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise click.BadParameter(f"{url} is no http:// or https:// address", context, parameter)
+    return urls
+
+
+def _read_headers(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, colon, value = text.partition(":")
+        if not colon or not name.strip() or not value.strip().isprintable():
+            raise click.BadParameter(f'"{text}" is not of the form NAME: VALUE', context, parameter)
+        found[name.strip()] = value.strip()
+    return found
+
+
 @click.command()
 @click.option(
     "--coordinator",
@@ -56,13 +82,51 @@ from holdfast.units import parse_duration
 )
 @click.option(
     "--stop-after-disconnect",
+    callback=_read_seconds,
     metavar="DURATION",
     help="Stop the workers after so long without a coordinator.  [default: never]",
 )
 @click.option(
     "--orphaned-after",
+    callback=_read_seconds,
     metavar="DURATION",
     help="Workers end by themselves after so long without an agent.  [default: never]",
+)
+@click.option(
+    "--notice-file",
+    "notice_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="When this file appears the machine is about to go away: the node is drained.",
+)
+@click.option(
+    "--notice-url",
+    "notice_urls",
+    multiple=True,
+    callback=_read_urls,
+    metavar="URL",
+    help="The same when this address no longer answers 404, as of a cloud's metadata.",
+)
+@click.option(
+    "--notice-header",
+    "notice_headers",
+    multiple=True,
+    callback=_read_headers,
+    metavar='"NAME: VALUE"',
+    help="Sent to --notice-url.",
+)
+@click.option(
+    "--notice-deadline",
+    default="120s",
+    show_default=True,
+    callback=_read_seconds,
+    metavar="DURATION",
+    help="How much time there is when a notice does not say, and after SIGTERM with --drain-on-term.",
+)
+@click.option(
+    "--drain-on-term",
+    is_flag=True,
+    help="On SIGTERM drain the node first, then end with whatever still runs: for pods.",
 )
 def command(
     coordinator: str,
@@ -73,25 +137,35 @@ def command(
     address: str,
     cgroup: str,
     limit_memory: bool,
-    stop_after_disconnect: str | None,
-    orphaned_after: str | None,
+    stop_after_disconnect: float,
+    orphaned_after: float,
+    notice_files: tuple[Path, ...],
+    notice_urls: tuple[str, ...],
+    notice_headers: dict[str, str],
+    notice_deadline: float,
+    drain_on_term: bool,
 ) -> None:
     """Run an agent. It may be killed at any time and started again: its workers run on, and are found again.
 
-    On SIGTERM it ends, and its workers go on.
+    On SIGTERM it ends, and its workers go on, unless --drain-on-term is given.
 
     \b
-    Example:
+    Examples:
       holdfast agent --coordinator 10.0.0.1:7070 --slots 8
+      holdfast agent --notice-url http://169.254.169.254/latest/meta-data/spot/instance-action
+      holdfast agent --drain-on-term --notice-deadline 25s
     """  # noqa: D301  click reads the backspaces
     try:
         from holdfast_agent.__main__ import serve
         from holdfast_agent.agent import AgentConfig
         from holdfast_agent.groups import GroupsError
+        from holdfast_agent.notices import NoticeFile, NoticeUrl, Watcher
         from holdfast_agent.workdir import StateDirError
     except ModuleNotFoundError as error:
         fail(f"the agent is not installed here ({error.name}): pip install 'holdfast[agent]'")
     set_up_logs()
+    watchers: list[Watcher] = [NoticeFile(path.absolute(), notice_deadline) for path in notice_files]
+    watchers += [NoticeUrl(url, notice_deadline, notice_headers) for url in notice_urls]
     config = AgentConfig(
         coordinator,
         state_dir,
@@ -101,24 +175,25 @@ def command(
         address,
         cgroup=cgroup,
         limit_memory=limit_memory,
-        stop_after_disconnect_s=_seconds("--stop-after-disconnect", stop_after_disconnect),
-        orphaned_after_s=_seconds("--orphaned-after", orphaned_after),
+        stop_after_disconnect_s=stop_after_disconnect,
+        orphaned_after_s=orphaned_after,
+        notices=tuple(watchers),
     )
 
     async def run() -> None:
-        stop = asyncio.Event()
+        stop, at_once = asyncio.Event(), asyncio.Event()
+
+        def told() -> None:
+            if stop.is_set():
+                at_once.set()
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await serve(config, stop=stop)
+            asyncio.get_running_loop().add_signal_handler(number, told)
+        drain_s = notice_deadline if drain_on_term else None
+        await serve(config, stop=stop, at_once=at_once, drain_s=drain_s)
 
     try:
         asyncio.run(run())
     except (StateDirError, GroupsError) as error:
         fail(str(error))
-
-
-def _seconds(flag: str, text: str | None) -> float:
-    try:
-        return 0 if text is None else parse_duration(text).total_seconds()
-    except ValueError as error:
-        raise click.UsageError(f"{flag}: {error}") from error

@@ -253,7 +253,10 @@ async def watch(job_id: str, timeout: float | None, server: str) -> None:
 @server_option
 @asynchronous
 async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: float | None) -> None:
-    """Ask a job to stop: SIGTERM, its grace, SIGKILL.
+    """Ask a job to stop: after a last checkpoint of all its ranks, and within its --stop-grace.
+
+    A program learns of it by run.should_stop. One that does not, gets SIGTERM; what is left when the grace is over,
+    SIGKILL.
 
     \b
     Examples:

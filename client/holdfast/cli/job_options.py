@@ -51,7 +51,7 @@ _OPTIONS = (
         metavar="DURATION",
         help="From SIGTERM to SIGKILL for those who go because another rank died.  [default: 5s]",
     ),
-    click.option("--stop-grace", metavar="DURATION", help="From SIGTERM to SIGKILL.  [default: 30s]"),
+    click.option("--stop-grace", metavar="DURATION", help="From the stop to SIGKILL.  [default: 30s]"),
     click.option("--cpus", type=float, help="CPUs for each worker."),
     click.option("--memory", metavar="SIZE", help="Memory for each worker, e.g. 2GiB."),
     click.option("--gpus", type=int, help="GPUs for each worker."),

@@ -1,5 +1,8 @@
 """`holdfast node`."""
 
+import asyncio
+from datetime import timedelta
+
 import click
 
 from holdfast.cli.common import (
@@ -8,16 +11,40 @@ from holdfast.cli.common import (
     asynchronous,
     enum_word,
     output_option,
+    printable,
     server_option,
     short_size,
     show,
+    show_data,
+    to_dict,
 )
 from holdfast.client import Client
+from holdfast.units import parse_duration
 from holdfast.v1 import node_pb2
+from holdfast.wire import DeadlineExceeded
+
+LOOK_EVERY_S = 0.3
+
+
+def state_words(node: node_pb2.Node) -> str:
+    """ready, suspect or lost, and what it is cordoned for."""
+    words = [enum_word(node_pb2.NodeState.Name(node.state))]
+    if node.draining:
+        words.append("draining")
+    elif node.drained:
+        words.append("drained")
+    elif node.cordoned:
+        words.append("cordoned")
+    return ",".join(words)
+
+
+def _why(node: node_pb2.Node) -> str:
+    return f"{node.reason}; {node.cordon_reason}" if node.cordon_reason else node.reason
+
 
 COLUMNS = (
     Column("NODE", lambda n: n.name),
-    Column("STATE", lambda n: enum_word(node_pb2.NodeState.Name(n.state))),
+    Column("STATE", state_words),
     Column("SLOTS", lambda n: f"{n.slots_used}/{n.capacity.slots}"),
     Column("CPUS", lambda n: f"{n.capacity.cpus:g}"),
     Column("MEMORY", lambda n: short_size(n.capacity.memory_bytes)),
@@ -25,13 +52,26 @@ COLUMNS = (
     Column("HEARD", lambda n: age(n.last_heard_at)),
     Column("ADDRESS", lambda n: n.address, wide=True),
     Column("VERSION", lambda n: n.agent_version, wide=True),
-    Column("REASON", lambda n: n.reason),
+    Column("REASON", _why),
 )
+
+reason_option = click.option(
+    "--reason", default="", metavar="TEXT", help="Shown beside the node, and to its jobs."
+)
+
+
+def _read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
 
 
 @click.group()
 def command() -> None:
-    """See the nodes."""
+    """See the nodes; take them out of service and back."""
 
 
 @command.command("list")
@@ -48,3 +88,108 @@ async def list_nodes(server: str, output: str) -> None:
     async with Client(server) as client:
         nodes = [node async for node in client.list_nodes()]
     show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
+
+
+@command.command()
+@click.argument("name", metavar="NODE")
+@server_option
+@output_option
+@asynchronous
+async def get(name: str, server: str, output: str) -> None:
+    """Show one node.
+
+    \b
+    Example:
+      holdfast node get gpu-7 -o json
+    """  # noqa: D301  click reads the backspaces
+    async with Client(server) as client:
+        node = await client.get_node(name)
+    if output in ("json", "yaml"):
+        show_data(to_dict(node), output)
+    else:
+        show([node], output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
+
+
+@command.command()
+@click.argument("name", metavar="NODE")
+@reason_option
+@server_option
+@asynchronous
+async def cordon(name: str, reason: str, server: str) -> None:
+    """Have a node take no new work. What runs there goes on.
+
+    \b
+    Example:
+      holdfast node cordon gpu-7 --reason "new disks on Monday"
+    """  # noqa: D301  click reads the backspaces
+    async with Client(server) as client:
+        _tell(await client.cordon_node(name, reason))
+
+
+@command.command()
+@click.argument("name", metavar="NODE")
+@server_option
+@asynchronous
+async def uncordon(name: str, server: str) -> None:
+    """Have a node take new work again.
+
+    \b
+    Example:
+      holdfast node uncordon gpu-7
+    """  # noqa: D301  click reads the backspaces
+    async with Client(server) as client:
+        _tell(await client.uncordon_node(name))
+
+
+@command.command()
+@click.argument("name", metavar="NODE")
+@click.option(
+    "--deadline",
+    "within",
+    callback=_read_duration,
+    default="2m",
+    show_default=True,
+    metavar="DURATION",
+    help="When the node is to be empty.",
+)
+@reason_option
+@click.option("--wait", is_flag=True, help="Wait until nothing runs there.")
+@server_option
+@asynchronous
+async def drain(name: str, within: timedelta, reason: str, server: str, *, wait: bool) -> None:
+    """Move the work of a node elsewhere, after a checkpoint, and have it take no more.
+
+    Jobs with a rank there stop at a step that all their ranks share, take a checkpoint, and go on from it on other
+    nodes, at no charge to their restart budgets. Where no other node has room they wait for it. What has not stopped
+    when three quarters of the time are over gets SIGTERM, and SIGKILL at the deadline.
+
+    \b
+    Examples:
+      holdfast node drain gpu-7 --wait
+      holdfast node drain gpu-7 --deadline 10m --reason "new disks"
+    """  # noqa: D301  click reads the backspaces
+    async with Client(server) as client:
+        node = await client.drain_node(name, within=within, reason=reason)
+        if wait:
+            node = await _until_drained(client, node, within)
+        _tell(node)
+
+
+async def _until_drained(client: Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:
+    """Look until nothing runs on a node, or nobody drains it any more."""
+    name, grace = node.name, 30.0  # what is killed at the deadline takes a moment to be gone
+    try:
+        async with asyncio.timeout(within.total_seconds() + grace):
+            while node.draining:
+                await asyncio.sleep(LOOK_EVERY_S)
+                node = await client.get_node(name)
+    except TimeoutError as error:
+        raise DeadlineExceeded(
+            f"node {name} is not empty at its deadline", "it is still being drained"
+        ) from error
+    return node
+
+
+def _tell(node: node_pb2.Node) -> None:
+    why = f": {node.cordon_reason}" if node.cordon_reason else ""
+    click.echo(printable(f"{node.name} {state_words(node)}{why}"), err=True)

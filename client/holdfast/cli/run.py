@@ -114,6 +114,8 @@ async def _run(
             await _cancel(*helpers, working)
         summary = await client.job_summary(job.id)
     place.finish()
+    if job.state == job_pb2.JOB_STATE_STOPPED and summary.HasField("last_committed_step"):
+        view.note(f"{job.reason}; a run with --resume-from {place.name} goes on")
     await view.end()
     show_summary(summary, place.path, job.spec.checkpoint_uri)
     if job.state == job_pb2.JOB_STATE_FAILED:

@@ -42,6 +42,8 @@ class AgentMessage(_message.Message):
     PORTS_OFFERED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_REPORTED_FIELD_NUMBER: _builtins.int
     WORKER_HUNG_FIELD_NUMBER: _builtins.int
+    NODE_NOTICE_FIELD_NUMBER: _builtins.int
+    STOP_ANSWERED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Of the session's Welcome; 0 in Hello."""
     @_builtins.property
@@ -60,6 +62,10 @@ class AgentMessage(_message.Message):
     def checkpoint_reported(self) -> Global___CheckpointReported: ...
     @_builtins.property
     def worker_hung(self) -> Global___WorkerHung: ...
+    @_builtins.property
+    def node_notice(self) -> Global___NodeNotice: ...
+    @_builtins.property
+    def stop_answered(self) -> Global___StopAnswered: ...
     def __init__(
         self,
         *,
@@ -72,12 +78,14 @@ class AgentMessage(_message.Message):
         ports_offered: Global___PortsOffered | None = ...,
         checkpoint_reported: Global___CheckpointReported | None = ...,
         worker_hung: Global___WorkerHung | None = ...,
+        node_notice: Global___NodeNotice | None = ...,
+        stop_answered: Global___StopAnswered | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node_notice", b"node_notice", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "stop_answered", b"stop_answered", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "node_notice", b"node_notice", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "stop_answered", b"stop_answered", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported", "worker_hung"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported", "worker_hung", "node_notice", "stop_answered"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -99,6 +107,7 @@ class CoordinatorMessage(_message.Message):
     PACE_FIELD_NUMBER: _builtins.int
     NOTE_REPORT_FIELD_NUMBER: _builtins.int
     NOTE_HANG_FIELD_NUMBER: _builtins.int
+    ASK_STOP_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -122,6 +131,8 @@ class CoordinatorMessage(_message.Message):
     def note_report(self) -> Global___NoteReport: ...
     @_builtins.property
     def note_hang(self) -> Global___NoteHang: ...
+    @_builtins.property
+    def ask_stop(self) -> Global___AskStop: ...
     def __init__(
         self,
         *,
@@ -137,12 +148,13 @@ class CoordinatorMessage(_message.Message):
         pace: Global___Pace | None = ...,
         note_report: Global___NoteReport | None = ...,
         note_hang: Global___NoteHang | None = ...,
+        ask_stop: Global___AskStop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "note_hang"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "note_hang", "ask_stop"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -209,6 +221,7 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
     MONOTONIC_NS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Unique in the fleet."""
     instance_id: _builtins.str
@@ -232,6 +245,10 @@ class Hello(_message.Message):
     def ports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """TCP ports that the agent holds free for MASTER_PORT."""
 
+    @_builtins.property
+    def notice(self) -> Global___NodeNotice:
+        """Set while the machine is about to go away."""
+
     def __init__(
         self,
         *,
@@ -245,10 +262,11 @@ class Hello(_message.Message):
         inventory: _abc.Iterable[Global___WorkerRecord] | None = ...,
         ports: _abc.Iterable[_builtins.int] | None = ...,
         monotonic_ns: _builtins.int = ...,
+        notice: Global___NodeNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "notice", b"notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "monotonic_ns", b"monotonic_ns", "node", b"node", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "monotonic_ns", b"monotonic_ns", "node", b"node", "notice", b"notice", "ports", b"ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +670,66 @@ class WorkerHung(_message.Message):
 Global___WorkerHung: _TypeAlias = WorkerHung  # noqa: Y015
 
 @_typing.final
+class NodeNotice(_message.Message):
+    """The machine is about to go away: the coordinator drains the node. Repeated in
+    every Hello for as long as it is so.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHIN_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """In a few words, for instance "spot notice: terminate"."""
+    @_builtins.property
+    def within(self) -> _duration_pb2.Duration:
+        """How much time is left."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        within: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["within", b"within"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "within", b"within"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeNotice: _TypeAlias = NodeNotice  # noqa: Y015
+
+@_typing.final
+class StopAnswered(_message.Message):
+    """The answer to AskStop. The coordinator asks again in every session, so that
+    it need not be repeated.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    @_builtins.property
+    def answer(self) -> _worker_pb2.StopAnswer:
+        """Absent: the worker does not listen for such requests."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        answer: _worker_pb2.StopAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopAnswered: _TypeAlias = StopAnswered  # noqa: Y015
+
+@_typing.final
 class PortsOffered(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -835,6 +913,34 @@ class StopWorkers(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopWorkers: _TypeAlias = StopWorkers  # noqa: Y015
+
+@_typing.final
+class AskStop(_message.Message):
+    """Has workers stop after a checkpoint. Said again when more of it is known, and
+    in every session. No signal is sent: StopWorkers follows in time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerKey]: ...
+    @_builtins.property
+    def notice(self) -> _worker_pb2.StopNotice: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___WorkerKey] | None = ...,
+        notice: _worker_pb2.StopNotice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "notice", b"notice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskStop: _TypeAlias = AskStop  # noqa: Y015
 
 @_typing.final
 class ReleaseWorkers(_message.Message):

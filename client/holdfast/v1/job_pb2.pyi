@@ -390,7 +390,9 @@ class JobSpec(_message.Message):
     def restart(self) -> Global___RestartPolicy: ...
     @_builtins.property
     def stop_grace(self) -> _duration_pb2.Duration:
-        """From SIGTERM to SIGKILL. Default 30 s."""
+        """How long a stop may take: for a last checkpoint, then SIGTERM, and SIGKILL
+        at the end. Default 30 s.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...

@@ -44,6 +44,21 @@ class NodeServiceStub:
                 request_serializer=holdfast_dot_v1_dot_node__pb2.GetNodeRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_node__pb2.GetNodeResponse.FromString,
                 _registered_method=True)
+        self.CordonNode = channel.unary_unary(
+                '/holdfast.v1.NodeService/CordonNode',
+                request_serializer=holdfast_dot_v1_dot_node__pb2.CordonNodeRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_node__pb2.CordonNodeResponse.FromString,
+                _registered_method=True)
+        self.UncordonNode = channel.unary_unary(
+                '/holdfast.v1.NodeService/UncordonNode',
+                request_serializer=holdfast_dot_v1_dot_node__pb2.UncordonNodeRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_node__pb2.UncordonNodeResponse.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/holdfast.v1.NodeService/DrainNode',
+                request_serializer=holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -61,6 +76,27 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CordonNode(self, request, context):
+        """The node takes no new work; what runs there goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonNode(self, request, context):
+        """Also ends a drain; what was asked to move still does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Cordons the node and moves its work elsewhere, after a checkpoint.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +109,21 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.GetNode,
                     request_deserializer=holdfast_dot_v1_dot_node__pb2.GetNodeRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_node__pb2.GetNodeResponse.SerializeToString,
+            ),
+            'CordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonNode,
+                    request_deserializer=holdfast_dot_v1_dot_node__pb2.CordonNodeRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_node__pb2.CordonNodeResponse.SerializeToString,
+            ),
+            'UncordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonNode,
+                    request_deserializer=holdfast_dot_v1_dot_node__pb2.UncordonNodeRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_node__pb2.UncordonNodeResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +180,87 @@ class NodeService:
             '/holdfast.v1.NodeService/GetNode',
             holdfast_dot_v1_dot_node__pb2.GetNodeRequest.SerializeToString,
             holdfast_dot_v1_dot_node__pb2.GetNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.NodeService/CordonNode',
+            holdfast_dot_v1_dot_node__pb2.CordonNodeRequest.SerializeToString,
+            holdfast_dot_v1_dot_node__pb2.CordonNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.NodeService/UncordonNode',
+            holdfast_dot_v1_dot_node__pb2.UncordonNodeRequest.SerializeToString,
+            holdfast_dot_v1_dot_node__pb2.UncordonNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.NodeService/DrainNode',
+            holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.SerializeToString,
+            holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18holdfast/v1/worker.proto\x12\x0bholdfast.v1\"\xcd\x01\n\x05Shard\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\x12\x30\n\x07metrics\x18\x06 \x03(\x0b\x32\x1f.holdfast.v1.Shard.MetricsEntry\x12\x12\n\nlocal_only\x18\x07 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\x0c\x43ommitRecord\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x11\n\x04rank\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x17\n\x0f\x63ommitted_at_ms\x18\x06 \x01(\x03\x12\"\n\x06shards\x18\x07 \x03(\x0b\x32\x12.holdfast.v1.ShardB\x07\n\x05_rank\"\x95\x01\n\rWorkerMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.WorkerHelloH\x00\x12\'\n\x07prepare\x18\x02 \x01(\x0b\x32\x14.holdfast.v1.PrepareH\x00\x12%\n\x06report\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.ReportH\x00\x42\t\n\x07message\"I\n\x0bWorkerHello\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0b\n\x03pid\x18\x04 \x01(\x05\":\n\x07Prepare\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12!\n\x05shard\x18\x02 \x01(\x0b\x32\x12.holdfast.v1.Shard\"\xb9\x01\n\x06Report\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.holdfast.v1.Report.Kind\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\"h\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10KIND_SAVE_FAILED\x10\x01\x12\x10\n\x0cKIND_CORRUPT\x10\x02\x12\x10\n\x0cKIND_DRAINED\x10\x03\x12\x10\n\x0cKIND_DROPPED\x10\x04\"\xc2\x01\n\x0bWorkerReply\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.holdfast.v1.WorkerWelcomeH\x00\x12+\n\tcommitted\x18\x02 \x01(\x0b\x32\x16.holdfast.v1.CommittedH\x00\x12\'\n\x07refused\x18\x03 \x01(\x0b\x32\x14.holdfast.v1.RefusedH\x00\x12#\n\x05noted\x18\x04 \x01(\x0b\x32\x12.holdfast.v1.NotedH\x00\x42\t\n\x07message\":\n\rWorkerWelcome\x12)\n\x06resume\x18\x01 \x01(\x0b\x32\x19.holdfast.v1.CommitRecord\"S\n\tCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12*\n\x07publish\x18\x02 \x01(\x0b\x32\x19.holdfast.v1.CommitRecord\x12\x0c\n\x04\x64rop\x18\x03 \x03(\x03\"\'\n\x07Refused\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"=\n\x05Noted\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.holdfast.v1.Report.Kind\x12\x0c\n\x04step\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18holdfast/v1/worker.proto\x12\x0bholdfast.v1\"\xcd\x01\n\x05Shard\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x05 \x01(\t\x12\x30\n\x07metrics\x18\x06 \x03(\x0b\x32\x1f.holdfast.v1.Shard.MetricsEntry\x12\x12\n\nlocal_only\x18\x07 \x01(\x08\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xaa\x01\n\x0c\x43ommitRecord\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x11\n\x04rank\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\nworld_size\x18\x05 \x01(\x05\x12\x17\n\x0f\x63ommitted_at_ms\x18\x06 \x01(\x03\x12\"\n\x06shards\x18\x07 \x03(\x0b\x32\x12.holdfast.v1.ShardB\x07\n\x05_rank\"\xc5\x01\n\rWorkerMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.holdfast.v1.WorkerHelloH\x00\x12\'\n\x07prepare\x18\x02 \x01(\x0b\x32\x14.holdfast.v1.PrepareH\x00\x12%\n\x06report\x18\x03 \x01(\x0b\x32\x13.holdfast.v1.ReportH\x00\x12.\n\x0bstop_answer\x18\x04 \x01(\x0b\x32\x17.holdfast.v1.StopAnswerH\x00\x42\t\n\x07message\"I\n\x0bWorkerHello\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0b\n\x03pid\x18\x04 \x01(\x05\":\n\x07Prepare\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12!\n\x05shard\x18\x02 \x01(\x0b\x32\x12.holdfast.v1.Shard\"\xb9\x01\n\x06Report\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.holdfast.v1.Report.Kind\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07message\x18\x03 \x01(\t\"h\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10KIND_SAVE_FAILED\x10\x01\x12\x10\n\x0cKIND_CORRUPT\x10\x02\x12\x10\n\x0cKIND_DRAINED\x10\x03\x12\x10\n\x0cKIND_DROPPED\x10\x04\"*\n\nStopAnswer\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0e\n\x06leaves\x18\x02 \x01(\x08\"\xeb\x01\n\x0bWorkerReply\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.holdfast.v1.WorkerWelcomeH\x00\x12+\n\tcommitted\x18\x02 \x01(\x0b\x32\x16.holdfast.v1.CommittedH\x00\x12\'\n\x07refused\x18\x03 \x01(\x0b\x32\x14.holdfast.v1.RefusedH\x00\x12#\n\x05noted\x18\x04 \x01(\x0b\x32\x12.holdfast.v1.NotedH\x00\x12\'\n\x04stop\x18\x05 \x01(\x0b\x32\x17.holdfast.v1.StopNoticeH\x00\x42\t\n\x07message\":\n\rWorkerWelcome\x12)\n\x06resume\x18\x01 \x01(\x0b\x32\x19.holdfast.v1.CommitRecord\"S\n\tCommitted\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12*\n\x07publish\x18\x02 \x01(\x0b\x32\x19.holdfast.v1.CommitRecord\x12\x0c\n\x04\x64rop\x18\x03 \x03(\x03\"\'\n\x07Refused\x12\x0c\n\x04step\x18\x01 \x01(\x03\x12\x0e\n\x06reason\x18\x02 \x01(\t\"=\n\x05Noted\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.holdfast.v1.Report.Kind\x12\x0c\n\x04step\x18\x02 \x01(\x03\"Q\n\nStopNotice\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\twithin_ms\x18\x02 \x01(\x03\x12\x14\n\x07\x61t_step\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_at_stepb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,23 +40,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITRECORD']._serialized_start=250
   _globals['_COMMITRECORD']._serialized_end=420
   _globals['_WORKERMESSAGE']._serialized_start=423
-  _globals['_WORKERMESSAGE']._serialized_end=572
-  _globals['_WORKERHELLO']._serialized_start=574
-  _globals['_WORKERHELLO']._serialized_end=647
-  _globals['_PREPARE']._serialized_start=649
-  _globals['_PREPARE']._serialized_end=707
-  _globals['_REPORT']._serialized_start=710
-  _globals['_REPORT']._serialized_end=895
-  _globals['_REPORT_KIND']._serialized_start=791
-  _globals['_REPORT_KIND']._serialized_end=895
-  _globals['_WORKERREPLY']._serialized_start=898
-  _globals['_WORKERREPLY']._serialized_end=1092
-  _globals['_WORKERWELCOME']._serialized_start=1094
-  _globals['_WORKERWELCOME']._serialized_end=1152
-  _globals['_COMMITTED']._serialized_start=1154
-  _globals['_COMMITTED']._serialized_end=1237
-  _globals['_REFUSED']._serialized_start=1239
-  _globals['_REFUSED']._serialized_end=1278
-  _globals['_NOTED']._serialized_start=1280
-  _globals['_NOTED']._serialized_end=1341
+  _globals['_WORKERMESSAGE']._serialized_end=620
+  _globals['_WORKERHELLO']._serialized_start=622
+  _globals['_WORKERHELLO']._serialized_end=695
+  _globals['_PREPARE']._serialized_start=697
+  _globals['_PREPARE']._serialized_end=755
+  _globals['_REPORT']._serialized_start=758
+  _globals['_REPORT']._serialized_end=943
+  _globals['_REPORT_KIND']._serialized_start=839
+  _globals['_REPORT_KIND']._serialized_end=943
+  _globals['_STOPANSWER']._serialized_start=945
+  _globals['_STOPANSWER']._serialized_end=987
+  _globals['_WORKERREPLY']._serialized_start=990
+  _globals['_WORKERREPLY']._serialized_end=1225
+  _globals['_WORKERWELCOME']._serialized_start=1227
+  _globals['_WORKERWELCOME']._serialized_end=1285
+  _globals['_COMMITTED']._serialized_start=1287
+  _globals['_COMMITTED']._serialized_end=1370
+  _globals['_REFUSED']._serialized_start=1372
+  _globals['_REFUSED']._serialized_end=1411
+  _globals['_NOTED']._serialized_start=1413
+  _globals['_NOTED']._serialized_end=1474
+  _globals['_STOPNOTICE']._serialized_start=1476
+  _globals['_STOPNOTICE']._serialized_end=1557
 # @@protoc_insertion_point(module_scope)

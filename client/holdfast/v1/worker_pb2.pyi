@@ -157,24 +157,28 @@ class WorkerMessage(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     PREPARE_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    STOP_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___WorkerHello: ...
     @_builtins.property
     def prepare(self) -> Global___Prepare: ...
     @_builtins.property
     def report(self) -> Global___Report: ...
+    @_builtins.property
+    def stop_answer(self) -> Global___StopAnswer: ...
     def __init__(
         self,
         *,
         hello: Global___WorkerHello | None = ...,
         prepare: Global___Prepare | None = ...,
         report: Global___Report | None = ...,
+        stop_answer: Global___StopAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "prepare", b"prepare", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "prepare", b"prepare", "report", b"report", "stop_answer", b"stop_answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "prepare", b"prepare", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "prepare", b"prepare", "report", b"report", "stop_answer", b"stop_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "prepare", "report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "prepare", "report", "stop_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -299,6 +303,37 @@ class Report(_message.Message):
 Global___Report: _TypeAlias = Report  # noqa: Y015
 
 @_typing.final
+class StopAnswer(_message.Message):
+    """"I can stop at this step": the answer to a StopNotice. The training loop does
+    not go past that step before a StopNotice with at_step has come; until then
+    it waits there. So all ranks of a gang can be told one step that none of them
+    has passed, and take their last checkpoint together.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    LEAVES_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    leaves: _builtins.bool
+    """The program looks whether it should stop, and ends by itself when it
+    should. Without this it is signalled as soon as that step is committed.
+    """
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        leaves: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leaves", b"leaves", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopAnswer: _TypeAlias = StopAnswer  # noqa: Y015
+
+@_typing.final
 class WorkerReply(_message.Message):
     """Agent to worker."""
 
@@ -308,6 +343,7 @@ class WorkerReply(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     NOTED_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___WorkerWelcome: ...
     @_builtins.property
@@ -316,6 +352,8 @@ class WorkerReply(_message.Message):
     def refused(self) -> Global___Refused: ...
     @_builtins.property
     def noted(self) -> Global___Noted: ...
+    @_builtins.property
+    def stop(self) -> Global___StopNotice: ...
     def __init__(
         self,
         *,
@@ -323,12 +361,13 @@ class WorkerReply(_message.Message):
         committed: Global___Committed | None = ...,
         refused: Global___Refused | None = ...,
         noted: Global___Noted | None = ...,
+        stop: Global___StopNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "message", b"message", "noted", b"noted", "refused", b"refused", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "message", b"message", "noted", b"noted", "refused", b"refused", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "message", b"message", "noted", b"noted", "refused", b"refused", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "message", b"message", "noted", b"noted", "refused", b"refused", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "committed", "refused", "noted"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "committed", "refused", "noted", "stop"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -442,3 +481,40 @@ class Noted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Noted: _TypeAlias = Noted  # noqa: Y015
+
+@_typing.final
+class StopNotice(_message.Message):
+    """The worker is to stop in good time. Answered by StopAnswer; sent again when
+    there is more to say, and on every connection. What does not answer, or goes
+    on after its time, is stopped with SIGTERM.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHIN_MS_FIELD_NUMBER: _builtins.int
+    AT_STEP_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """In a few words: "job stop", "node drain", "spot notice: terminate"."""
+    within_ms: _builtins.int
+    """How long before SIGTERM, from when this was sent."""
+    at_step: _builtins.int
+    """Take a checkpoint at the first step that is not below this one, and end
+    when it is committed. Absent while not all ranks have answered.
+    """
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        within_ms: _builtins.int = ...,
+        at_step: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_step", b"_at_step", "at_step", b"at_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_step", b"_at_step", "at_step", b"at_step", "reason", b"reason", "within_ms", b"within_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_step: _TypeAlias = _typing.Literal["at_step"]  # noqa: Y015
+    _WhichOneofArgType__at_step: _TypeAlias = _typing.Literal["_at_step", b"_at_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_step) -> _WhichOneofReturnType__at_step | None: ...
+
+Global___StopNotice: _TypeAlias = StopNotice  # noqa: Y015

@@ -9,6 +9,8 @@ The order of a program:
         loss = train(state, batch)
         run.step(loss=loss)                       # this batch is done
         run.checkpoint(state, every=100)          # after the step, so that the cursor and the arrays agree
+        if run.should_stop:                       # it was asked to, and has just taken its last checkpoint
+            break
 
 This module is imported at every start and so imports next to nothing; what checkpoints need comes with the first.
 """
@@ -27,6 +29,8 @@ from holdfast.worker.report import say
 if TYPE_CHECKING:
     from holdfast.worker.dataset import Dataset
     from holdfast.worker.saver import Load, Resumed, Saver
+    from holdfast.worker.session import Link
+    from holdfast.worker.stopping import Listener, Stop
 
 EXIT_PATIENCE = 30.0
 """How many seconds a worker that is done waits for the answer to its last checkpoint."""
@@ -56,6 +60,10 @@ class Run:
         self._datasets: list[Dataset] = []
         self._cursors: list[dict[str, Any]] = []
         self._saver: Saver | None = None
+        self._stop: Stop | None = None
+        self._watched: Stop | None = None
+        """The same, from when the program has looked whether it should stop."""
+        self._listener: Listener | None = None
         self._told = False
         self._forked = False
         os.register_at_fork(after_in_child=self._let_go)
@@ -173,7 +181,10 @@ class Run:
         return resumed
 
     def checkpoint(self, state: Any, every: int | None = None, *, wait: bool = False) -> None:
-        """Take a checkpoint of `state`, if the step is a multiple of `every`. Call it after `step`.
+        """Take a checkpoint of `state`, if the step is a multiple of `every`, or the last one. Call it after `step`.
+
+        The last one is that at which the job is asked to stop, or to move elsewhere: all ranks of a gang take it at
+        the same step, and this waits until it is committed, or the time for it is over.
 
         `state` may be a function that returns it, called only when it is needed. Copies the state aside and
         returns; it is written, and committed together with those of the other ranks, while training goes on. One
@@ -183,7 +194,9 @@ class Run:
         set: then OSError is raised. Raises TypeError when the state holds what a checkpoint cannot.
         """
         step = self._step
-        if every is not None and step % every:
+        stop = self._stop or self._listen()
+        last = stop.asked and not stop.taken and self._stops_here(stop)
+        if every is not None and step % every and not last:
             return
         saver = self._checkpoints()
         with self.section("checkpoint"):
@@ -194,6 +207,33 @@ class Run:
                 self._tell_behind(step, saver.last_step)
             if wait:
                 saver.settle()
+            elif last:
+                saver.settle(stop.seconds_left)
+            stop.taken = stop.taken or last
+
+    @property
+    def should_stop(self) -> bool:
+        """The program was asked to stop, and has come to the step at which it should: leave the loop, and end.
+
+        Look once a step, after `step` and `checkpoint`; it costs no system call. Why is `stop_reason`, how much time
+        there is `stop_deadline`. In a gang all ranks see it at the same step: the first to come there waits a moment
+        for that to be agreed. A program that is stopped so, and ends, has lost nothing; it goes on when it is
+        restored. What does not look, or does not end in time, gets SIGTERM.
+        """
+        stop = self._watched or self._watch()
+        return stop.asked and self._stops_here(stop)
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the program should stop: "job stop", "node drain", "spot notice: terminate". Empty: it should not."""
+        stop = self._stop
+        return stop.reason if stop is not None and stop.asked else ""
+
+    @property
+    def stop_deadline(self) -> float | None:
+        """In how many seconds a program that should stop gets SIGTERM; None: it should not."""
+        stop = self._stop
+        return stop.seconds_left if stop is not None and stop.asked else None
 
     def gather(self, step: int | None = None, *, timeout: float | None = None) -> list[Any]:
         """The states that every rank committed, by rank: for combining models that were trained independently.
@@ -221,9 +261,14 @@ class Run:
 
     def close(self) -> None:
         """Wait for the answer to the last checkpoint, at most EXIT_PATIENCE seconds. Called at exit."""
-        if self._saver is not None and not self._forked:
+        if self._forked:
+            return
+        if self._saver is not None:
             self._saver.close(EXIT_PATIENCE)
             self._saver = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = self._stop = self._watched = None
 
     def _checkpoints(self) -> "Saver":
         if self._forked:
@@ -233,8 +278,41 @@ class Run:
         if self._saver is None:
             from holdfast.worker.saver import Saver
 
-            self._saver = Saver(self._identity)
+            self._listen()
+            self._saver = Saver(self._identity, self._listener.link if self._listener is not None else None)
         return self._saver
+
+    def _stops_here(self, stop: "Stop") -> bool:
+        """Whether this is the step to stop at, once that was asked."""
+        before = self._heartbeat.section("stop")
+        try:
+            return stop.reached(self._step)
+        finally:
+            self._heartbeat.section(before)
+
+    def _watch(self) -> "Stop":
+        """The program looks whether it should stop, for the first time."""
+        self._watched = self._stop or self._listen()
+        self._watched.leaves = True
+        return self._watched
+
+    def _listen(self) -> "Stop":
+        """Have requests to stop heard from here on, where there is an agent to hear them from."""
+        if self._stop is None:
+            from holdfast.worker.stopping import Listener, Stop
+
+            self._stop = Stop(lambda: self._step)
+            if self._identity.supervised and self._identity.socket is not None and not self._forked:
+                self._listener = Listener(self._connect)
+                self._heartbeat.listens()
+        return self._stop
+
+    def _connect(self) -> "Link":
+        from holdfast.worker.session import Link
+
+        identity = self._identity
+        assert identity.socket is not None
+        return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, stop=self._stop)
 
     def _cursor(self) -> str:
         import json
@@ -256,8 +334,14 @@ class Run:
     def _let_go(self) -> None:
         self._forked = True
         self._heartbeat.detach()
+        if self._stop is not None:
+            from holdfast.worker.stopping import Stop
+
+            self._stop = self._watched = Stop(lambda: self._step)  # nobody tells a child
         if self._saver is not None:
             self._saver.abandon()
+        if self._listener is not None:
+            self._listener.abandon()
 
 
 def _heartbeat(path: str | None) -> Writer:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from holdfast.storage.api import StorageError, Unreachable
 from holdfast.worker import place
@@ -28,6 +28,9 @@ from holdfast.worker.manifest import Commit, Shard
 from holdfast.worker.report import say
 from holdfast.worker.spool import SpooledStorage
 from holdfast.worker.staging import Staging
+
+if TYPE_CHECKING:
+    from holdfast.worker.session import Link
 
 PATIENCE = 10.0
 """How many seconds something is awaited before a sentence about it is written, or training goes on."""
@@ -94,8 +97,12 @@ class Resumed(NamedTuple):
 class Saver:
     """Made when a program first restores or takes a checkpoint; used by its training thread."""
 
-    def __init__(self, identity: Identity) -> None:
-        """Raises CheckpointError where checkpoints are impossible."""
+    def __init__(self, identity: Identity, link: "Callable[[], Link] | None" = None) -> None:
+        """`link` gives the one to the agent; None: there is none.
+
+        Raises CheckpointError where checkpoints are impossible.
+        """
+        self._link = link
         if not identity.supervised and not identity.alone:
             world = identity.world_size
             raise CheckpointError(
@@ -409,13 +416,13 @@ class Saver:
         identity = self._identity
         if identity.alone:
             return Alone(identity.job_id, identity.attempt, self._publish)
-        if identity.socket is None:
+        if self._link is None:
             raise CheckpointError(
                 "HOLDFAST_SOCKET is not set: the agent that commits checkpoints cannot be reached"
             )
-        from holdfast.worker.session import Link
-
-        return Link(identity.socket, identity.job_id, identity.rank, identity.attempt, self._publish)
+        link = self._link()
+        link.publish = self._publish
+        return link
 
 
 def _until(end: float) -> float:

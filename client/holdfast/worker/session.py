@@ -18,6 +18,7 @@ from holdfast import framing
 from holdfast.v1 import worker_pb2
 from holdfast.worker.manifest import Commit, Shard
 from holdfast.worker.report import say
+from holdfast.worker.stopping import Stop
 
 _FIRST_BACKOFF = 0.02
 _LAST_BACKOFF = 1.0
@@ -35,19 +36,22 @@ class Link:
         job_id: str,
         rank: int,
         attempt: int,
-        publish: Callable[[Commit, tuple[int, ...]], None],
+        publish: Callable[[Commit, tuple[int, ...]], None] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Connects to the unix socket at `path` behind the caller's back.
 
         `publish` writes the manifest of a commit, and sees to it that the files of the steps go that are no longer
         kept; the OSError it may raise is reported and does no harm: whoever
-        resumes from this commit writes it.
+        resumes from this commit writes it. It may be set later, but before the first `submit`. `stop` hears of
+        requests to stop, and says what to answer.
         """
         self._path = path
         self._hello = worker_pb2.WorkerMessage(
             hello=worker_pb2.WorkerHello(job_id=job_id, rank=rank, attempt=attempt, pid=os.getpid())
         )
-        self._publish = publish
+        self.publish = publish
+        self._stop = stop
         self._changed = threading.Condition()
         self._socket: socket.socket | None = None
         self._closed = False
@@ -171,15 +175,17 @@ class Link:
             with self._changed:
                 self._reports.pop((reply.noted.kind, reply.noted.step), None)
                 self._changed.notify_all()
+        elif kind == "stop":
+            self._on_stop(reply.stop)
         elif kind == "welcome":
             with self._changed:
                 self._welcome = self._welcome or reply.welcome
                 self._changed.notify_all()
 
     def _on_committed(self, committed: worker_pb2.Committed) -> None:
-        if committed.HasField("publish"):
+        if committed.HasField("publish") and self.publish is not None:
             try:
-                self._publish(_commit(committed.publish), tuple(committed.drop))
+                self.publish(_commit(committed.publish), tuple(committed.drop))
             except Exception as error:  # noqa: BLE001  whoever waits for an answer waits for this thread
                 say(f"the manifest of step {committed.step} could not be written: {error}")
         with self._changed:
@@ -196,6 +202,18 @@ class Link:
             self._changed.notify_all()
         if expected:
             say(f"the checkpoint of step {refused.step} was refused: {refused.reason}")
+
+    def _on_stop(self, notice: worker_pb2.StopNotice) -> None:
+        if self._stop is None:
+            return
+        at_step = notice.at_step if notice.HasField("at_step") else None
+        answer = self._stop.hear(notice.reason, notice.within_ms / 1000, at_step)
+        if answer is not None:
+            said = worker_pb2.StopAnswer(step=answer.step, leaves=answer.leaves)
+            with self._changed:
+                if self._socket is not None:
+                    with contextlib.suppress(OSError):  # it is asked again on the next connection
+                        self._send(self._socket, worker_pb2.WorkerMessage(stop_answer=said))
 
     def _awaits(self, step: int) -> bool:
         return self._unanswered is not None and self._unanswered[0] == step

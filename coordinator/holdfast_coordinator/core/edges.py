@@ -22,7 +22,9 @@ def _jobs() -> dict[JobState, frozenset[JobState]]:
         s.RUNNING: frozenset(
             {s.PENDING, s.STARTING, s.RESTARTING, s.STOPPING, s.SUCCEEDED, s.FAILED, s.STOPPED}
         ),
-        s.RESTARTING: frozenset({s.PENDING, s.STARTING, s.RUNNING, s.STOPPING, s.FAILED, s.STOPPED}),
+        s.RESTARTING: frozenset(
+            {s.PENDING, s.STARTING, s.RUNNING, s.STOPPING, s.SUCCEEDED, s.FAILED, s.STOPPED}
+        ),
         s.STOPPING: frozenset({s.FAILED, s.STOPPED}),
         s.SUCCEEDED: frozenset(),
         s.FAILED: frozenset(),
@@ -37,7 +39,7 @@ def _workers() -> dict[WorkerState, frozenset[WorkerState]]:
         s.WAITING: frozenset({s.STARTING, s.STOPPED}),
         s.STARTING: frozenset({s.RUNNING, s.STOPPING, *ended}),
         s.RUNNING: frozenset({s.STOPPING, *ended}),
-        s.STOPPING: frozenset({s.STOPPED, s.LOST}),
+        s.STOPPING: frozenset({s.SUCCEEDED, s.STOPPED, s.LOST}),
         s.SUCCEEDED: frozenset({s.WAITING}),
         s.FAILED: frozenset({s.WAITING}),
         s.STOPPED: frozenset({s.WAITING}),

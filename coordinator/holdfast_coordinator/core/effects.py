@@ -131,6 +131,17 @@ class StopWorkers:
 
 
 @dataclass(frozen=True, slots=True)
+class AskStop:
+    """Have workers stop after a checkpoint: they answer with a step or, when `step` is set, stop there."""
+
+    keys: tuple[Key, ...]
+    reason: str
+    within_ms: int
+    """Before they get SIGTERM."""
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseWorkers:
     """These exits are durable; the agent may forget them."""
 
@@ -195,6 +206,7 @@ Command = (
     Welcome
     | StartWorkers
     | StopWorkers
+    | AskStop
     | ReleaseWorkers
     | AckCommit
     | RefuseShard

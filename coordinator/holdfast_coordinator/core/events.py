@@ -77,6 +77,14 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Notice:
+    """A machine is about to go away."""
+
+    reason: str
+    within_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class AgentJoined:
     """An agent opened a session and said what runs on its node."""
 
@@ -93,6 +101,7 @@ class AgentJoined:
     agent_version: str = ""
     clock_offset_ns: int = 0
     """As in Node."""
+    notice: Notice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +158,29 @@ class PortsOffered:
     node: str
     session: str
     ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeNoticed:
+    """An agent heard that its machine is about to go away."""
+
+    at: int
+    node: str
+    session: str
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
+class StopAnswered:
+    """A worker says at which step it can stop: it waits there. None: it does not listen for such requests."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    step: int | None
+    leaves: bool = False
+    """It ends by itself when it should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +245,45 @@ class StepsCompared:
     step_ms: Mapping[Key, float]
 
 
+@dataclass(frozen=True, slots=True)
+class NodeCordonRequested:
+    """A user wants a node to take no new work."""
+
+    at: int
+    node: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUncordonRequested:
+    """A user wants a node to take new work again."""
+
+    at: int
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDrainRequested:
+    """A user wants a node to be empty in time."""
+
+    at: int
+    node: str
+    within_ms: int
+    reason: str = ""
+
+
 AgentEvent = (
-    StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered | CheckpointReported | WorkerHung
+    StreamLost
+    | WorkerStarted
+    | WorkerExited
+    | ShardPrepared
+    | PortsOffered
+    | CheckpointReported
+    | NodeNoticed
+    | StopAnswered
+    | WorkerHung
 )
 CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
-ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested | CheckpointRequest
+NodeRequest = NodeCordonRequested | NodeUncordonRequested | NodeDrainRequested
+ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested | CheckpointRequest | NodeRequest
 Event = LeaderElected | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent

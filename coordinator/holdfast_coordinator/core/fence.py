@@ -1,9 +1,13 @@
-"""The fence: from the moment that a gang's attempt is superseded, nothing that it says is accepted (P2)."""
+"""The fence: from the moment that a gang's attempt is superseded, nothing that it says is accepted (P2).
+
+And how workers are told to end, which follows from it.
+"""
 
 from dataclasses import replace
 
 from holdfast_coordinator.core import blame
-from holdfast_coordinator.core.model import Gang, Job, JobState, Worker
+from holdfast_coordinator.core.effects import StopWorkers
+from holdfast_coordinator.core.model import LIVE, Gang, Job, JobState, Worker, WorkerState
 from holdfast_coordinator.core.restart import Retry
 from holdfast_coordinator.core.turn import Turn
 
@@ -33,11 +37,16 @@ def tell_of_start(turn: Turn, gang: Gang) -> None:
 
 
 def supersede(turn: Turn, gang: Gang, decision: Retry, cause: str) -> None:
-    """Begin the gang's next attempt; what still runs of this one is stopped by `reconcile.settle`."""
-    for member in turn.state.members(gang):
+    """Begin the gang's next attempt; what still runs of this one is stopped by `reconcile.settle`.
+
+    But for workers that were asked to stop after a checkpoint: they look as if they had been told, and are told here.
+    """
+    members = turn.state.members(gang)
+    for member in members:
         held = turn.state.prepared.get((gang.job_id, member.rank))
         if held is not None:
             turn.delete(held)
+    asked = gang.stopping is not None and not gang.stopping.signalled
     gang = replace(
         gang,
         attempt=gang.attempt + 1,
@@ -48,13 +57,39 @@ def supersede(turn: Turn, gang: Gang, decision: Retry, cause: str) -> None:
         failed_step=-1,
         broke_ms=gang.broke_ms or turn.at,
         redone=0,
+        stopping=None,
     )
     turn.put(gang)
     resume = f"from step {gang.commit.step}" if gang.commit else "from the beginning"
     turn.tell_gang("RestartDecided", cause, gang, outcome=f"restarts {resume} ({decision.reason})")
+    if asked:
+        stop_live(turn, members, force=False, reason=cause, again=True)
 
 
 def give_up(turn: Turn, job: Job, worker: Worker, reason: str) -> None:
     """End the job for what became of a worker; what still runs of it is stopped by `reconcile.settle`."""
     turn.put(replace(job, ending=JobState.FAILED, reason=reason))
     turn.tell_worker("JobGivenUp", reason, worker)
+
+
+def stop_live(
+    turn: Turn,
+    workers: list[Worker],
+    *,
+    force: bool,
+    reason: str,
+    again: bool = False,
+    restart: bool = False,
+) -> None:
+    """Tell the live ones among the workers to stop; those that were told before only `again`.
+
+    With `restart` they have the grace of those who have to go because another rank died.
+    """
+    by_node: dict[str, list[Worker]] = {}
+    for worker in workers:
+        if worker.state in LIVE and (again or worker.state is not WorkerState.STOPPING):
+            by_node.setdefault(worker.node, []).append(worker)
+    for node, there in sorted(by_node.items()):
+        turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason, restart))
+        for worker in there:
+            turn.put(replace(worker, state=WorkerState.STOPPING))

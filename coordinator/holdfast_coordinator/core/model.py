@@ -345,6 +345,30 @@ class Repeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopping:
+    """A gang is to stop after a checkpoint that all of its ranks take at one step; see stopping.py."""
+
+    reason: str
+    """In a few words, as the program reads it."""
+    cause: str
+    """In one sentence."""
+    asked_ms: int
+    term_ms: int
+    """What has not ended by itself until then gets SIGTERM,"""
+    kill_ms: int
+    """and SIGKILL then."""
+    answers: int = 0
+    """How many of its ranks have said at which step they can stop."""
+    step: int = -1
+    """The highest of these; when all have answered, the step that they stop at."""
+    agreed: bool = False
+    leaves: bool = True
+    """All programs end by themselves when they should."""
+    signalled: bool = False
+    """SIGTERM was sent: nothing more is waited for."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gang:
     """Ranks that are placed, restarted and committed together.
 
@@ -387,6 +411,7 @@ class Gang:
     """When the attempt before this one came to its end; 0 when all of this one are up."""
     redone: int = 0
     """How many steps that one had done in vain."""
+    stopping: Stopping | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -521,6 +546,8 @@ class Worker:
     hang: Hang | None = None
     """Set while it hangs."""
     straggler: Straggler = Straggler()
+    stop_at: int | None = None
+    """The step that it waits at until it is told where its gang stops."""
 
     @property
     def key(self) -> "Key":
@@ -560,6 +587,25 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
+class Cordon:
+    """Why a node takes no new work, and until when it is to be empty."""
+
+    reason: str
+    """In a few words; empty: its user gave none."""
+    by_notice: bool = False
+    """Its agent asked for it: an agent that comes back without a notice lifts it."""
+    drain_by_ms: int = 0
+    """0: what runs there stays."""
+    drained: bool = False
+    """All that ran there is gone since."""
+
+    @property
+    def draining(self) -> bool:
+        """Work is being moved away."""
+        return bool(self.drain_by_ms) and not self.drained
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine and the agent on it."""
 
@@ -581,6 +627,7 @@ class Node:
     """Superseded workers that are still being killed there; nothing is placed on it before they are gone."""
     clock_offset_ns: int = 0
     """From its CLOCK_MONOTONIC to nanoseconds since the Unix epoch by the coordinator's clock."""
+    cordon: Cordon | None = None
 
 
 @dataclass(frozen=True, slots=True)

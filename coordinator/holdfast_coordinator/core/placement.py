@@ -64,7 +64,7 @@ class Spot:
 
 def usable(node: Node) -> bool:
     """Tell whether new work may be placed on a node."""
-    return node.state is NodeState.READY and not node.strays and bool(node.session)
+    return node.state is NodeState.READY and not node.strays and bool(node.session) and node.cordon is None
 
 
 def place(ranks: Sequence[Worker], needs: Resources, rooms: Sequence[Room]) -> tuple[tuple[Spot, ...], str]:

@@ -5,12 +5,12 @@ the way is made good whenever the job is looked at again.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from holdfast_coordinator.core import account, exclusion, placement
-from holdfast_coordinator.core.effects import Assignment, StartWorkers, StopWorkers
-from holdfast_coordinator.core.fence import tell_of_end, tell_of_start
+from holdfast_coordinator.core import account, exclusion, placement, stopping
+from holdfast_coordinator.core.effects import Assignment, StartWorkers
+from holdfast_coordinator.core.fence import stop_live, tell_of_end, tell_of_start
 from holdfast_coordinator.core.model import (
     DEAD,
     LIVE,
@@ -30,12 +30,16 @@ _UNSTOPPED = (WorkerState.STARTING, WorkerState.RUNNING)
 _RESTARTING = (WorkerState.WAITING, WorkerState.STOPPING, *sorted(DEAD))
 
 
-def settle(turn: Turn, job_id: str, gangs: Iterable[int]) -> None:
+def settle(turn: Turn, job_id: str, gangs: Collection[int]) -> None:
     """Stop what has to stop, and renew those of the gangs whose superseded attempt is gone."""
     job = turn.state.jobs.get(job_id)
     if job is None or job.state in TERMINAL:
         return
+    for index in gangs:
+        stopping.follow(turn, job, turn.state.gangs[job_id, index])
     if job.ending is not None:
+        if job.ending is not JobState.STOPPED:
+            stopping.end_with(turn, job)
         if _any(turn.state.tallies[job_id], _UNSTOPPED):
             stop_live(turn, turn.state.workers_of(job), force=job.force, reason=job.reason)
         return
@@ -63,9 +67,17 @@ def _renew(turn: Turn, job: Job, gang: Gang) -> None:
         closed = account.close_attempt(worker, committed)
         redone = max(redone, closed.account.steps_redone - worker.account.steps_redone)
         turn.put(
-            replace(closed, state=WorkerState.WAITING, attempt=gang.attempt, pid=0, pid_start=0, gpus=())
+            replace(
+                closed,
+                state=WorkerState.WAITING,
+                attempt=gang.attempt,
+                pid=0,
+                pid_start=0,
+                gpus=(),
+                stop_at=None,
+            )
         )
-    renewed = replace(gang, best_step=best, cause=cause, redone=redone)
+    renewed = replace(gang, best_step=best, cause=cause, redone=redone, stopping=None)
     if renewed != gang:
         turn.put(renewed)
 
@@ -78,29 +90,6 @@ def _superseded(turn: Turn, job: Job, gang: Gang) -> bool:
 
 def _any(tally: Mapping[WorkerState, int], states: Iterable[WorkerState]) -> bool:
     return any(tally[state] for state in states)
-
-
-def stop_live(
-    turn: Turn,
-    workers: list[Worker],
-    *,
-    force: bool,
-    reason: str,
-    again: bool = False,
-    restart: bool = False,
-) -> None:
-    """Tell the live ones among the workers to stop; those that were told before only `again`.
-
-    With `restart` they have the grace of those who have to go because another rank died.
-    """
-    by_node: dict[str, list[Worker]] = {}
-    for worker in workers:
-        if worker.state in LIVE and (again or worker.state is not WorkerState.STOPPING):
-            by_node.setdefault(worker.node, []).append(worker)
-    for node, there in sorted(by_node.items()):
-        turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason, restart))
-        for worker in there:
-            turn.put(replace(worker, state=WorkerState.STOPPING))
 
 
 def place_waiting(turn: Turn) -> None:
@@ -167,7 +156,9 @@ def _end_shortage(turn: Turn, gang: Gang) -> None:
 
 def _note_shortage(turn: Turn, job: Job, gangs: Iterable[Gang], shortage: str) -> None:
     """Say why the job waits; once on the timeline, though the numbers in the reason follow the fleet."""
-    reason = f"waits for room: {shortage}"
+    cordoned = sum(node.cordon is not None for node in turn.state.nodes.values())
+    beside = f" ({cordoned} cordoned)" if cordoned else ""
+    reason = f"waits for room: {shortage}{beside}"
     if not turn.state.jobs[job.id].reason.startswith("waits for room"):
         turn.tell("JobWaiting", reason, job_id=job.id)
     turn.put(replace(turn.state.jobs[job.id], reason=reason))
@@ -259,7 +250,8 @@ def observe(turn: Turn, job_id: str) -> None:
         if _any(tally, LIVE):
             turn.put(replace(job, state=JobState.STOPPING))
         else:
-            _end(turn, job, job.ending, job.reason)
+            saved = _saved(turn, job) if job.ending is JobState.STOPPED else ""
+            _end(turn, job, job.ending, f"{job.reason}{saved}")
     elif tally[WorkerState.SUCCEEDED] == tally.total():
         _end(turn, job, JobState.SUCCEEDED, _success(turn.state.workers_of(job)))
     else:
@@ -275,6 +267,24 @@ def _success(workers: list[Worker]) -> str:
     return f"every rank has finished; {ranks} taken as such by a rule of the spec"
 
 
+def _saved(turn: Turn, job: Job) -> str:
+    """What a job that was stopped has lost, if that is nothing."""
+    last = {worker.progress.step for worker in turn.state.workers_of(job)}
+    gangs = turn.state.gangs_of(job)
+    whole = all(
+        gang.commit is not None and gang.commit.step == worker.progress.step
+        for gang in gangs
+        for worker in turn.state.members(gang)
+    )
+    if not whole:
+        return ""
+    return (
+        f" at step {last.pop()}, which is committed"
+        if len(last) == 1
+        else ", each rank at a step that is committed"
+    )
+
+
 def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobState, str]:
     """The state of a job that goes on, and why."""
     up, world = tally[WorkerState.RUNNING], tally.total()
@@ -284,10 +294,13 @@ def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobS
         tail = f", {world - up} finished" if up < world else ""
         return JobState.RUNNING, f"{up} of {world} workers are up{tail}"
     gangs = turn.state.gangs_of(job)
-    stopping = [gang for gang in gangs if _superseded(turn, job, gang)]
+    superseded = [gang for gang in gangs if _superseded(turn, job, gang)]
     waiting = [gang for gang in gangs if turn.state.gang_tallies[job.id, gang.index][WorkerState.WAITING]]
-    if stopping:
-        return JobState.RESTARTING, stopping[0].cause
+    if superseded:
+        return JobState.RESTARTING, superseded[0].cause
+    for gang in gangs:
+        if gang.stopping is not None:
+            return JobState.RESTARTING, gang.stopping.cause
     if any(gang.not_before_ms > turn.at for gang in waiting):
         return JobState.RESTARTING, waiting[0].cause
     # Nothing holds it back but the room for it.
@@ -300,6 +313,9 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
         _end_shortage(turn, gang)
         if state is JobState.FAILED:
             tell_of_end(turn, gang)
+        now = turn.state.gangs[job.id, gang.index]
+        if now.stopping is not None:
+            turn.put(replace(now, stopping=None))
         committed = gang.commit.step if gang.commit else None
         for worker in turn.state.members(gang):
             closed = account.close_attempt(worker, committed)

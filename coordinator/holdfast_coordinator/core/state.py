@@ -67,6 +67,10 @@ class State:
     """How many workers of a job are in each state: a job of 10,000 is looked at once for each of them."""
     gang_tallies: dict[tuple[str, int], Counter[WorkerState]] = field(default_factory=dict)
     """The same of each gang."""
+    stopping: dict[tuple[str, int], None] = field(default_factory=dict)
+    """The gangs that are to stop after a checkpoint."""
+    draining: dict[str, None] = field(default_factory=dict)
+    """The nodes from which work is being moved away."""
     at_step: dict[tuple[str, int, int], dict[int, Prepared]] = field(default_factory=dict)
     """What a gang has prepared of a step, by rank: a gang of 10,000 is looked at once for each of its shards."""
 
@@ -116,11 +120,19 @@ class State:
                     self.unfinished[row.id] = None
             case Gang():
                 self.gangs[row.job_id, row.index] = row
+                if row.stopping is not None:
+                    self.stopping[row.job_id, row.index] = None
+                else:
+                    self.stopping.pop((row.job_id, row.index), None)
             case Worker():
                 self._index(self.workers.get((row.job_id, row.rank)), row)
                 self.workers[row.job_id, row.rank] = row
             case Node():
                 self.nodes[row.name] = row
+                if row.cordon is not None and row.cordon.draining:
+                    self.draining[row.name] = None
+                else:
+                    self.draining.pop(row.name, None)
             case Prepared():
                 old = self.prepared.get((row.job_id, row.rank))
                 assert old is None or (old.gang, old.step) == (row.gang, row.step), (
@@ -138,11 +150,13 @@ class State:
                 self.unfinished.pop(row.id, None)
             case Gang():
                 del self.gangs[row.job_id, row.index]
+                self.stopping.pop((row.job_id, row.index), None)
             case Worker():
                 self._index(row, None)
                 del self.workers[row.job_id, row.rank]
             case Node():
                 del self.nodes[row.name]
+                self.draining.pop(row.name, None)
             case Prepared():
                 del self.prepared[row.job_id, row.rank]
                 at_step = self.at_step[row.job_id, row.gang, row.step]

@@ -7,7 +7,17 @@ the difference.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import blame, checkpoints, exits, hangs, liveness, restart, stragglers
+from holdfast_coordinator.core import (
+    blame,
+    checkpoints,
+    drain,
+    exits,
+    hangs,
+    liveness,
+    restart,
+    stopping,
+    stragglers,
+)
 from holdfast_coordinator.core.effects import (
     CloseSession,
     Effects,
@@ -29,9 +39,14 @@ from holdfast_coordinator.core.events import (
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
+    NodeCordonRequested,
+    NodeDrainRequested,
+    NodeNoticed,
+    NodeUncordonRequested,
     PortsOffered,
     ShardPrepared,
     StepsCompared,
+    StopAnswered,
     StreamLost,
     Ticked,
     WorkerExited,
@@ -39,7 +54,7 @@ from holdfast_coordinator.core.events import (
     WorkerStarted,
 )
 from holdfast_coordinator.core.exclusion import lift
-from holdfast_coordinator.core.fence import supersede
+from holdfast_coordinator.core.fence import stop_live, supersede
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
@@ -58,7 +73,7 @@ from holdfast_coordinator.core.model import (
     Worker,
     WorkerState,
 )
-from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command, stop_live
+from holdfast_coordinator.core.reconcile import observe, place_waiting, settle, start_command
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.turn import Turn
 
@@ -73,11 +88,12 @@ def step(state: State, event: Event) -> Effects:
         place_waiting(turn)
     for job_id in list(turn.touched):
         observe(turn, job_id)
+    drain.note_drained(turn)
     return turn.effects()
 
 
 def deadline(state: State) -> int | None:
-    """When the next backoff ends: the moment at which a Ticked has something to start."""
+    """When a Ticked has something to do: the next backoff ends, or the time of a gang that is to stop."""
     ends = [
         gang.not_before_ms
         for job_id in state.waiting
@@ -85,7 +101,8 @@ def deadline(state: State) -> int | None:
         for gang in state.gangs_of(state.jobs[job_id])
         if gang.not_before_ms and state.gang_tallies[job_id, gang.index][WorkerState.WAITING]
     ]
-    return min(ends, default=None)
+    stops = stopping.next_due(state)
+    return min(ends if stops is None else [*ends, stops], default=None)
 
 
 def _handle(turn: Turn, event: Event) -> None:
@@ -107,6 +124,8 @@ def _handle(turn: Turn, event: Event) -> None:
             checkpoints.pin_requested(turn, event)
         case StepsCompared():
             stragglers.steps_compared(turn, event)
+        case NodeCordonRequested() | NodeUncordonRequested() | NodeDrainRequested():
+            drain.requested(turn, event)
         case AgentJoined():
             _agent_joined(turn, event)
         case _:
@@ -134,6 +153,10 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
             checkpoints.checkpoint_reported(turn, event)
         case WorkerHung():
             hangs.worker_hung(turn, event)
+        case NodeNoticed():
+            drain.noticed(turn, node, event.notice)
+        case StopAnswered():
+            stopping.answered(turn, event)
 
 
 # Jobs
@@ -186,8 +209,15 @@ def _job_stop_requested(turn: Turn, event: JobStopRequested) -> None:
         )
     )
     turn.tell("JobStopRequested", reason, job_id=job.id)
-    if event.force:
-        stop_live(turn, turn.state.workers_of(job), force=True, reason=reason, again=True)
+    gangs = turn.state.gangs_of(job)
+    if not event.force:
+        # The others have nothing to save, and are stopped by `settle`.
+        stopping.ask(turn, gangs, "job stop", reason, event.at + job.spec.stop_grace_ms)
+        return
+    for gang in gangs:
+        if gang.stopping is not None:
+            turn.put(replace(gang, stopping=None))
+    stop_live(turn, turn.state.workers_of(job), force=True, reason=reason, again=True)
 
 
 def _job_delete_requested(turn: Turn, event: JobDeleteRequested) -> None:
@@ -231,10 +261,12 @@ def _leader_elected(turn: Turn, event: LeaderElected) -> None:
             latest = event.at + job.spec.restart.backoff_cap_ms
             if gang.not_before_ms > latest:
                 turn.put(replace(gang, not_before_ms=latest))
+    stopping.take_over(turn)
     turn.tell("LeaderElected", f"epoch {event.epoch}")
 
 
 def _ticked(turn: Turn, event: Ticked) -> None:
+    stopping.due(turn)
     for node in list(turn.state.nodes.values()):
         if node.state is NodeState.LOST:
             continue
@@ -284,6 +316,7 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
             ports=_not_taken(turn, event.node, event.ports),
             strays=strays,
             clock_offset_ns=event.clock_offset_ns,
+            cordon=drain.carried_over(turn, old, event.notice),
         )
     )
     if old is not None and (old.state is NodeState.LOST or old.boot_id != event.boot_id):
@@ -298,6 +331,8 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
     for key, item in found.items():
         if key not in expected and item.exit is not None:
             _worker_exited(turn, event.node, key, item.exit, item.progress, item.output)
+    if event.notice is not None:
+        drain.noticed(turn, turn.state.nodes[event.node], event.notice)
 
 
 def _not_taken(turn: Turn, node: str, ports: tuple[int, ...]) -> tuple[int, ...]:
@@ -345,7 +380,8 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, kn
     for job_id, workers in never_arrived.items():
         # Those whose gang was superseded by a loss found above are stopped, not started, by `settle`.
         turn.send(event.node, start_command(turn, turn.state.jobs[job_id], workers))
-    _stop_again(turn, event.node, stop_again)
+    stopping.ask_again(turn, event.node, stop_again)
+    _stop_again(turn, event.node, [key for key in stop_again if not _is_asked(turn, key)])
 
 
 def _stop_again(turn: Turn, node: str, keys: list[Key]) -> None:
@@ -356,6 +392,12 @@ def _stop_again(turn: Turn, node: str, keys: list[Key]) -> None:
         by_way.setdefault((job.force, job.ending is None), []).append(key)
     for (force, restarts), told in sorted(by_way.items()):
         turn.send(node, StopWorkers(tuple(told), force, "it was told to stop before", restarts))
+
+
+def _is_asked(turn: Turn, key: Key) -> bool:
+    """Tell whether a worker was asked to stop after a checkpoint, and not been signalled since."""
+    gang = turn.state.gangs[key.job_id, turn.state.workers[key.job_id, key.rank].gang]
+    return stopping.is_asked(gang) and gang.attempt == key.attempt
 
 
 # Workers
@@ -397,7 +439,9 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
     ended = replace(ended, hung_ms=hung_ms, message=f"{ended.message}{hangs.because(worker)}")
     before, ignored = worker.state, ""
     worker = replace(worker, exit=ended, progress=progress)
-    if before is WorkerState.STOPPING:
+    job, gang = turn.state.jobs[key.job_id], turn.state.gangs[key.job_id, worker.gang]
+    finished = job.ending is None and stopping.came_to_its_end(gang, worker, ended, progress)
+    if before is WorkerState.STOPPING and not finished:
         state = WorkerState.STOPPED
     elif ended.code == 0 and not ended.signal and ended.kind is not ExitKind.ABANDONED:
         state = WorkerState.SUCCEEDED
@@ -414,14 +458,19 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
         turn.tell_worker("ExitIgnored", f"{said}; {ignored} takes that as finished", worker)
     if state is WorkerState.FAILED:
         exits.decide(turn, worker, output, blame.cause(worker))
+    elif state is WorkerState.STOPPED and (ended.code or ended.signal):
+        stopping.went_wrong(turn, worker)
 
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at, kind=ExitKind.LOST)
-    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None))
+    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None)
+    turn.put(gone)
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]
     gang = turn.state.gangs[worker.job_id, worker.gang]
     if job.ending is None and worker.attempt == gang.attempt:
         best = gang.commit.step if gang.commit else -1
         supersede(turn, gang, restart.after_loss(gang, best), f"rank {worker.rank}: {cause}")
+    elif job.ending is not None:
+        stopping.went_wrong(turn, gone)

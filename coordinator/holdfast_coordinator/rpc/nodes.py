@@ -4,11 +4,20 @@ from google.rpc import code_pb2
 
 from holdfast.v1 import node_pb2, node_pb2_grpc
 from holdfast_coordinator import codec
+from holdfast_coordinator.core.events import (
+    NodeCordonRequested,
+    NodeDrainRequested,
+    NodeRequest,
+    NodeUncordonRequested,
+)
 from holdfast_coordinator.core.model import Node
 from holdfast_coordinator.core.state import State
-from holdfast_coordinator.engine import Engine, NotLeadingError
+from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.rpc import paging
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
+
+DRAIN_WITHIN_MS = 120_000
+"""Unless the request says otherwise."""
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
@@ -36,8 +45,47 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         return node_pb2.ListNodesResponse(nodes=nodes, next_page_token=token)
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Context) -> node_pb2.GetNodeResponse:
+        return node_pb2.GetNodeResponse(node=await self._node(request.name, context))
+
+    async def CordonNode(
+        self, request: node_pb2.CordonNodeRequest, context: Context
+    ) -> node_pb2.CordonNodeResponse:
+        reason = await _checked(request.reason, context)
+        event = NodeCordonRequested(self._engine.clock.now(), request.name, reason)
+        return node_pb2.CordonNodeResponse(node=await self._changed(event, context))
+
+    async def UncordonNode(
+        self, request: node_pb2.UncordonNodeRequest, context: Context
+    ) -> node_pb2.UncordonNodeResponse:
+        event = NodeUncordonRequested(self._engine.clock.now(), request.name)
+        return node_pb2.UncordonNodeResponse(node=await self._changed(event, context))
+
+    async def DrainNode(
+        self, request: node_pb2.DrainNodeRequest, context: Context
+    ) -> node_pb2.DrainNodeResponse:
+        reason = await _checked(request.reason, context)
+        within_ms = request.within.ToMilliseconds() if request.HasField("within") else DRAIN_WITHIN_MS
+        if within_ms < 0:
+            await abort(
+                context,
+                code_pb2.INVALID_ARGUMENT,
+                f"a node can't be empty within {within_ms} ms",
+                remedy="give a duration of 0 or more",
+            )
+        event = NodeDrainRequested(self._engine.clock.now(), request.name, within_ms, reason)
+        return node_pb2.DrainNodeResponse(node=await self._changed(event, context))
+
+    async def _changed(self, event: NodeRequest, context: Context) -> node_pb2.Node:
+        """Have a request done, and show what has become of its node."""
+        try:
+            await self._engine.submit(event)
+        except (RefusedError, NotLeadingError) as error:
+            await abort_refused(context, error)
+        return await self._node(event.node, context)
+
+    async def _node(self, name: str, context: Context) -> node_pb2.Node:
         def ask(state: State) -> node_pb2.Node | None:
-            node = state.nodes.get(request.name)
+            node = state.nodes.get(name)
             return self._view(state, node) if node else None
 
         try:
@@ -45,10 +93,19 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         except NotLeadingError as error:
             await abort_refused(context, error)
         if node is None:
-            message = f"there is no node {request.name}"
+            message = f"there is no node {name}"
             await abort(context, code_pb2.NOT_FOUND, message, remedy="list the nodes to see their names")
-        return node_pb2.GetNodeResponse(node=node)
+        return node
 
     def _view(self, state: State, node: Node) -> node_pb2.Node:
         used = len(state.on_node.get(node.name, ())) + len(node.strays)
         return codec.node_to_proto(node, used, self._engine.heard_at(node.name))
+
+
+async def _checked(reason: str, context: Context) -> str:
+    """A reason that fits into a line."""
+    if len(reason) > codec.LONGEST_REASON or not reason.isprintable():
+        message = f"the reason has {len(reason)} characters, or some that can't be shown"
+        remedy = f"give one line of at most {codec.LONGEST_REASON} characters"
+        await abort(context, code_pb2.INVALID_ARGUMENT, message, remedy=remedy)
+    return reason

@@ -55,6 +55,7 @@ gangs = Table(
     Column("short_since_ms", BigInteger, nullable=False),
     Column("broke_ms", BigInteger, nullable=False),
     Column("redone", BigInteger, nullable=False),
+    Column("stopping", JSON(none_as_null=True)),
 )
 
 workers = Table(
@@ -80,6 +81,7 @@ workers = Table(
     Column("account", JSON, nullable=False),
     Column("hang", JSON(none_as_null=True)),
     Column("straggler", JSON, nullable=False),
+    Column("stop_at", BigInteger),
 )
 
 nodes = Table(
@@ -99,6 +101,7 @@ nodes = Table(
     Column("ports", JSON, nullable=False),
     Column("strays", JSON, nullable=False),
     Column("clock_offset_ns", BigInteger, nullable=False),
+    Column("cordon", JSON(none_as_null=True)),
 )
 
 # Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.

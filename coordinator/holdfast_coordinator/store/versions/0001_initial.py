@@ -35,6 +35,7 @@ def _leader_and_nodes() -> None:
         sa.Column("ports", sa.JSON, nullable=False),
         sa.Column("strays", sa.JSON, nullable=False),
         sa.Column("clock_offset_ns", sa.BigInteger, nullable=False),
+        sa.Column("cordon", sa.JSON(none_as_null=True)),
     )
 
 
@@ -76,6 +77,7 @@ def _jobs() -> None:
         sa.Column("short_since_ms", sa.BigInteger, nullable=False),
         sa.Column("broke_ms", sa.BigInteger, nullable=False),
         sa.Column("redone", sa.BigInteger, nullable=False),
+        sa.Column("stopping", sa.JSON(none_as_null=True)),
     )
     op.create_table(
         "workers",
@@ -99,6 +101,7 @@ def _jobs() -> None:
         sa.Column("account", sa.JSON, nullable=False),
         sa.Column("hang", sa.JSON(none_as_null=True)),
         sa.Column("straggler", sa.JSON, nullable=False),
+        sa.Column("stop_at", sa.BigInteger),
     )
 
 
