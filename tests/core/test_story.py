@@ -1,8 +1,8 @@
 """`job why`: the story of a job from its timeline alone (P10)."""
 
-from holdfast_coordinator.core.model import Scope
+from holdfast_coordinator.core.model import HangAction, HangPolicy, Output, Scope
 from holdfast_coordinator.core.story import tell
-from tests.core.builders import key, leading, running, spec
+from tests.core.builders import hang, key, leading, running, spec
 
 
 def story(cluster, most=10):
@@ -79,3 +79,22 @@ def test_what_ended_nothing_is_noted():
     cluster.submit(spec(1))
     (note,) = story(cluster).notes
     assert note.kind == "JobWaiting"
+
+
+def test_the_evidence_is_that_of_the_culprit():
+    cluster = running(2)
+    cluster.exited(key(1), 1, output=Output("Traceback\nValueError: no"))
+    cluster.exited(key(0), 1, output=Output("ConnectionResetError"), line="ConnectionResetError")
+    (incident,) = story(cluster).incidents
+    assert (incident.rank, incident.evidence) == (1, "Traceback\nValueError: no")
+
+
+def test_of_one_that_hung_the_evidence_is_what_was_found_then():
+    cluster = running(2, hang=HangPolicy(HangAction.RESTART))
+    cluster.hung(key(1), hang(), evidence="its stack")
+    cluster.now += 1_000
+    for rank in (0, 1):
+        cluster.exited(key(rank), signal=9)
+    (incident,) = story(cluster).incidents
+    assert (incident.rank, incident.evidence) == (1, "its stack")
+    assert incident.cause.endswith("stopped because it hung in section step")

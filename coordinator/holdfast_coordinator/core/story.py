@@ -12,8 +12,16 @@ NOTED = (
     "CheckpointDegraded",
     "CheckpointDrained",
     "CheckpointFilesLeft",
+    "WorkerHung",
+    "HangOver",
+    "StragglerNoticed",
+    "StragglerStruckOut",
+    "NodeExcluded",
+    "NodeIncluded",
+    "ExitIgnored",
 )
 """What is worth telling although nothing ended with it."""
+_OF_A_WORKER = ("WorkerExited", "WorkerLost", "WorkerHung")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,7 @@ class _Teller:
         self._open: dict[int | None, int] = {}
         """By gang: None, or its rank. The newest incident."""
         self._last: dict[tuple[int, int], Entry] = {}
-        """What was last told of a rank and attempt."""
+        """What was last told of a rank and attempt, with evidence if there is any."""
 
     def incidents(self) -> list[Incident]:
         return [self._with_evidence(incident) for incident in self._incidents]
@@ -83,11 +91,12 @@ class _Teller:
                 self._name(entry)
             case "GangUp":
                 self._cost(entry)
-            case "WorkerExited" | "WorkerLost":
-                if entry.rank is not None:
-                    self._last[entry.rank, entry.attempt] = entry
             case kind if kind in NOTED:
                 self.notes.append(entry)
+        if entry.kind in _OF_A_WORKER and entry.rank is not None:
+            before = self._last.get((entry.rank, entry.attempt))
+            if entry.evidence or before is None or not before.evidence:
+                self._last[entry.rank, entry.attempt] = entry
 
     def _begin(self, entry: Entry, attempt: int, decided: str) -> None:
         self._open[entry.rank] = len(self._incidents)
