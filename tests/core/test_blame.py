@@ -83,4 +83,4 @@ def test_everyone_is_told_of_once(made):
 
 def test_ranks_in_words():
     assert shown([3]) == "rank 3"
-    assert shown([2, 0, 1, 5]) == "ranks 0 to 2, 5"
+    assert shown([6, 2, 0, 1, 5]) == "ranks 0 to 2, 5, 6"

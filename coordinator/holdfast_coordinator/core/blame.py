@@ -88,12 +88,12 @@ def _weight(worker: Worker, how: Exit) -> int:
 
 
 def shown(ranks: Iterable[int]) -> str:
-    """`rank 3`, `ranks 0 to 2, 5`."""
+    """`rank 3`, `ranks 0 to 2, 5, 6`."""
     runs: list[list[int]] = []
     for rank in sorted(ranks):
         if runs and rank == runs[-1][-1] + 1:
             runs[-1].append(rank)
         else:
             runs.append([rank])
-    said = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    said = ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
     return f"rank{'s' if sum(map(len, runs)) > 1 else ''} {said}"
