@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from holdfast.cli.events import said
 from holdfast.client import TERMINAL, Client
 from holdfast.v1 import job_pb2, node_pb2
 from holdfast.wire import HoldfastError
@@ -136,10 +137,10 @@ class Fleet:
 
     async def story(self, job_id: str) -> str:
         """The timeline of a job, for the message of a test that failed."""
-        return "\n".join([f"{e.kind}: {e.message}" async for e in self.client.list_events(job_id)])
+        return "\n".join([f"{e.kind}: {said(e)}" async for e in self.client.list_events(job_id)])
 
     async def events(self, job_id: str, kind: str) -> list[str]:
-        return [e.message async for e in self.client.list_events(job_id) if e.kind == kind]
+        return [said(e) async for e in self.client.list_events(job_id) if e.kind == kind]
 
     async def close(self) -> None:
         """End everything, and whatever a test that failed has left of its jobs."""
