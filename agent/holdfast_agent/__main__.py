@@ -38,7 +38,7 @@ async def serve(
         left = len(agent.workers())
         await agent.stop(workers=drain_s is not None)
         ends = "end with it" if drain_s is not None else "go on"
-        log.info("the agent ends", workers=left, which=ends)
+        log.info(f"the agent ends; its workers {ends}", workers=left)
 
 
 async def _drained(
