@@ -37,8 +37,10 @@ async def serve(
         await asyncio.gather(running, stopped, return_exceptions=True)
         left = len(agent.workers())
         await agent.stop(workers=drain_s is not None)
-        ends = "end with it" if drain_s is not None else "go on"
-        log.info(f"the agent ends; its workers {ends}", workers=left)
+        ends = (
+            "the agent ends with its workers" if drain_s is not None else "the agent ends; its workers go on"
+        )
+        log.info(ends, workers=left)
 
 
 async def _drained(

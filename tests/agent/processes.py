@@ -64,6 +64,10 @@ def remove_groups(root):
             os.rmdir(base)
 
 
+LONGEST_LINE = 64 * 1024
+"""A log may be much larger than memory."""
+
+
 async def until(predicate):
     """Wait for what shows in /proc or on disk alone."""
     async with asyncio.timeout(PATIENCE_S):
@@ -79,5 +83,11 @@ async def gone(*pids):
 
 async def line_of(path):
     """The first line of a file, when it is whole."""
-    await until(lambda: path.exists() and b"\n" in path.read_bytes())
-    return path.read_text().splitlines()[0]
+
+    def read():
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            return file.readline(LONGEST_LINE)
+        return b""
+
+    await until(lambda: read().endswith(b"\n"))
+    return read().decode().rstrip("\n")

@@ -222,7 +222,8 @@ class TestFloods:
         logs = job_pb2.LogPolicy(keep_bytes=self.KEEP)
         session.say(start_workers=start(*self.FLOOD, ranks=(0, 1), logs=logs))
         for rank in (0, 1):
-            await line_of(tmp_path / f"state/jobs/job1/{rank}-1/stdout.log")
+            log = tmp_path / f"state/jobs/job1/{rank}-1/stdout.log"
+            await until(lambda log=log: log.exists() and log.stat().st_size)
         return tmp_path / "state/jobs/job1"
 
     async def test_the_disk_is_bounded_and_its_end_is_noticed(self, session, flooding):

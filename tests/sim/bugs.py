@@ -385,7 +385,9 @@ PLANTS: dict[str, Plant] = {
     "stop agreed by some": Plant(stop_agreed_by_some, "is not Stopping|agreed without all"),
     "drain without asking": Plant(drain_without_asking, "was drained, and does steps again|P1: rank . of j3"),
     "place on cordoned": Plant(place_on_cordoned, "is drained, and lets be", "drain_node,crash_worker"),
-    "end before the commit": Plant(end_before_the_commit, "P1: rank . of j3|is to stop, and nothing of it runs"),
+    "end before the commit": Plant(
+        end_before_the_commit, "P1: rank . of j3|is to stop, and nothing of it runs"
+    ),
     "delete what is kept": Plant(delete_what_is_kept, "P1: the files of .* which are kept, are to go"),
     "hangs not resent": Plant(hangs_not_resent, "liveness: ", HANGS),
     "a pause is a hang": Plant(a_pause_is_a_hang, "P4: .* is said to hang", "freeze_machine"),
