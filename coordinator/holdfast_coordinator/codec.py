@@ -14,7 +14,7 @@ from holdfast_coordinator.codec_values import bounded as _bounded
 from holdfast_coordinator.codec_values import duration as _duration
 from holdfast_coordinator.codec_values import timestamp as _timestamp
 from holdfast_coordinator.codec_values import to_ms as _to_ms
-from holdfast_coordinator.core import effects, events, model
+from holdfast_coordinator.core import effects, events, jobspec, model
 from holdfast_coordinator.core.account import Summary, last_committed
 from holdfast_coordinator.core.story import Story
 
@@ -24,16 +24,16 @@ MOST_METRICS = 64
 """Of a shard: its commit is written into the store with them."""
 
 _MODES = {
-    job_pb2.METRIC_MODE_UNSPECIFIED: model.Mode.MIN,
-    job_pb2.METRIC_MODE_MIN: model.Mode.MIN,
-    job_pb2.METRIC_MODE_MAX: model.Mode.MAX,
+    job_pb2.METRIC_MODE_UNSPECIFIED: jobspec.Mode.MIN,
+    job_pb2.METRIC_MODE_MIN: jobspec.Mode.MIN,
+    job_pb2.METRIC_MODE_MAX: jobspec.Mode.MAX,
 }
 _REPORTS = {kind: worker_pb2.Report.Kind.Value(f"KIND_{kind.name}") for kind in model.ReportKind}
 _REPORT_KINDS = {number: kind for kind, number in _REPORTS.items()}
 _SCOPES = {
-    job_pb2.RESTART_SCOPE_UNSPECIFIED: model.Scope.GANG,
-    job_pb2.RESTART_SCOPE_GANG: model.Scope.GANG,
-    job_pb2.RESTART_SCOPE_RANK: model.Scope.RANK,
+    job_pb2.RESTART_SCOPE_UNSPECIFIED: jobspec.Scope.GANG,
+    job_pb2.RESTART_SCOPE_GANG: jobspec.Scope.GANG,
+    job_pb2.RESTART_SCOPE_RANK: jobspec.Scope.RANK,
 }
 _JOB_STATES = {state: job_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in model.JobState}
 _WORKER_STATES = {
@@ -46,7 +46,7 @@ Outgoing = effects.Command | agent_pb2.OpenLog | agent_pb2.Pace | agent_pb2.Welc
 """What goes out on a session: the core's commands, and what the shell says of its own accord."""
 
 _WRITTEN_KEPT = 16
-_written: dict[int, tuple[tuple[model.DataSet, ...], list[job_pb2.DataSet]]] = {}
+_written: dict[int, tuple[tuple[jobspec.DataSet, ...], list[job_pb2.DataSet]]] = {}
 """The data sets that were written last; by identity, since to compare them takes long as well."""
 
 JOB_STATES = {number: state for state, number in _JOB_STATES.items()}
@@ -56,20 +56,20 @@ JOB_STATES = {number: state for state, number in _JOB_STATES.items()}
 # Specs
 
 
-def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
+def spec_from_proto(spec: job_pb2.JobSpec) -> jobspec.JobSpec:
     """Read a spec, with the defaults where fields are absent."""
-    restart, default = spec.restart, model.RestartPolicy()
+    restart, default = spec.restart, jobspec.RestartPolicy()
     has = restart.HasField
-    stop_grace_ms = _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else model.DEFAULT_STOP_GRACE_MS
-    return model.JobSpec(
+    stop_grace_ms = _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else jobspec.DEFAULT_STOP_GRACE_MS
+    return jobspec.JobSpec(
         name=spec.name,
         command=tuple(spec.command),
         world_size=spec.world_size,
         env=dict(spec.env),
         working_dir=spec.working_dir,
-        resources=model.Resources(spec.resources.cpus, spec.resources.memory_bytes, spec.resources.gpus),
-        restart=model.RestartPolicy(
-            scope=_SCOPES.get(restart.scope, model.Scope.GANG),
+        resources=jobspec.Resources(spec.resources.cpus, spec.resources.memory_bytes, spec.resources.gpus),
+        restart=jobspec.RestartPolicy(
+            scope=_SCOPES.get(restart.scope, jobspec.Scope.GANG),
             backoff_ms=_to_ms(restart.backoff) if has("backoff") else default.backoff_ms,
             backoff_cap_ms=_to_ms(restart.backoff_cap) if has("backoff_cap") else default.backoff_cap_ms,
             jitter=restart.jitter if has("jitter") else default.jitter,
@@ -84,35 +84,35 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         checkpoint_uri=spec.checkpoint_uri,
         labels=dict(spec.labels),
         datasets=tuple(
-            model.DataSet(
+            jobspec.DataSet(
                 each.name,
                 each.uri,
-                tuple(model.DataShard(s.file, s.samples, s.size_bytes, s.digest) for s in each.shards),
+                tuple(jobspec.DataShard(s.file, s.samples, s.size_bytes, s.digest) for s in each.shards),
             )
             for each in spec.datasets
         ),
         retention=_retention(spec.retention) if spec.HasField("retention") else None,
         resume_from=spec.resume_from,
         rules=tuple(map(rule_codec.rule_from_proto, spec.rules)),
-        log_bytes=spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else model.DEFAULT_LOG_BYTES,
+        log_bytes=spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else jobspec.DEFAULT_LOG_BYTES,
         log_metrics=dict(spec.log_metrics),
         hang=codec_hangs.hang_policy_from_proto(spec.hang),
         stragglers=codec_hangs.straggler_policy_from_proto(spec.stragglers),
     )
 
 
-def _retention(policy: job_pb2.RetentionPolicy) -> model.RetentionPolicy:
-    default = model.RetentionPolicy()
-    return model.RetentionPolicy(
+def _retention(policy: job_pb2.RetentionPolicy) -> jobspec.RetentionPolicy:
+    default = jobspec.RetentionPolicy()
+    return jobspec.RetentionPolicy(
         keep_last=policy.keep_last if policy.HasField("keep_last") else default.keep_last,
         keep_every=policy.keep_every,
         best=policy.best,
         metric=policy.metric,
-        mode=_MODES.get(policy.mode, model.Mode.MIN),
+        mode=_MODES.get(policy.mode, jobspec.Mode.MIN),
     )
 
 
-def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobSpec:
+def spec_to_proto(spec: jobspec.JobSpec, *, datasets: bool = True) -> job_pb2.JobSpec:
     """Write a spec, every default spelt out. Its data sets can be long, and are left away where they are not read."""
     restart = spec.restart
     return job_pb2.JobSpec(
@@ -150,7 +150,7 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
     )
 
 
-def _retention_to_proto(policy: model.RetentionPolicy) -> job_pb2.RetentionPolicy:
+def _retention_to_proto(policy: jobspec.RetentionPolicy) -> job_pb2.RetentionPolicy:
     mode = job_pb2.MetricMode.Value(f"METRIC_MODE_{policy.mode.name}")
     return job_pb2.RetentionPolicy(
         keep_last=policy.keep_last,
@@ -161,7 +161,7 @@ def _retention_to_proto(policy: model.RetentionPolicy) -> job_pb2.RetentionPolic
     )
 
 
-def _datasets(datasets: tuple[model.DataSet, ...]) -> list[job_pb2.DataSet]:
+def _datasets(datasets: tuple[jobspec.DataSet, ...]) -> list[job_pb2.DataSet]:
     """Written once for all agents of a job: 10,000 shards take 30 ms, and there may be 1,000 agents to tell."""
     held = _written.get(id(datasets))
     if held is not None and held[0] is datasets:
@@ -174,7 +174,7 @@ def _datasets(datasets: tuple[model.DataSet, ...]) -> list[job_pb2.DataSet]:
     return written
 
 
-def _dataset(found: model.DataSet) -> job_pb2.DataSet:
+def _dataset(found: jobspec.DataSet) -> job_pb2.DataSet:
     shards = [
         job_pb2.DataShard(file=s.file, samples=s.samples, size_bytes=s.size_bytes, digest=s.digest)
         for s in found.shards

@@ -10,20 +10,20 @@ from holdfast_coordinator.codec_values import (
     timestamp,
     to_ms,
 )
-from holdfast_coordinator.core import events, model
+from holdfast_coordinator.core import events, jobspec, model
 
 LONGEST_SECTION = 32
 """Characters, as in a heartbeat page."""
 LONGEST_EVIDENCE = 16 * 1024
 
-_ACTIONS = {action: job_pb2.HangAction.Value(f"HANG_ACTION_{action.name}") for action in model.HangAction}
+_ACTIONS = {action: job_pb2.HangAction.Value(f"HANG_ACTION_{action.name}") for action in jobspec.HangAction}
 _HANG_ACTIONS = {number: action for action, number in _ACTIONS.items()}
 
 
-def hang_policy_from_proto(policy: job_pb2.HangPolicy) -> model.HangPolicy:
+def hang_policy_from_proto(policy: job_pb2.HangPolicy) -> jobspec.HangPolicy:
     """Read a policy, with the defaults where fields are absent."""
-    default = model.HangPolicy()
-    return model.HangPolicy(
+    default = jobspec.HangPolicy()
+    return jobspec.HangPolicy(
         action=_HANG_ACTIONS.get(policy.action, default.action),
         limits_ms={section: to_ms(limit) for section, limit in sorted(policy.limits.items())},
         factor=policy.factor if policy.HasField("factor") else default.factor,
@@ -31,16 +31,16 @@ def hang_policy_from_proto(policy: job_pb2.HangPolicy) -> model.HangPolicy:
     )
 
 
-def straggler_policy_from_proto(policy: job_pb2.StragglerPolicy) -> model.StragglerPolicy:
+def straggler_policy_from_proto(policy: job_pb2.StragglerPolicy) -> jobspec.StragglerPolicy:
     """Read a policy, with the defaults where fields are absent."""
-    default = model.StragglerPolicy()
-    return model.StragglerPolicy(
+    default = jobspec.StragglerPolicy()
+    return jobspec.StragglerPolicy(
         threshold=policy.threshold if policy.HasField("threshold") else default.threshold,
         strikes=policy.strikes,
     )
 
 
-def hang_policy_to_proto(policy: model.HangPolicy) -> job_pb2.HangPolicy:
+def hang_policy_to_proto(policy: jobspec.HangPolicy) -> job_pb2.HangPolicy:
     """Write a policy, every default spelt out."""
     return job_pb2.HangPolicy(
         action=_ACTIONS[policy.action],
@@ -50,7 +50,7 @@ def hang_policy_to_proto(policy: model.HangPolicy) -> job_pb2.HangPolicy:
     )
 
 
-def straggler_policy_to_proto(policy: model.StragglerPolicy) -> job_pb2.StragglerPolicy:
+def straggler_policy_to_proto(policy: jobspec.StragglerPolicy) -> job_pb2.StragglerPolicy:
     """Write a policy, every default spelt out."""
     return job_pb2.StragglerPolicy(threshold=policy.threshold, strikes=policy.strikes)
 

@@ -3,7 +3,7 @@
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.v1 import agent_pb2, job_pb2
-from holdfast_coordinator.core import model
+from holdfast_coordinator.core import jobspec, model
 
 LONGEST_LINE = 1_000
 LONGEST_TAIL = 8_192
@@ -12,17 +12,17 @@ MOST_MATCHED = 64
 LATEST_NS = 2**62
 """No machine has been up for 146 years."""
 
-_KINDS = {kind: job_pb2.ExitKind.Value(f"EXIT_KIND_{kind.name}") for kind in model.ExitKind}
+_KINDS = {kind: job_pb2.ExitKind.Value(f"EXIT_KIND_{kind.name}") for kind in jobspec.ExitKind}
 _KIND_OF = {number: kind for kind, number in _KINDS.items()}
-_ACTIONS = {action: job_pb2.RuleAction.Value(f"RULE_ACTION_{action.name}") for action in model.Action}
+_ACTIONS = {action: job_pb2.RuleAction.Value(f"RULE_ACTION_{action.name}") for action in jobspec.Action}
 _ACTION_OF = {number: action for action, number in _ACTIONS.items()}
 
 
-def rule_from_proto(rule: job_pb2.Rule) -> model.Rule:
+def rule_from_proto(rule: job_pb2.Rule) -> jobspec.Rule:
     """Read a rule. One without an action is one that says retry."""
-    return model.Rule(
-        action=_ACTION_OF.get(rule.action, model.Action.RETRY),
-        exit_codes=tuple(model.CodeRange(codes.first, codes.last) for codes in rule.exit_codes),
+    return jobspec.Rule(
+        action=_ACTION_OF.get(rule.action, jobspec.Action.RETRY),
+        exit_codes=tuple(jobspec.CodeRange(codes.first, codes.last) for codes in rule.exit_codes),
         signals=tuple(rule.signals),
         kinds=tuple(_KIND_OF[kind] for kind in rule.kinds if kind in _KIND_OF),
         log=rule.log,
@@ -31,7 +31,7 @@ def rule_from_proto(rule: job_pb2.Rule) -> model.Rule:
     )
 
 
-def rule_to_proto(rule: model.Rule) -> job_pb2.Rule:
+def rule_to_proto(rule: jobspec.Rule) -> job_pb2.Rule:
     """Write a rule."""
     return job_pb2.Rule(
         exit_codes=[job_pb2.CodeRange(first=codes.first, last=codes.last) for codes in rule.exit_codes],
@@ -48,9 +48,9 @@ def exit_from_proto(ended: agent_pb2.Exit) -> model.Exit:
     """Read how a worker ended. Its `ended_ns` is by the clock of its machine still."""
     status = ended.status
     if ended.never_ran:
-        default = model.ExitKind.NEVER_RAN
+        default = jobspec.ExitKind.NEVER_RAN
     else:
-        default = model.ExitKind.SIGNALLED if status.signal else model.ExitKind.EXITED
+        default = jobspec.ExitKind.SIGNALLED if status.signal else jobspec.ExitKind.EXITED
     return model.Exit(
         code=status.code,
         signal=status.signal,

@@ -11,7 +11,7 @@ from holdfast.spec import SpecFile
 from holdfast_agent import hangs
 from holdfast_coordinator import codec
 from holdfast_coordinator.core import stragglers
-from holdfast_coordinator.core.model import HangPolicy, StragglerPolicy
+from holdfast_coordinator.core.jobspec import HangPolicy, StragglerPolicy
 from holdfast_coordinator.core.validate import violations
 
 PAGE = (Path(__file__).parents[2] / "docs/hangs.md").read_text()

@@ -9,15 +9,8 @@ from holdfast_coordinator import codec, rule_codec
 from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
 from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.effects import AskStop, NoteHang, NoteReport, StartWorkers, StopWorkers
-from holdfast_coordinator.core.model import (
-    Action,
-    ExitKind,
-    HangAction,
-    HangPolicy,
-    ReportKind,
-    Straggler,
-    StragglerPolicy,
-)
+from holdfast_coordinator.core.jobspec import Action, ExitKind, HangAction, HangPolicy, StragglerPolicy
+from holdfast_coordinator.core.model import ReportKind, Straggler
 from tests.core.builders import T0, hang, key, running
 
 

@@ -17,7 +17,8 @@ from holdfast_coordinator.core.events import (
     JobSubmitted,
     ShardPrepared,
 )
-from holdfast_coordinator.core.model import Capacity, JobSpec, Key, NodeState, ReportKind, Shard
+from holdfast_coordinator.core.jobspec import JobSpec
+from holdfast_coordinator.core.model import Capacity, Key, NodeState, ReportKind, Shard
 from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.engine import Clock, Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.session import Session

@@ -29,6 +29,7 @@ from holdfast_coordinator.core.events import (
     WorkerHung,
     WorkerStarted,
 )
+from holdfast_coordinator.core.jobspec import JobSpec, RestartPolicy, Scope
 from holdfast_coordinator.core.model import (
     Capacity,
     Entry,
@@ -36,14 +37,11 @@ from holdfast_coordinator.core.model import (
     Gang,
     Hang,
     Job,
-    JobSpec,
     Key,
     Node,
     Output,
     Progress,
     ReportKind,
-    RestartPolicy,
-    Scope,
     Shard,
     Worker,
     WorkerState,

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_coordinator.core.account import close_attempt, last_committed, retract, summarize
-from holdfast_coordinator.core.model import Account, Commit, Gang, Progress, Scope, Worker, WorkerState
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import Account, Commit, Gang, Progress, Worker, WorkerState
 from tests.core.builders import T0, ended, key, leading, running, spec
 
 

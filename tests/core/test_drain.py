@@ -4,7 +4,8 @@ import pytest
 
 from holdfast_coordinator.core.effects import AskStop, Problem, StartWorkers, StopWorkers
 from holdfast_coordinator.core.events import Notice
-from holdfast_coordinator.core.model import JobState, Scope, WorkerState
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import JobState, WorkerState
 from tests.core.builders import found, key, leading, running, sent, spec
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_coordinator.core.model import Capacity, Node, NodeState, Resources, Worker, WorkerState
+from holdfast_coordinator.core.jobspec import Resources
+from holdfast_coordinator.core.model import Capacity, Node, NodeState, Worker, WorkerState
 from holdfast_coordinator.core.placement import Room, Spot, place, usable
 from tests.core.builders import key
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_coordinator.core.model import Gang, RestartPolicy
+from holdfast_coordinator.core.jobspec import RestartPolicy
+from holdfast_coordinator.core.model import Gang
 from holdfast_coordinator.core.restart import GiveUp, Retry, after_exit, after_loss, backoff_ms
 from tests.core.builders import T0, ended
 

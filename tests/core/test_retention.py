@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast_coordinator.core.model import Kept, Mode, RetentionPolicy
+from holdfast_coordinator.core.jobspec import Mode, RetentionPolicy
+from holdfast_coordinator.core.model import Kept
 from holdfast_coordinator.core.retention import metric_of, plan
 from tests.core.builders import shard
 

@@ -7,20 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_coordinator.core import rules
-from holdfast_coordinator.core.model import (
-    Action,
-    CodeRange,
-    Commit,
-    Exit,
-    ExitKind,
-    Gang,
-    Output,
-    Progress,
-    Repeat,
-    Rule,
-    Worker,
-    WorkerState,
-)
+from holdfast_coordinator.core.jobspec import Action, CodeRange, ExitKind, Rule
+from holdfast_coordinator.core.model import Commit, Exit, Gang, Output, Progress, Repeat, Worker, WorkerState
 from tests.core.builders import T0, ended
 
 GANG = Gang("j1", 0)

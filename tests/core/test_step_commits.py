@@ -1,7 +1,8 @@
 """Prepared shards, commits, acks."""
 
 from holdfast_coordinator.core.effects import AckCommit, RefuseShard, Send, StartWorkers
-from holdfast_coordinator.core.model import Commit, Scope
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import Commit
 from tests.core.builders import T0, found, key, leading, running, sent, shard, spec
 
 

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_coordinator.core.effects import ReleaseWorkers, StartWorkers, StopWorkers
-from holdfast_coordinator.core.model import JobState, Scope, WorkerState
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import JobState, WorkerState
 from holdfast_coordinator.core.step import deadline
 from tests.core.builders import T0, found, key, leading, running, sent, spec
 

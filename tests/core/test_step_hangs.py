@@ -4,15 +4,8 @@ import pytest
 
 from holdfast_coordinator.core.effects import NoteHang, StopWorkers
 from holdfast_coordinator.core.hangs import differing
-from holdfast_coordinator.core.model import (
-    Hang,
-    HangAction,
-    HangPolicy,
-    JobState,
-    Key,
-    Scope,
-    WorkerState,
-)
+from holdfast_coordinator.core.jobspec import HangAction, HangPolicy, Scope
+from holdfast_coordinator.core.model import Hang, JobState, Key, WorkerState
 from tests.core.builders import found, hang, key, running, sent
 
 RESTART = HangPolicy(HangAction.RESTART)

@@ -10,7 +10,8 @@ from holdfast_coordinator.core.effects import (
     StartWorkers,
     StopWorkers,
 )
-from holdfast_coordinator.core.model import Desired, JobState, Resources, Scope, WorkerState
+from holdfast_coordinator.core.jobspec import Resources, Scope
+from holdfast_coordinator.core.model import Desired, JobState, WorkerState
 from tests.core.builders import T0, key, leading, running, sent, spec
 
 

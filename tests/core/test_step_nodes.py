@@ -11,7 +11,8 @@ from holdfast_coordinator.core.effects import (
     Welcome,
 )
 from holdfast_coordinator.core.events import Found, WorkerExited
-from holdfast_coordinator.core.model import JobState, NodeState, Resources, Scope, WorkerState
+from holdfast_coordinator.core.jobspec import Resources, Scope
+from holdfast_coordinator.core.model import JobState, NodeState, WorkerState
 from holdfast_coordinator.core.step import deadline
 from tests.core.builders import T0, ended, found, key, leading, running, sent, spec
 

@@ -10,17 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from holdfast_coordinator.core.events import StepsCompared
-from holdfast_coordinator.core.model import (
-    LIVE,
-    TERMINAL,
-    HangAction,
-    HangPolicy,
-    ReportKind,
-    Resources,
-    RetentionPolicy,
-    Scope,
-    WorkerState,
-)
+from holdfast_coordinator.core.jobspec import HangAction, HangPolicy, Resources, RetentionPolicy, Scope
+from holdfast_coordinator.core.model import LIVE, TERMINAL, ReportKind, WorkerState
 from tests.core.builders import Key, ended, found, hang, leading, spec
 
 NODES = ("a", "b", "c")

@@ -4,7 +4,8 @@ import pytest
 
 from holdfast_coordinator.core.effects import NoteReport, StartWorkers, StopWorkers
 from holdfast_coordinator.core.events import CheckpointReported
-from holdfast_coordinator.core.model import JobState, ReportKind, Scope, WorkerState
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import JobState, ReportKind, WorkerState
 from tests.core.builders import found, key, leading, running, sent, shard, spec
 
 CORRUPT, DRAINED, FAILED = ReportKind.CORRUPT, ReportKind.DRAINED, ReportKind.SAVE_FAILED

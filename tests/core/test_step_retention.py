@@ -4,7 +4,8 @@ import pytest
 
 from holdfast_coordinator.core import checkpoints
 from holdfast_coordinator.core.effects import AckCommit, Problem
-from holdfast_coordinator.core.model import JobState, Mode, ReportKind, RetentionPolicy, Scope
+from holdfast_coordinator.core.jobspec import Mode, RetentionPolicy, Scope
+from holdfast_coordinator.core.model import JobState, ReportKind
 from tests.core.builders import found, key, running, sent
 
 DROPPED = ReportKind.DROPPED

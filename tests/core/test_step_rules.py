@@ -8,16 +8,8 @@ from hypothesis import strategies as st
 
 from holdfast_coordinator.core.effects import StartWorkers, StopWorkers
 from holdfast_coordinator.core.exclusion import exclude
-from holdfast_coordinator.core.model import (
-    Action,
-    CodeRange,
-    ExitKind,
-    JobState,
-    Output,
-    Rule,
-    Scope,
-    WorkerState,
-)
+from holdfast_coordinator.core.jobspec import Action, CodeRange, ExitKind, Rule, Scope
+from holdfast_coordinator.core.model import JobState, Output, WorkerState
 from holdfast_coordinator.core.turn import Turn
 from tests.core.builders import T0, found, key, leading, running, sent, spec
 

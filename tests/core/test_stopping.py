@@ -3,7 +3,8 @@
 import pytest
 
 from holdfast_coordinator.core.effects import AskStop, StopWorkers
-from holdfast_coordinator.core.model import JobState, ReportKind, Scope, WorkerState
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import JobState, ReportKind, WorkerState
 from holdfast_coordinator.core.step import deadline
 from tests.core.builders import T0, found, key, leading, running, sent, spec
 

@@ -1,6 +1,7 @@
 """`job why`: the story of a job from its timeline alone (P10)."""
 
-from holdfast_coordinator.core.model import HangAction, HangPolicy, Output, Scope
+from holdfast_coordinator.core.jobspec import HangAction, HangPolicy, Scope
+from holdfast_coordinator.core.model import Output
 from holdfast_coordinator.core.story import tell
 from tests.core.builders import hang, key, leading, running, spec
 

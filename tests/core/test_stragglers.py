@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast_coordinator.core.events import StepsCompared
-from holdfast_coordinator.core.model import Progress, Scope, StragglerPolicy
+from holdfast_coordinator.core.jobspec import Scope, StragglerPolicy
+from holdfast_coordinator.core.model import Progress
 from holdfast_coordinator.core.stragglers import MOST_SCORE, Paces, scores, worth_telling
 from tests.core.builders import key, running
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from holdfast_coordinator.core.model import (
+from holdfast_coordinator.core.jobspec import (
     Action,
     CodeRange,
     DataSet,

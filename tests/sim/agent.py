@@ -23,7 +23,8 @@ from holdfast_coordinator.core.effects import (
     Welcome,
 )
 from holdfast_coordinator.core.events import Found
-from holdfast_coordinator.core.model import Exit, HangAction, JobSpec, Progress
+from holdfast_coordinator.core.jobspec import HangAction, JobSpec
+from holdfast_coordinator.core.model import Exit, Progress
 from holdfast_coordinator.core.model import Key as CoordinatorKey
 from tests.sim.checks import Checks
 from tests.sim.coordinator import Coordinator

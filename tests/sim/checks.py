@@ -34,15 +34,14 @@ from holdfast_coordinator.core.events import (
     LeaderElected,
     WorkerHung,
 )
+from holdfast_coordinator.core.jobspec import Action, HangAction
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
-    Action,
     Commit,
     Desired,
     Exit,
     Gang,
-    HangAction,
     Job,
     JobState,
     Node,

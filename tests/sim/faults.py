@@ -13,7 +13,7 @@ from holdfast_coordinator.core.effects import (
     Welcome,
 )
 from holdfast_coordinator.core.events import Event, NodeDrainRequested, NodeUncordonRequested
-from holdfast_coordinator.core.model import HangAction
+from holdfast_coordinator.core.jobspec import HangAction
 from tests.sim.agent import Agent
 from tests.sim.checks import Checks
 from tests.sim.coordinator import Coordinator, Request

@@ -10,21 +10,19 @@ from holdfast_coordinator.core.events import (
     NodeDrainRequested,
     NodeUncordonRequested,
 )
-from holdfast_coordinator.core.model import (
-    TERMINAL,
+from holdfast_coordinator.core.jobspec import (
     Action,
     CodeRange,
     HangAction,
     HangPolicy,
     JobSpec,
-    JobState,
     Mode,
-    NodeState,
     RestartPolicy,
     RetentionPolicy,
     Rule,
     Scope,
 )
+from holdfast_coordinator.core.model import TERMINAL, JobState, NodeState
 from holdfast_coordinator.store.memory import MemoryStore
 from tests.sim.agent import Agent
 from tests.sim.checks import Checks

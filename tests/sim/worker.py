@@ -11,7 +11,8 @@ from typing import Any
 from holdfast_agent import asks, core, hangs
 from holdfast_agent.core import Key
 from holdfast_coordinator.core.effects import Assignment
-from holdfast_coordinator.core.model import Commit, Exit, JobSpec, Progress, ReportKind, Scope, Shard
+from holdfast_coordinator.core.jobspec import JobSpec, Scope
+from holdfast_coordinator.core.model import Commit, Exit, Progress, ReportKind, Shard
 from tests.sim.checks import Checks
 from tests.sim.disk import Checkpoints, Place
 from tests.sim.world import Violation, World

@@ -18,13 +18,13 @@ from holdfast_coordinator.core.effects import (
     Put,
     SetEpoch,
 )
+from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.model import (
     Commit,
     Desired,
     Entry,
     Gang,
     Job,
-    JobSpec,
     JobState,
     Prepared,
     Shard,

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from holdfast_coordinator.core.effects import Append, Put, SetEpoch
-from holdfast_coordinator.core.model import Desired, Entry, Gang, Job, JobSpec, JobState, Worker, WorkerState
+from holdfast_coordinator.core.jobspec import JobSpec
+from holdfast_coordinator.core.model import Desired, Entry, Gang, Job, JobState, Worker, WorkerState
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.store.api import StoreError, StoreFullError, StoreLockedError, StoreTooNewError
 from holdfast_coordinator.store.sqlite import FILE, SqliteStore

@@ -39,17 +39,22 @@ from holdfast_coordinator.core.effects import (
     Write,
 )
 from holdfast_coordinator.core.events import Notice
-from holdfast_coordinator.core.model import (
+from holdfast_coordinator.core.jobspec import (
     Action,
     CodeRange,
+    ExitKind,
+    HangAction,
+    HangPolicy,
+    RetentionPolicy,
+    Rule,
+    Scope,
+)
+from holdfast_coordinator.core.model import (
     Commit,
     Cordon,
     Entry,
-    ExitKind,
     Gang,
     Hang,
-    HangAction,
-    HangPolicy,
     Job,
     Kept,
     Key,
@@ -58,9 +63,6 @@ from holdfast_coordinator.core.model import (
     Pin,
     Prepared,
     ReportKind,
-    RetentionPolicy,
-    Rule,
-    Scope,
     Stopping,
     Worker,
 )

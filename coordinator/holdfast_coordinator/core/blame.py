@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from holdfast_coordinator.core import rules
-from holdfast_coordinator.core.model import DEAD, Exit, ExitKind, Worker, WorkerState
+from holdfast_coordinator.core.jobspec import ExitKind
+from holdfast_coordinator.core.model import DEAD, Exit, Worker, WorkerState
 
 AS_ONE_MS = 50
 """Ends so close to each other are of one moment: the clocks of two nodes agree no better."""

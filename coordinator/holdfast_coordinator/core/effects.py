@@ -7,18 +7,8 @@ transaction is on disk (P3); a command that is lost is made good when its agent 
 from dataclasses import dataclass
 from enum import StrEnum
 
-from holdfast_coordinator.core.model import (
-    Commit,
-    Entry,
-    Gang,
-    Job,
-    JobSpec,
-    Key,
-    Node,
-    Prepared,
-    ReportKind,
-    Worker,
-)
+from holdfast_coordinator.core.jobspec import JobSpec
+from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Key, Node, Prepared, ReportKind, Worker
 
 Row = Job | Gang | Worker | Node | Prepared
 

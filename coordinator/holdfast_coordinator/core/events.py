@@ -7,12 +7,12 @@ that no longer speaks for its node they are dropped.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.model import (
     Capacity,
     Commit,
     Exit,
     Hang,
-    JobSpec,
     Key,
     Output,
     Progress,

@@ -10,18 +10,8 @@ from dataclasses import replace
 from holdfast_coordinator.core import restart, rules
 from holdfast_coordinator.core.exclusion import exclude, fits_without
 from holdfast_coordinator.core.fence import give_up, supersede
-from holdfast_coordinator.core.model import (
-    Action,
-    Exit,
-    ExitKind,
-    Gang,
-    Job,
-    Output,
-    Repeat,
-    Scope,
-    Worker,
-    WorkerState,
-)
+from holdfast_coordinator.core.jobspec import Action, ExitKind, Scope
+from holdfast_coordinator.core.model import Exit, Gang, Job, Output, Repeat, Worker, WorkerState
 from holdfast_coordinator.core.turn import Turn
 
 CANNOT_START = "built-in rule cannot_start"

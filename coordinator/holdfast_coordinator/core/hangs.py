@@ -12,7 +12,8 @@ from holdfast_coordinator.core import restart
 from holdfast_coordinator.core.effects import NoteHang
 from holdfast_coordinator.core.events import WorkerHung
 from holdfast_coordinator.core.fence import give_up, stop_live, supersede
-from holdfast_coordinator.core.model import LIVE, Exit, Gang, Hang, HangAction, Job, Worker
+from holdfast_coordinator.core.jobspec import HangAction
+from holdfast_coordinator.core.model import LIVE, Exit, Gang, Hang, Job, Worker
 from holdfast_coordinator.core.turn import Turn
 
 

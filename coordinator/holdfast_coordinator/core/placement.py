@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import Node, NodeState, Resources, Worker
+from holdfast_coordinator.core.jobspec import Resources
+from holdfast_coordinator.core.model import Node, NodeState, Worker
 
 
 @dataclass(slots=True)

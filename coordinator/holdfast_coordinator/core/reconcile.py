@@ -11,6 +11,7 @@ from dataclasses import replace
 from holdfast_coordinator.core import account, exclusion, placement, stopping
 from holdfast_coordinator.core.effects import Assignment, StartWorkers
 from holdfast_coordinator.core.fence import stop_live, tell_of_end, tell_of_start
+from holdfast_coordinator.core.jobspec import Scope
 from holdfast_coordinator.core.model import (
     DEAD,
     LIVE,
@@ -18,7 +19,6 @@ from holdfast_coordinator.core.model import (
     Gang,
     Job,
     JobState,
-    Scope,
     Straggler,
     Worker,
     WorkerState,

@@ -3,7 +3,8 @@
 import zlib
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import Exit, Gang, RestartPolicy
+from holdfast_coordinator.core.jobspec import RestartPolicy
+from holdfast_coordinator.core.model import Exit, Gang
 
 
 @dataclass(frozen=True, slots=True)

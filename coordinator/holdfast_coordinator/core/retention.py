@@ -4,7 +4,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import Kept, Mode, RetentionPolicy, Shard
+from holdfast_coordinator.core.jobspec import Mode, RetentionPolicy
+from holdfast_coordinator.core.model import Kept, Shard
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,8 @@ Whether a rule's `log` is in the output is not decided here: the agent has the o
 
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import (
-    Action,
-    Exit,
-    ExitKind,
-    Gang,
-    Output,
-    Progress,
-    Repeat,
-    Rule,
-    Worker,
-)
+from holdfast_coordinator.core.jobspec import Action, ExitKind, Rule
+from holdfast_coordinator.core.model import Exit, Gang, Output, Progress, Repeat, Worker
 
 BLIND_MS = 300_000
 """Who reports no steps, and does not use the library, counts as starting up for so long."""

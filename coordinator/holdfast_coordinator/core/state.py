@@ -19,6 +19,7 @@ from holdfast_coordinator.core.effects import (
     SetEpoch,
     Write,
 )
+from holdfast_coordinator.core.jobspec import Scope
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
@@ -28,7 +29,6 @@ from holdfast_coordinator.core.model import (
     Job,
     Node,
     Prepared,
-    Scope,
     Worker,
     WorkerState,
 )

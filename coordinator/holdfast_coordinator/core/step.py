@@ -55,12 +55,12 @@ from holdfast_coordinator.core.events import (
 )
 from holdfast_coordinator.core.exclusion import lift
 from holdfast_coordinator.core.fence import stop_live, supersede
+from holdfast_coordinator.core.jobspec import ExitKind, Scope
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
     Desired,
     Exit,
-    ExitKind,
     Gang,
     Job,
     JobState,
@@ -69,7 +69,6 @@ from holdfast_coordinator.core.model import (
     NodeState,
     Output,
     Progress,
-    Scope,
     Worker,
     WorkerState,
 )

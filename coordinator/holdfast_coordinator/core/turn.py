@@ -17,7 +17,8 @@ from holdfast_coordinator.core.effects import (
     SetEpoch,
     Write,
 )
-from holdfast_coordinator.core.model import LIVE, Commit, Entry, Gang, Job, Node, Scope, Worker
+from holdfast_coordinator.core.jobspec import Scope
+from holdfast_coordinator.core.model import LIVE, Commit, Entry, Gang, Job, Node, Worker
 from holdfast_coordinator.core.state import State
 
 

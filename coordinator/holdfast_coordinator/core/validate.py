@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from holdfast_coordinator.core.model import (
+from holdfast_coordinator.core.jobspec import (
     DataShard,
     ExitKind,
     HangPolicy,
