@@ -33,7 +33,9 @@ def test_the_commands():
         "job",
         *(
             f"job {verb}"
-            for verb in ("submit", "list", "get", "watch", "logs", "stop", "delete", "summary", "samples")
+            for verb in (
+                *("submit", "list", "get", "watch", "logs", "stop", "delete", "summary", "samples", "why"),
+            )
         ),
         "node",
         *(f"node {verb}" for verb in ("list", "get", "cordon", "uncordon", "drain")),
@@ -58,7 +60,7 @@ def test_each_command_says_what_it_is_for(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["run", "job submit", "job list", "job get", "job watch", "job logs", "job stop"]
+    "path", ["run", "job submit", "job list", "job get", "job watch", "job logs", "job stop", "job why"]
 )
 def test_help_shows_examples(path):
     """Each on a line of its own."""

@@ -132,4 +132,4 @@ def test_rules_that_cannot_be_are_refused_with_their_line(tmp_path):
         coordinator.kill()
         coordinator.communicate()
     assert done.returncode == EXIT.USAGE
-    assert f"{fleet_file}:4: rules.0.log: is no regular expression: missing )" in done.stderr
+    assert f'{fleet_file}:4: rules.0.log: "a(" is no regular expression: missing )' in done.stderr
