@@ -216,6 +216,7 @@ class TestOutput:
     async def test_a_full_disk_costs_output_and_nothing_else(self, house, mark):
         """The limit on file sizes stands for the full disk: writes fail from some byte on."""
         limit = 100_000
+        await until(lambda: marked(mark))  # its environment shows a moment after it was started
         resource.prlimit(nursery(mark), resource.RLIMIT_FSIZE, (limit, limit))
         path = house.sh("head -c 1000000 /dev/zero; echo all written >&2; exit 6")
         assert await house.ended() == (6, 0, "exit code 6", False)
