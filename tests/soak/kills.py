@@ -68,13 +68,11 @@ class Size:
 
 async def start(fleet: Fleet) -> str:
     """A job of independent ranks that trains until it is told to finish."""
-    job_id = await fleet.submit_command(
-        [sys.executable, PROGRAM, str(fleet.out)],
-        WORLD,
-        "rank",
-        env={"PYTHONPATH": ROOT},
-        restart=job_pb2.RestartPolicy(budget=1_000_000, jitter=0),
-    )
+    # Many are killed before their first step: the backoff must not grow with them.
+    policy = job_pb2.RestartPolicy(budget=1_000_000, jitter=0)
+    policy.backoff_cap.FromMilliseconds(50)
+    command = [sys.executable, PROGRAM, str(fleet.out)]
+    job_id = await fleet.submit_command(command, WORLD, "rank", env={"PYTHONPATH": ROOT}, restart=policy)
     await fleet.until(job_id, running)
     return job_id
 
