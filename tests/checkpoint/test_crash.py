@@ -227,9 +227,15 @@ def record_spool(recording, bring=drain):
     storage = SpooledStorage(main, spool, "rank-00000.")
     save_and_publish(checkpoints_on(storage, 2), 200, NEW, attempt=2)
     recording.mark("held")
-    storage.close()
+    end(storage)
     bring(spool, main._there, held(spool))
     recording.mark("brought")
+
+
+def end(storage):
+    """As a process ends: with its thread, which may be in the middle of a file."""
+    storage.close()
+    assert storage.wait(60.0)
 
 
 def seen_and_known(top):
@@ -237,7 +243,7 @@ def seen_and_known(top):
     there = newest(top)
     main, spool = storage_at(top, 3), storage_at(top.parent / "spool", 3)
     storage = SpooledStorage(Away(top, 3, gone=True), spool, "rank-00000.")
-    storage.close()
+    end(storage)
     storage._main = main
     here = resumed(checkpoints_on(storage, 3))
     drain(spool, main, held(spool))
