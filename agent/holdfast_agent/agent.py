@@ -16,7 +16,7 @@ from holdfast_agent import convert, core, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
-from holdfast_agent.environment import Place, worker_environment
+from holdfast_agent.environment import Place, is_ours, worker_environment
 from holdfast_agent.inotify import Inotify
 from holdfast_agent.ports import Ports
 from holdfast_agent.session import Session
@@ -24,10 +24,6 @@ from holdfast_agent.workdir import StateDir, StateDirError
 from holdfast_agent.worker_link import WorkerLink
 
 log = structlog.get_logger(__name__)
-
-_NOT_INHERITED = ("HOLDFAST_", "TORCHELASTIC_")
-_OF_NODE = ("HOLDFAST_CACHE_DIR", "HOLDFAST_CACHE_BYTES", "HOLDFAST_DATA_MIRROR")
-"""But these say what there is on the machine, and not who a worker is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +78,7 @@ class Agent:
         self._address = config.address or node.address_towards(config.coordinator)
         self._working_dir = Path.cwd()
         self._pages: dict[Key, bytes] = {}
+        self._preloads: agent_pb2.Preloads | None = None
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -135,6 +132,9 @@ class Agent:
         if message.HasField("open_log"):
             self._push_log(message.open_log)
             return
+        if message.HasField("job_over"):
+            self._crew.warm.end(message.job_over.job_id)
+            return
         try:
             event = convert.event_from_proto(message)
         except ValueError as error:
@@ -171,6 +171,7 @@ class Agent:
     def _dispatch(self, event: core.Event) -> None:
         for action in core.handle(self._core, event):
             self._do(action)
+        self._crew.warm.note_live(self._live_jobs)
 
     def _do(self, action: core.Action) -> None:
         match action:
@@ -199,6 +200,7 @@ class Agent:
                 self._pages.pop(key, None)
                 self._mark_released(key)
             case core.RemoveJob(job_id):
+                self._crew.warm.end(job_id)
                 self._in_background(asyncio.to_thread(self._state_dir.remove_job, job_id))
             case core.Disconnect(reason):
                 self._session.drop(reason)
@@ -231,9 +233,7 @@ class Agent:
         )
         env = worker_environment(
             place,
-            inherited={
-                k: v for k, v in os.environ.items() if k in _OF_NODE or not k.startswith(_NOT_INHERITED)
-            },
+            inherited={name: value for name, value in os.environ.items() if not is_ours(name)},
             asked=spec.env,
             checkpoint_uri=spec.checkpoint_uri,
             node_checkpoints=str(self._state_dir.path / "checkpoints"),
@@ -255,6 +255,7 @@ class Agent:
             begin,
             resume.SerializeToString() if resume is not None else b"",
             convert.datasets_to_disk(spec) if to_write else b"",
+            convert.warmth(spec, begin) if spec.preload else None,
         )
 
     def _mark_released(self, key: Key) -> None:
@@ -296,6 +297,7 @@ class Agent:
         hello.capacity.memory_bytes = machine.memory_bytes
         hello.capacity.gpus = machine.gpus
         self._pages.clear()  # a new session may be a new leader, who knows no progress yet
+        self._preloads = None
         return hello
 
     def _beat(self) -> agent_pb2.Heartbeat:
@@ -309,4 +311,8 @@ class Agent:
                 self._pages[worker.key] = page
                 progress = convert.progress_to_proto(heartbeat.read(page))
                 beat.workers.add(key=convert.key_to_proto(worker.key), progress=progress)
+        preloads = convert.preloads_to_proto(self._crew.warm.preloads())
+        if preloads != (self._preloads or agent_pb2.Preloads()):
+            self._preloads = preloads
+            beat.preloads.CopyFrom(preloads)
         return beat

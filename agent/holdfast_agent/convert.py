@@ -1,6 +1,7 @@
 """proto <-> core: the only translation on the agent's side."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -8,12 +9,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast import heartbeat
 from holdfast.data import shards
-from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_agent import core
+from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
+from holdfast_agent import core, warm
 from holdfast_agent.core import Ended, Key
+from holdfast_agent.environment import shared_environment
+from holdfast_agent.python_command import python_program
 
 LONGEST_MESSAGE = 1_000
 """Of a report: a sentence. The coordinator keeps no more of it, and this agent may have to hold many."""
+
+LINGER_S = 10.0
+"""How long what is preloaded for a job waits for its next worker, beyond the longest backoff."""
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -155,6 +161,41 @@ def datasets_to_disk(spec: job_pb2.JobSpec) -> bytes:
                 ),
             )
             for each in spec.datasets
+        ]
+    )
+
+
+def warmth(spec: job_pb2.JobSpec, start: dict[str, Any]) -> warm.Warmth:
+    """Read how the workers of a job start warm; `start` is the content of the start.json of any of them."""
+    linger_s = spec.restart.backoff_cap.ToMilliseconds() / 1000 + LINGER_S
+    program = python_program(start["argv"])
+    if isinstance(program, str):
+        return warm.Warmth({"preload": list(spec.preload)}, spec.spares, linger_s, program)
+    plan = {
+        "argv": start["argv"],
+        "env": shared_environment(start["env"]),
+        "cwd": start["cwd"],
+        "probe": [*program.interpreter, "-c", ""],
+        "runs": list(program.runs),
+        "preload": list(spec.preload),
+    }
+    return warm.Warmth(plan, spec.spares, linger_s)
+
+
+def preloads_to_proto(preloads: Iterable[warm.Preload]) -> agent_pb2.Preloads:
+    """Write what is preloaded. Memory in whole mebibytes, so that it does not change with every heartbeat."""
+    return agent_pb2.Preloads(
+        preloads=[
+            node_pb2.Preload(
+                job_id=p.job_id,
+                modules=p.modules,
+                pids=p.pids,
+                memory_bytes=p.memory_bytes >> 20 << 20,
+                started=p.started,
+                forks=p.forks,
+                reason=p.reason,
+            )
+            for p in preloads
         ]
     )
 

@@ -13,9 +13,11 @@ import structlog
 from holdfast import heartbeat
 from holdfast_agent import convert, core, orphans
 from holdfast_agent.core import Ended, Key, Phase
+from holdfast_agent.fork_link import NurseryLostError, SpawnError, Started
 from holdfast_agent.readable import readable
 from holdfast_agent.shim import EXIT, SHIM
-from holdfast_agent.spawn import Nursery, NurseryLostError, SpawnError, describe_exit, signal_shim
+from holdfast_agent.spawn import Nursery, describe_exit, signal_shim
+from holdfast_agent.warm import Warm, Warmth
 from holdfast_agent.workdir import Attempt, StateDir
 
 log = structlog.get_logger(__name__)
@@ -23,12 +25,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to start: the content of start.json, of resume, and of datasets.json where it is still to be written."""
+    """What to start: the content of start.json, of resume, and of datasets.json where it is still to be written.
+
+    With `warmth` it starts warm where it can.
+    """
 
     key: Key
     start: dict[str, Any]
     resume: bytes
     datasets: bytes = b""
+    warmth: Warmth | None = None
 
 
 class Crew:
@@ -40,6 +46,7 @@ class Crew:
         self._state_dir = state_dir
         self._report = report
         self._nursery = Nursery(foreground=foreground)
+        self.warm = Warm(state_dir, self._nursery, foreground=foreground)
         self._pidfds: dict[Key, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
@@ -58,6 +65,7 @@ class Crew:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.warm.stop()
         self._nursery.stop()
 
     def spawn(self, order: Order) -> None:
@@ -118,7 +126,7 @@ class Crew:
             if order.datasets:
                 self._state_dir.write_datasets(key.job_id, order.datasets)
             attempt, lock = self._state_dir.create(key, order.start, order.resume)
-            started = await self._nursery.shim(attempt, lock)
+            started = await self._shim(attempt, lock, order.warmth)
         except NurseryLostError:
             # With its last breath it may have forked the shim.
             await self._adopt(self._state_dir.attempt(key))
@@ -130,6 +138,31 @@ class Crew:
             if started.pid:
                 self._report(core.WorkerSpawned(key, started.pid, started.pid_start))
             await self._see_to_its_end(attempt)
+
+    async def _shim(self, attempt: Attempt, lock: int, warmth: Warmth | None) -> Started:
+        """Start the shim of an attempt, warm or cold. Closes `lock`. Raises SpawnError and NurseryLostError."""
+        if warmth is None:
+            return await self._nursery.shim(attempt, lock)
+        try:
+            started = await self.warm.shim(attempt, lock, warmth)
+        except (NurseryLostError, SpawnError):
+            started = None
+        except BaseException:
+            os.close(lock)
+            raise
+        if started is None or not (started.pid or attempt.begun):
+            if started is not None:
+                os.close(started.pidfd)
+            # Without ours, the lock tells whether there is a shim; where there never was one, start it cold.
+            os.close(lock)
+            again = attempt.try_lock()
+            if again is None or attempt.begun:
+                if again is not None:
+                    os.close(again)
+                raise NurseryLostError
+            return await self._nursery.shim(attempt, again)
+        os.close(lock)
+        return started
 
     async def _adopt(self, attempt: Attempt) -> None:
         """See to the end of a worker whose shim this agent was not given: it lives, or is gone, or has just begun."""

@@ -45,11 +45,18 @@ def _words(value: object) -> object:
     return value
 
 
+def _modules(value: object) -> object:
+    if not isinstance(value, list):
+        raise ValueError("is no list; write e.g. [numpy, torch]")
+    return value
+
+
 Seconds = Annotated[timedelta, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(parse_whole)]
 Words = Annotated[list[StrictStr], BeforeValidator(_words)]
+Modules = Annotated[list[StrictStr], BeforeValidator(_modules)]
 
 
 class _Part(BaseModel):
@@ -111,6 +118,8 @@ class SpecPart(_Part):
     retention: RetentionPart | None = None
     resume_from: StrictStr | None = None
     datasets: dict[StrictStr, StrictStr] | None = None
+    preload: Modules | None = None
+    spares: Whole | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
         """Write it as a JobSpec. What is absent stays absent, but for the world size, which is 1 then."""
@@ -126,6 +135,8 @@ class SpecPart(_Part):
             retention=self.retention.to_proto() if self.retention is not None else None,
             resume_from=self.resume_from or "",
             datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
+            preload=self.preload or [],
+            spares=self.spares or 0,
         )
         if self.resources is not None:
             needs = self.resources

@@ -89,6 +89,8 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         ),
         retention=_retention(spec.retention) if spec.HasField("retention") else None,
         resume_from=spec.resume_from,
+        preload=tuple(spec.preload),
+        spares=spec.spares,
     )
 
 
@@ -131,6 +133,8 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         datasets=_datasets(spec.datasets) if datasets else (),
         retention=_retention_to_proto(spec.retention) if spec.retention is not None else None,
         resume_from=spec.resume_from,
+        preload=spec.preload,
+        spares=spec.spares,
     )
 
 
@@ -222,8 +226,10 @@ def _step(worker: model.Worker, gang: model.Gang, progress: model.Progress) -> i
     return commit.step if progress.step is None else max(commit.step, progress.step)
 
 
-def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.Node:
-    """Write a node."""
+def node_to_proto(
+    node: model.Node, slots_used: int, heard_ms: int, preloads: Iterable[node_pb2.Preload] = ()
+) -> node_pb2.Node:
+    """Write a node. `preloads` are as its agent said them."""
     return node_pb2.Node(
         name=node.name,
         state=_NODE_STATES[node.state],
@@ -240,6 +246,7 @@ def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.
         joined_at=_timestamp(node.joined_ms),
         last_heard_at=_timestamp(heard_ms),
         agent_version=node.agent_version,
+        preloads=preloads,
     )
 
 
@@ -458,6 +465,8 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
             )
         case effects.ForgetJob(job_id):
             message.forget_job.job_id = job_id
+        case effects.JobOver(job_id):
+            message.job_over.job_id = job_id
         case effects.Welcome() | effects.CloseSession():
             raise ValueError(f"{command} is the session's own business")
     return message

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from holdfast.v1 import agent_pb2
+from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec
 from holdfast_coordinator.core import checkpoints, liveness
 from holdfast_coordinator.core.effects import (
@@ -128,6 +128,7 @@ class Engine:
         self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, int] = {}
+        self._preloads: dict[str, agent_pb2.Preloads] = {}
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._next_tick = 0
@@ -208,6 +209,18 @@ class Engine:
             if known is None or known[0] <= attempt:
                 ranks[rank] = attempt, report.progress
                 self._wake(job_id)
+
+    def note_preloads(self, node: str, preloads: agent_pb2.Preloads | None) -> None:
+        """Note what a node says that it has preloaded; None: its session is over."""
+        if preloads is None:
+            self._preloads.pop(node, None)
+        else:
+            self._preloads[node] = preloads
+
+    def preloads_of(self, node: str) -> Iterable[node_pb2.Preload]:
+        """What a node has preloaded, as it said last."""
+        found = self._preloads.get(node)
+        return found.preloads if found is not None else ()
 
     def heard_at(self, node: str) -> int:
         """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""

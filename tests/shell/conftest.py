@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from holdfast.v1 import job_pb2
+from holdfast_agent import convert
 from holdfast_agent.agent import Agent, AgentConfig
 from holdfast_agent.core import Key, WorkerEnded, WorkerSpawned
 from holdfast_agent.crew import Crew, Order
@@ -42,13 +44,16 @@ class House:
         self.crew = Crew(self.state_dir, foreground=self._foreground, report=self._events.put_nowait)
         self.crew.start()
 
-    def start(self, *argv, rank=0, attempt=1, grace_ms=10_000, cwd="/", env=()):
+    def start(
+        self, *argv, job_id="job1", rank=0, attempt=1, grace_ms=10_000, cwd="/", env=(), preload=(), spares=0
+    ):
         """Start a worker; returns its directory."""
-        key = Key("job1", rank, attempt)
+        key = Key(job_id, rank, attempt)
         attempt_dir = self.state_dir.attempt(key)
         env = {**os.environ, "HOLDFAST_HEARTBEAT_FILE": str(attempt_dir.heartbeat), **dict(env)}
-        begin = {"argv": argv, "env": env, "cwd": str(cwd), "grace_ms": grace_ms}
-        self.crew.spawn(Order(key, begin, b""))
+        begin = {"argv": list(argv), "env": env, "cwd": str(cwd), "grace_ms": grace_ms}
+        spec = job_pb2.JobSpec(preload=preload, spares=spares)
+        self.crew.spawn(Order(key, begin, b"", warmth=convert.warmth(spec, begin) if preload else None))
         return attempt_dir.path
 
     def sh(self, script, **more):
@@ -72,6 +77,11 @@ class House:
 
     def kill(self, *, force=True, rank=0, attempt=1):
         self.crew.signal(Key("job1", rank, attempt), force=force)
+
+    def preload(self, job_id="job1"):
+        """What is preloaded for a job."""
+        (found,) = [found for found in self.crew.warm.preloads() if found.job_id == job_id]
+        return found
 
     async def restart(self):
         """What is found by an agent that comes after one that was killed: workers and fences."""

@@ -11,6 +11,8 @@ from holdfast.cli.common import (
     server_option,
     short_size,
     show,
+    show_data,
+    to_dict,
 )
 from holdfast.client import Client
 from holdfast.v1 import node_pb2
@@ -26,6 +28,17 @@ COLUMNS = (
     Column("ADDRESS", lambda n: n.address, wide=True),
     Column("VERSION", lambda n: n.agent_version, wide=True),
     Column("REASON", lambda n: n.reason),
+)
+
+
+PRELOADS = (
+    Column("JOB", lambda p: p.job_id),
+    Column("PRELOADED", lambda p: ",".join(p.modules)),
+    Column("AS", lambda p: ("zygote" if p.forks else "spares") if p.pids else "-"),
+    Column("PIDS", lambda p: ",".join(map(str, p.pids)) or "-"),
+    Column("MEMORY", lambda p: short_size(p.memory_bytes)),
+    Column("STARTED", lambda p: str(p.started)),
+    Column("REASON", lambda p: p.reason),
 )
 
 
@@ -48,3 +61,26 @@ async def list_nodes(server: str, output: str) -> None:
     async with Client(server) as client:
         nodes = [node async for node in client.list_nodes()]
     show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
+
+
+@command.command("get")
+@click.argument("name")
+@server_option
+@output_option
+@asynchronous
+async def get_node(name: str, server: str, output: str) -> None:
+    """Show a node, and what it has preloaded for the warm starts of which job.
+
+    \b
+    Example:
+      holdfast node get node-a
+    """  # noqa: D301  click reads the backspaces
+    async with Client(server) as client:
+        node = await client.get_node(name)
+    if output in ("json", "yaml"):
+        show_data(to_dict(node), output)
+        return
+    show([node], output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
+    if output != "name" and node.preloads:
+        click.echo()
+        show(list(node.preloads), output, key="preloads", columns=PRELOADS, name=lambda p: p.job_id)

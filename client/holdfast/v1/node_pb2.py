@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/node.proto\x12\x0bholdfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\x05\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04gpus\x18\x04 \x01(\x05\"\xf0\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.holdfast.v1.NodeState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\'\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x15.holdfast.v1.Capacity\x12\x12\n\nslots_used\x18\x06 \x01(\x05\x12-\n\x06labels\x18\x07 \x03(\x0b\x32\x1d.holdfast.v1.Node.LabelsEntry\x12-\n\tjoined_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_heard_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ragent_version\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node*j\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x32\x9f\x01\n\x0bNodeService\x12J\n\tListNodes\x12\x1d.holdfast.v1.ListNodesRequest\x1a\x1e.holdfast.v1.ListNodesResponse\x12\x44\n\x07GetNode\x12\x1b.holdfast.v1.GetNodeRequest\x1a\x1c.holdfast.v1.GetNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/node.proto\x12\x0bholdfast.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\x05\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04gpus\x18\x04 \x01(\x05\"\x98\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.holdfast.v1.NodeState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\'\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x15.holdfast.v1.Capacity\x12\x12\n\nslots_used\x18\x06 \x01(\x05\x12-\n\x06labels\x18\x07 \x03(\x0b\x32\x1d.holdfast.v1.Node.LabelsEntry\x12-\n\tjoined_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_heard_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ragent_version\x18\n \x01(\t\x12&\n\x08preloads\x18\x14 \x03(\x0b\x32\x14.holdfast.v1.Preload\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\x07Preload\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x0c\n\x04pids\x18\x03 \x03(\x05\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07started\x18\x05 \x01(\x03\x12\r\n\x05\x66orks\x18\x06 \x01(\x08\x12\x0e\n\x06reason\x18\x07 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node*j\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x32\x9f\x01\n\x0bNodeService\x12J\n\tListNodes\x12\x1d.holdfast.v1.ListNodesRequest\x1a\x1e.holdfast.v1.ListNodesResponse\x12\x44\n\x07GetNode\x12\x1b.holdfast.v1.GetNodeRequest\x1a\x1c.holdfast.v1.GetNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,22 +34,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_LABELSENTRY']._loaded_options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=743
-  _globals['_NODESTATE']._serialized_end=849
+  _globals['_NODESTATE']._serialized_start=911
+  _globals['_NODESTATE']._serialized_end=1017
   _globals['_CAPACITY']._serialized_start=72
   _globals['_CAPACITY']._serialized_end=147
   _globals['_NODE']._serialized_start=150
-  _globals['_NODE']._serialized_end=518
-  _globals['_NODE_LABELSENTRY']._serialized_start=473
-  _globals['_NODE_LABELSENTRY']._serialized_end=518
-  _globals['_LISTNODESREQUEST']._serialized_start=520
-  _globals['_LISTNODESREQUEST']._serialized_end=577
-  _globals['_LISTNODESRESPONSE']._serialized_start=579
-  _globals['_LISTNODESRESPONSE']._serialized_end=657
-  _globals['_GETNODEREQUEST']._serialized_start=659
-  _globals['_GETNODEREQUEST']._serialized_end=689
-  _globals['_GETNODERESPONSE']._serialized_start=691
-  _globals['_GETNODERESPONSE']._serialized_end=741
-  _globals['_NODESERVICE']._serialized_start=852
-  _globals['_NODESERVICE']._serialized_end=1011
+  _globals['_NODE']._serialized_end=558
+  _globals['_NODE_LABELSENTRY']._serialized_start=513
+  _globals['_NODE_LABELSENTRY']._serialized_end=558
+  _globals['_PRELOAD']._serialized_start=560
+  _globals['_PRELOAD']._serialized_end=686
+  _globals['_LISTNODESREQUEST']._serialized_start=688
+  _globals['_LISTNODESREQUEST']._serialized_end=745
+  _globals['_LISTNODESRESPONSE']._serialized_start=747
+  _globals['_LISTNODESRESPONSE']._serialized_end=825
+  _globals['_GETNODEREQUEST']._serialized_start=827
+  _globals['_GETNODEREQUEST']._serialized_end=857
+  _globals['_GETNODERESPONSE']._serialized_start=859
+  _globals['_GETNODERESPONSE']._serialized_end=909
+  _globals['_NODESERVICE']._serialized_start=1020
+  _globals['_NODESERVICE']._serialized_end=1179
 # @@protoc_insertion_point(module_scope)

@@ -167,6 +167,13 @@ class NoteReport:
 
 
 @dataclass(frozen=True, slots=True)
+class JobOver:
+    """No worker of the job starts there again: what was preloaded for it may end. Nothing is lost when this is."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetJob:
     """Remove the job's logs and scratch files."""
 
@@ -189,6 +196,7 @@ Command = (
     | RefuseShard
     | NoteReport
     | ForgetJob
+    | JobOver
     | CloseSession
 )
 

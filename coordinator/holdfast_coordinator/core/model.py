@@ -160,6 +160,9 @@ class JobSpec:
     """None: every checkpoint is kept."""
     resume_from: str = ""
     """A checkpoint of another job, to begin with while there is none of its own."""
+    preload: tuple[str, ...] = ()
+    """Modules that are imported once on each node; see job.proto."""
+    spares: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         hello = await self._hello(requests, context)
         session = Session(secrets.token_hex(8))
         engine.open_session(session)
+        engine.note_preloads(hello.node, None)
         engine.heard(hello.node)
         await engine.post(codec.joined_from_proto(hello, session=session.id, at=engine.clock.now()))
         reader = asyncio.create_task(self._read(session, hello.node, requests))
@@ -91,6 +92,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                     log.info("dropped", node=node, reason=f"epoch {message.epoch} is not {engine.epoch}")
                 elif message.HasField("heartbeat"):
                     engine.heard(node, message.heartbeat.workers)
+                    if message.heartbeat.HasField("preloads"):
+                        engine.note_preloads(node, message.heartbeat.preloads)
                 else:
                     now = engine.clock.now()
                     engine.heard(node)
