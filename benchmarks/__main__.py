@@ -3,11 +3,12 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, loader, recovery, step
+from benchmarks import checkpoints, commits, heartbeats, loader, recovery, step, warm
 from benchmarks.figures import machine
 
 PARTS = {
     "recovery": recovery.measure,
+    "warm": warm.measure,
     "step": step.measure,
     "heartbeats": heartbeats.measure,
     "commits": commits.measure,

@@ -42,7 +42,7 @@ from holdfast_coordinator.core.events import (
     LeaderElected,
     Ticked,
 )
-from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Progress, Worker
+from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Node, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
 from holdfast_coordinator.session import Session
@@ -128,7 +128,7 @@ class Engine:
         self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, int] = {}
-        self._preloads: dict[str, agent_pb2.Preloads] = {}
+        self._preloads: dict[str, tuple[str, agent_pb2.Preloads]] = {}
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._next_tick = 0
@@ -210,17 +210,14 @@ class Engine:
                 ranks[rank] = attempt, report.progress
                 self._wake(job_id)
 
-    def note_preloads(self, node: str, preloads: agent_pb2.Preloads | None) -> None:
-        """Note what a node says that it has preloaded; None: its session is over."""
-        if preloads is None:
-            self._preloads.pop(node, None)
-        else:
-            self._preloads[node] = preloads
+    def note_preloads(self, node: str, session: str, preloads: agent_pb2.Preloads) -> None:
+        """Note what a node says that it has preloaded. Writes nothing."""
+        self._preloads[node] = session, preloads
 
-    def preloads_of(self, node: str) -> Iterable[node_pb2.Preload]:
-        """What a node has preloaded, as it said last."""
-        found = self._preloads.get(node)
-        return found.preloads if found is not None else ()
+    def preloads_of(self, node: Node) -> Iterable[node_pb2.Preload]:
+        """What a node has preloaded, as it said last in the session that speaks for it."""
+        session, found = self._preloads.get(node.name, ("", None))
+        return found.preloads if found is not None and session == node.session else ()
 
     def heard_at(self, node: str) -> int:
         """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""

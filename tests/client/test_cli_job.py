@@ -48,7 +48,8 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
     flags = (  # noqa: SIM905  as one types it
         "--name digits -n 4 --env A=b --env C=d=e --working-dir sub --restart-scope rank --backoff 250ms "
         "--backoff-cap 1m --restart-budget 0 --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
-        "--checkpoint-dir ckpt --label team=vision --resume-from ./old --keep-last 3 --keep-every 100"
+        "--checkpoint-dir ckpt --label team=vision --resume-from ./old --keep-last 3 --keep-every 100 "
+        "--preload numpy,torch --preload a.b --spares 2"
     ).split()
     assert holdfast("job", "submit", *flags, "--", "python", "train.py", "--lr", "0.10").exit_code == 0
     want = job_pb2.JobSpec(
@@ -62,6 +63,8 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
         labels={"team": "vision"},
         resume_from=str(tmp_path / "old"),
         retention=job_pb2.RetentionPolicy(keep_last=3, keep_every=100),
+        preload=["numpy", "torch", "a.b"],
+        spares=2,
     )
     want.stop_grace.FromSeconds(90)
     want.restart.scope = job_pb2.RESTART_SCOPE_RANK

@@ -40,6 +40,8 @@ retention:
 resume_from: s3://bucket/old/k7m2p9xq4w
 datasets:
   train: s3://bucket/train/
+preload: [numpy, torch.distributed]
+spares: 2
 """
 
 WRONG = [
@@ -76,6 +78,9 @@ WRONG = [
     ("retention: {mode: best}", 'retention.mode: "best" is neither min nor max'),
     ("retention: {keep_lats: 3}", 'retention.keep_lats: unknown key; did you mean "keep_last"?'),
     ("retention: {keep_last: some}", 'retention.keep_last: "some" is not a whole number; write e.g. 4'),
+    ("preload: numpy", "job.yaml:1: preload: is no list; write e.g. [numpy, torch]"),
+    ("preload:\n- numpy\n- 3", "job.yaml:3: preload.1: 3 is not a string; put it in quotes"),
+    ("spares: some", 'job.yaml:1: spares: "some" is not a whole number; write e.g. 4'),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),
@@ -117,6 +122,8 @@ def test_every_key_arrives(read):
             keep_last=3, keep_every=1000, best=2, metric="accuracy", mode=job_pb2.METRIC_MODE_MAX
         ),
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
+        preload=["numpy", "torch.distributed"],
+        spares=2,
     )
     expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))
     expected.restart.backoff.FromTimedelta(timedelta(0))

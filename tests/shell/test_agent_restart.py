@@ -104,6 +104,35 @@ async def test_a_foreground_agent_that_is_killed_takes_its_workers_with_it(coord
     await until(lambda: marked(mark) == [])
 
 
+@pytest.mark.parametrize("spares", [0, 2])
+async def test_what_was_preloaded_goes_with_the_agent_and_warm_workers_stay(
+    coordinator, launch, mark, tmp_path, spares
+):
+    forever = (sys.executable, "-c", "import sys, time; print('colorsys' in sys.modules); time.sleep(1000)")
+    agent = launch()
+    session = await coordinator.session()
+    for attempt in range(1, 9):  # with spares the first starts are cold
+        pid = await started(session, *forever, attempt=attempt, preload=["colorsys"], spares=spares)
+        path = tmp_path / f"state/jobs/job1/0-{attempt}/stdout.log"
+        if await line_of(path) == "True":
+            break
+        beats = [await session.beat() for _ in range(5)]
+        assert beats
+    else:
+        raise AssertionError("no start was warm")
+    assert "holdfast-spare" in map(name, marked(mark))
+    await killed(agent)
+    await until(lambda: sorted(map(name, marked(mark))) == ["holdfast-shim", "python"])
+    launch()
+    session = await coordinator.session()
+    assert session.inventory[0, attempt].pid == pid
+    session.say(start_workers=start(*forever, attempt=attempt + 1, preload=["colorsys"]))
+    assert (await session.heard("worker_exited")).exit.status.signal == signal.SIGKILL
+    assert (await session.heard("worker_started")).pid != pid
+    path = tmp_path / f"state/jobs/job1/0-{attempt + 1}/stdout.log"
+    assert await line_of(path) == "True"  # from a zygote of the new agent's
+
+
 async def test_agent_and_workers_killed_in_one_blow(coordinator, launch, mark, tmp_path):
     agent = launch("foreground")
     session = await coordinator.session()

@@ -24,6 +24,7 @@ from holdfast_coordinator.core.effects import (
     DropHistory,
     Effects,
     ForgetJob,
+    JobOver,
     MarkDrained,
     NoteReport,
     Put,
@@ -280,6 +281,8 @@ def _command(command: Command) -> str:
             return f"NoteReport {_short(key)} {kind} step {step}"
         case ForgetJob(job_id):
             return f"ForgetJob {job_id}"
+        case JobOver(job_id):
+            return f"JobOver {job_id}"
         case CloseSession(reason):
             return f"CloseSession: {reason}"
     return type(command).__name__

@@ -40,7 +40,6 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         hello = await self._hello(requests, context)
         session = Session(secrets.token_hex(8))
         engine.open_session(session)
-        engine.note_preloads(hello.node, None)
         engine.heard(hello.node)
         await engine.post(codec.joined_from_proto(hello, session=session.id, at=engine.clock.now()))
         reader = asyncio.create_task(self._read(session, hello.node, requests))
@@ -93,7 +92,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 elif message.HasField("heartbeat"):
                     engine.heard(node, message.heartbeat.workers)
                     if message.heartbeat.HasField("preloads"):
-                        engine.note_preloads(node, message.heartbeat.preloads)
+                        engine.note_preloads(node, session.id, message.heartbeat.preloads)
                 else:
                     now = engine.clock.now()
                     engine.heard(node)
