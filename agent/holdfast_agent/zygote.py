@@ -136,6 +136,7 @@ class _Process:
             forked = hatched
         else:
             os._exit(0)
+        gc.unfreeze()
         self._become(forked.start)
         _reseed()
         self._close()
@@ -181,7 +182,6 @@ class _Process:
         for number, printed in enumerate(self._printed, 1):
             if printed:
                 os.write(number, printed)
-        gc.unfreeze()
 
     def _close(self) -> None:
         """Close what is not the program's. Whoever started this worker learns so that it runs."""
