@@ -155,7 +155,10 @@ class Crew:
                 os.close(started.pidfd)
             # Without ours, the lock tells whether there is a shim; where there never was one, start it cold.
             os.close(lock)
-            again = attempt.try_lock()
+            while (again := attempt.try_lock()) is None and not attempt.begun:
+                await asyncio.sleep(
+                    0.005
+                )  # it is just about to begin, or to be gone with who held the lock for it
             if again is None or attempt.begun:
                 if again is not None:
                     os.close(again)

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from holdfast_agent.spawn import Nursery
 from holdfast_agent.workdir import Attempt, StateDir
 
 IMPORTED_WITHIN_S = 300.0
+ANSWERS_WITHIN_S = 30.0
+"""A process that doesn't is stopped, or hangs; it is killed."""
+ENDS_WITHIN_S = 2.0
 MOST_LOSSES = 3
 """Of processes in a row that died before they were of any use; then the job's workers start cold."""
 GROWTH_BYTES, GROWTH_SHARE = 64 * 2**20, 0.25
@@ -151,9 +155,14 @@ class _Job:
         if process is None or self._cold:
             return None
         try:
-            started = await (process.fork if process.forks else process.become)(attempt, lock)
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                started = await (process.fork if process.forks else process.become)(attempt, lock)
         except BrokenPipeError:
             return None
+        except TimeoutError as error:
+            log.warning("a preloaded process does not answer", job=self._id, pid=process.pid)
+            await process.gone(within_s=0)
+            raise NurseryLostError from error
         finally:
             if not process.forks or process.grown():
                 self._retire(process)
@@ -193,7 +202,7 @@ class _Job:
 
     async def stop(self) -> None:
         """End, and wait until all is gone."""
-        going = [process.gone() for process in self._processes]
+        going = [process.gone(ENDS_WITHIN_S) for process in self._processes]
         self.end()
         await asyncio.gather(*self._launching, *going, return_exceptions=True)
 
@@ -354,12 +363,20 @@ class _Process:
         self._control.close()
         os.close(self._pidfd)
 
-    def gone(self) -> Coroutine[Any, Any, None]:
-        """What waits until its parent is gone, also when this object has let go of it by then."""
+    def gone(self, within_s: float) -> Coroutine[Any, Any, None]:
+        """What waits until its parent is gone, also when this object has let go of it by then.
+
+        Kills it when it takes longer, which kills the process: one that is stopped does not see that it is to end.
+        """
         pidfd = os.dup(self._pidfd)
 
         async def wait() -> None:
             try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(within_s):
+                        await readable(pidfd)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 await readable(pidfd)
             finally:
                 os.close(pidfd)

@@ -133,6 +133,16 @@ async def test_what_was_preloaded_goes_with_the_agent_and_warm_workers_stay(
     assert await line_of(path) == "True"  # from a zygote of the new agent's
 
 
+async def test_a_foreground_agent_takes_its_warm_workers_with_it_too(coordinator, launch, mark, tmp_path):
+    agent = launch("foreground")
+    session = await coordinator.session()
+    forever = (sys.executable, "-c", "import sys, time; print('colorsys' in sys.modules); time.sleep(1000)")
+    await started(session, *forever, grace_ms=1_000_000, preload=["colorsys"])
+    assert await line_of(tmp_path / "state/jobs/job1/0-1/stdout.log") == "True"
+    await killed(agent)
+    await until(lambda: marked(mark) == [])
+
+
 async def test_agent_and_workers_killed_in_one_blow(coordinator, launch, mark, tmp_path):
     agent = launch("foreground")
     session = await coordinator.session()

@@ -110,6 +110,19 @@ class TestZygote:
         assert len(running) == 20
         assert all(alive(pid) and name(parent(pid)) == "holdfast-shim" for pid in running)
 
+    @pytest.mark.parametrize("who", ["zygote", "its parent"])
+    async def test_one_that_is_stopped_stops_no_start(self, house, monkeypatch, who):
+        pid, zygote = await preloaded(house)
+        monkeypatch.setattr(warm, "ANSWERS_WITHIN_S", 0.5)
+        os.kill(zygote, signal.SIGSTOP)
+        if who != "zygote":
+            os.kill(parent(zygote), signal.SIGSTOP)
+        house.start(*FOREVER, rank=1, preload=["colorsys"])
+        assert alive((await house.spawned()).pid)
+        await gone(zygote)
+        await until(lambda: house.preload().pids not in ((), (zygote,)))
+        assert alive(pid)
+
     async def test_one_that_dies_again_and_again_is_given_up(self, house, tmp_path):
         (tmp_path / "bomb.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
         path = house.start(*FOREVER, cwd=tmp_path, preload=["bomb"])
@@ -383,6 +396,13 @@ class TestSpares:
         while (found := await house.ended())[1] != signal.SIGUSR2:
             pass
         assert found == (-1, signal.SIGUSR2, "killed by SIGUSR2", False)
+
+    async def test_one_that_is_stopped_stops_no_start(self, house, monkeypatch):
+        await self.start(house)
+        monkeypatch.setattr(warm, "ANSWERS_WITHIN_S", 0.5)
+        for spare in await waits(house, 2):
+            os.kill(parent(spare), signal.SIGSTOP)
+        assert (await self.start(house, 2))[1] == COLD
 
 
 class TestAgent:
