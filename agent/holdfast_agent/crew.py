@@ -154,11 +154,10 @@ class Crew:
             if started is not None:
                 os.close(started.pidfd)
             # Without ours, the lock tells whether there is a shim; where there never was one, start it cold.
+            # While it is held, the shim is just about to begin, or who held it for the shim is about to be gone.
             os.close(lock)
-            while (again := attempt.try_lock()) is None and not attempt.begun:
-                await asyncio.sleep(
-                    0.005
-                )  # it is just about to begin, or to be gone with who held the lock for it
+            while (again := attempt.try_lock()) is None and not attempt.begun:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
             if again is None or attempt.begun:
                 if again is not None:
                     os.close(again)
