@@ -6,9 +6,10 @@ READY  := $(VENV)/.ready
 
 SEEDS ?= 200
 SEED  ?=
+JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim bench torch jax clean
+.PHONY: help demo test test-s3 lint fmt proto sim soak bench torch jax clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +23,10 @@ $(READY): pyproject.toml
 demo: $(READY) ## train digits with 4 workers, one of them killed on the way
 	$(BIN)/holdfast run --name digits -n 4 --restart-scope rank --chaos kill-worker@step=200 -- $(BIN)/python examples/digits.py
 
-test: $(READY) ## every test
-	$(BIN)/pytest
+# By files, in their order: what a module has made is made once, and the longest are not begun last.
+# The tests start thousands of interpreters, each of which would compile all modules where no bytecode may be written.
+test: $(READY) ## every test, one process a core: JOBS=1 for one after the other
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 16 --dist loadfile --no-loadscope-reorder
 
 test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL S3_BUCKET=NAME, AWS_* from the environment
 	@test -n "$(S3_BUCKET)" || { echo "name a bucket: make test-s3 S3_ENDPOINT=https://... S3_BUCKET=..."; exit 2; }
@@ -48,6 +51,9 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+soak: $(READY) ## kill 1,000 workers and 200 agents: KILLS=n AGENTS=n
+	$(BIN)/python -m tests.soak $(if $(KILLS),--kills $(KILLS)) $(if $(AGENTS),--agents $(AGENTS))
 
 bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

@@ -3,17 +3,19 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, loader, recovery, step, warm
+from benchmarks import checkpoints, commits, heartbeats, loader, logs, recovery, step, supervision, warm
 from benchmarks.figures import machine
 
 PARTS = {
     "recovery": recovery.measure,
+    "supervision": supervision.measure,
     "warm": warm.measure,
     "step": step.measure,
     "heartbeats": heartbeats.measure,
     "commits": commits.measure,
     "checkpoints": checkpoints.measure,
     "loader": loader.measure,
+    "logs": logs.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -1,7 +1,9 @@
 """What every test begins from."""
 
+import functools
 import signal
 
+import botocore.session
 import pytest
 
 from tests.storage.fault_proxy import FaultProxy
@@ -24,9 +26,12 @@ AWS = (
 @pytest.fixture(scope="session")
 def s3_server():
     """An S3 server; see `S3Server`."""
-    server = S3Server()
-    yield server
-    server.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        # What botocore knows of S3 is the same for every session, and takes longer to read than a test is long.
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        server = S3Server()
+        yield server
+        server.stop()
 
 
 @pytest.fixture
@@ -41,9 +46,7 @@ def s3_bucket(s3_server, monkeypatch):
 
 @pytest.fixture
 def bucket(s3_server, s3_bucket):
-    client = s3_server.client()
-    yield Bucket(client, s3_bucket)
-    client.close()
+    return Bucket(s3_server.client, s3_bucket)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,12 +13,15 @@ import structlog
 
 from holdfast import __version__, heartbeat, wire
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, worker_pb2
-from holdfast_agent import convert, core, logs, node
+from holdfast_agent import convert, core, groups, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
-from holdfast_agent.environment import Place, is_ours, worker_environment
+from holdfast_agent.environment import Place, is_ours, uses_s3_in, worker_environment
+from holdfast_agent.hang_reports import Report, Reports, watched
+from holdfast_agent.hang_watch import HANG, HangWatch, tell
 from holdfast_agent.inotify import Inotify
+from holdfast_agent.log_care import LogCare
 from holdfast_agent.ports import Ports
 from holdfast_agent.session import Session
 from holdfast_agent.workdir import StateDir, StateDirError
@@ -41,6 +45,13 @@ class AgentConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     foreground: bool = False
+    cgroup: str = groups.AUTO
+    """As in Groups."""
+    limit_memory: bool = False
+    stop_after_disconnect_s: float = 0
+    """Workers are stopped after so long without a session; 0: never (P4)."""
+    orphaned_after_s: float = 0
+    """Shims end after so long without an agent on the machine; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +64,27 @@ class LiveWorker:
 
 
 class Agent:
-    """An agent in this process. Raises StateDirError when its state directory can't be used."""
+    """An agent in this process. Raises StateDirError when its state directory can't be used; GroupsError."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._state_dir = StateDir(config.state_dir.absolute())
-        self._crew = Crew(self._state_dir, foreground=config.foreground, report=self._dispatch)
+        try:
+            self._groups = groups.Groups(
+                self._state_dir.instance_id, config.cgroup, limit_memory=config.limit_memory
+            )
+        except groups.GroupsError:
+            self._state_dir.close()
+            raise
+        self._log_care = LogCare(self._state_dir, self._live_jobs)
+        self._crew = Crew(
+            self._state_dir,
+            foreground=config.foreground,
+            report=self._dispatch,
+            groups=self._groups,
+            boot_id=node.boot_id(),
+            logs=self._log_care,
+        )
         self._core = core.AgentState()
         self._link = WorkerLink(
             self._state_dir.path,
@@ -69,6 +95,8 @@ class Agent:
         self._drainer = Drainer(
             self._state_dir.spool, self._live_jobs, partial(self._checkpoint_reported, by_worker=False)
         )
+        self._hangs = Reports()
+        self._hang_watch = HangWatch(self._state_dir, self._can_hang, self._hang_noticed)
         self._session = Session(
             config.coordinator, hello=self._hello, heard=self._heard, lost=self._lost, beat=self._beat
         )
@@ -81,6 +109,7 @@ class Agent:
         self._preloads: agent_pb2.Preloads | None = None
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
         self._tasks: set[asyncio.Task[None]] = set()
+        self._alone: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Get ready to start workers, and find those that an agent before left. Raises StateDirError."""
@@ -92,6 +121,7 @@ class Agent:
             raise StateDirError(f"can't use the state directory {self._state_dir.path}: {error}") from error
         if self._core.workers:
             log.info("workers found", count=len(self._core.workers))
+        log.info("workers are ended by", group=self._groups.base or "their shims alone")
         self._machine = await asyncio.to_thread(node.look)
 
     async def run(self) -> None:
@@ -100,12 +130,17 @@ class Agent:
             await self.start()
         async with wire.open_channel(self._config.coordinator) as channel:
             self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
-            draining = asyncio.create_task(self._drainer.run())
+            helping = [
+                asyncio.create_task(each.run()) for each in (self._drainer, self._log_care, self._hang_watch)
+            ]
+            self._watch_disconnect()
             try:
                 await self._session.run()
             finally:
-                draining.cancel()
-                await asyncio.gather(draining, return_exceptions=True)
+                self._unwatch_disconnect()
+                for task in helping:
+                    task.cancel()
+                await asyncio.gather(*helping, return_exceptions=True)
 
     async def stop(self, *, workers: bool) -> None:
         """Let go of everything, after `run` was cancelled. Workers go on, unless `workers` says to end them."""
@@ -114,6 +149,7 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._inotify.close()
         await self._crew.stop(workers=workers)
+        await self._log_care.stop()
         await self._link.stop()
         self._ports.close()
         self._state_dir.close()
@@ -135,16 +171,39 @@ class Agent:
         if message.HasField("job_over"):
             self._crew.warm.end(message.job_over.job_id)
             return
+        if message.HasField("note_hang"):
+            noted = message.note_hang
+            if message.epoch >= self._core.epoch:
+                key = Key(noted.key.job_id, noted.key.rank, noted.key.attempt)
+                if self._hangs.noted(key, noted.since_ns, over=noted.over) and noted.over:
+                    self._hang_watch.forget(key)
+            return
         try:
             event = convert.event_from_proto(message)
         except ValueError as error:
             log.error("the coordinator said what can't be", error=str(error))
             return
+        if isinstance(event, core.Welcomed):
+            self._unwatch_disconnect()
         if event is not None:
             self._dispatch(event)
+        if isinstance(event, core.Welcomed):
+            self._tell_hangs(self._hangs.welcomed(self._core))
 
     def _lost(self) -> None:
         self._dispatch(core.StreamLost())
+        self._watch_disconnect()
+
+    def _watch_disconnect(self) -> None:
+        """Stop the workers if there is no session for too long, counted from when there was one last."""
+        after_s = self._config.stop_after_disconnect_s
+        if after_s and self._alone is None:
+            self._alone = asyncio.get_running_loop().call_later(after_s, self._dispatch, core.LeftAlone())
+
+    def _unwatch_disconnect(self) -> None:
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
 
     def _shard_prepared(self, key: Key, prepare: worker_pb2.Prepare) -> None:
         self._dispatch(core.ShardPrepared(key, core.Shard(prepare.step, prepare.shard)))
@@ -154,6 +213,16 @@ class Agent:
             self._dispatch(core.CheckpointReported(key, convert.report_from_proto(report), by_worker))
         except ValueError as error:
             log.warning("a worker reports what can't be", worker=key, error=str(error))
+
+    def _can_hang(self) -> list[core.Worker]:
+        return [worker for worker in self._core.workers.values() if watched(self._core, worker.key)]
+
+    def _hang_noticed(self, report: Report) -> None:
+        self._tell_hangs(self._hangs.notice(self._core, report))
+
+    def _tell_hangs(self, reports: list[Report]) -> None:
+        for report in reports:
+            self._session.send(tell(report))
 
     def _live_jobs(self) -> set[str]:
         return {key.job_id for key, worker in self._core.workers.items() if worker.phase is not Phase.ENDED}
@@ -177,11 +246,15 @@ class Agent:
         match action:
             case core.Spawn(start):
                 self._spawn(start)
-            case core.Signal(key, force):
-                self._crew.signal(key, force=force)
+            case core.Signal(key, how):
+                self._crew.signal(key, how)
+            case core.Fence(key):
+                after_s = self._config.stop_after_disconnect_s
+                self._crew.fence(key, f"its agent had no coordinator for {after_s:g} s")
             case core.TellStarted(worker):
                 self._session.send(convert.started_to_proto(worker))
             case core.TellEnded(worker):
+                self._hangs.ended(worker.key)
                 self._session.send(convert.ended_to_proto(worker))
             case core.TellPrepared(key, shard):
                 self._session.send(convert.prepared_to_proto(key, shard))
@@ -248,7 +321,17 @@ class Agent:
             "env": env,
             "cwd": str(self._working_dir / spec.working_dir),
             "grace_ms": spec.stop_grace.ToMilliseconds(),
+            **convert.logs_to_disk(spec, assignment),
+            HANG: convert.hang_policy_to_disk(spec.hang),
+            "restart_grace_ms": convert.restart_grace_ms(spec),
+            "boot_id": node.boot_id(),
+            "log_rules": convert.log_patterns(spec),
+            "cgroup": self._groups.place(key, spec.resources.memory_bytes),
+            "agent_lock": str(self._state_dir.lock_path),
+            "orphaned_after_s": self._config.orphaned_after_s,
         }
+        if not self._config.foreground and (spec.checkpoint_uri or uses_s3_in(env)):
+            begin["archive"] = env["HOLDFAST_CHECKPOINT_URI"]
         to_write = datasets is not None and not datasets.exists()
         return Order(
             key,
@@ -291,6 +374,7 @@ class Agent:
             agent_version=__version__,
             inventory=[convert.record_to_proto(worker) for worker in core.inventory(self._core)],
             ports=self._ports.offered(),
+            monotonic_ns=time.monotonic_ns(),
         )
         hello.capacity.slots = config.slots
         hello.capacity.cpus = machine.cpus

@@ -1,7 +1,7 @@
 """proto <-> core: the only translation on the agent's side."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -10,11 +10,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast import heartbeat
 from holdfast.data import shards
 from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
-from holdfast_agent import core, warm
+from holdfast_agent import core, hangs, verdict, warm
 from holdfast_agent.core import Ended, Key
 from holdfast_agent.environment import shared_environment
+from holdfast_agent.evidence import Evidence
 from holdfast_agent.python_command import python_program
+from holdfast_agent.shim import LOG_BYTES
 
+DEFAULT_HANG_FACTOR, DEFAULT_HANG_FLOOR_MS = 10.0, 600_000
+"""Where a coordinator says nothing; it says always what it has decided."""
 LONGEST_MESSAGE = 1_000
 """Of a report: a sentence. The coordinator keeps no more of it, and this agent may have to hold many."""
 
@@ -46,7 +50,11 @@ def event_from_proto(message: agent_pb2.CoordinatorMessage) -> core.Event | None
             )
         case "stop_workers":
             stop = message.stop_workers
-            return core.StopCommanded(epoch, tuple(map(key_from_proto, stop.keys)), stop.force)
+            if stop.force:
+                how = core.Stop.FORCE
+            else:
+                how = core.Stop.RESTART if stop.restart else core.Stop.GRACE
+            return core.StopCommanded(epoch, tuple(map(key_from_proto, stop.keys)), how)
         case "release_workers":
             return core.ReleaseCommanded(epoch, tuple(map(key_from_proto, message.release_workers.keys)))
         case "ack_commit":
@@ -104,6 +112,53 @@ def reported_to_proto(key: Key, report: core.Report) -> agent_pb2.AgentMessage:
     return agent_pb2.AgentMessage(checkpoint_reported=reported)
 
 
+def hang_policy_to_disk(policy: job_pb2.HangPolicy) -> dict[str, Any] | None:
+    """Write which limits hold for a worker, so that the agent after this one finds them; None: none."""
+    if policy.action == job_pb2.HANG_ACTION_OFF:
+        return None
+    return {
+        "limits_ms": {section: limit.ToMilliseconds() for section, limit in policy.limits.items()},
+        "factor": policy.factor if policy.HasField("factor") else DEFAULT_HANG_FACTOR,
+        "floor_ms": policy.floor.ToMilliseconds() if policy.HasField("floor") else DEFAULT_HANG_FLOOR_MS,
+    }
+
+
+def hang_policy_from_disk(found: dict[str, Any] | None) -> hangs.Policy | None:
+    """Read which limits hold for a worker."""
+    if found is None:
+        return None
+    limits = {section: limit * 10**6 for section, limit in found["limits_ms"].items()}
+    return hangs.Policy(limits, found["factor"], found["floor_ms"] * 10**6)
+
+
+def hung_to_proto(hung: hangs.Hung, found: Evidence) -> agent_pb2.WorkerHung:
+    """Write that a worker hangs."""
+    return agent_pb2.WorkerHung(
+        key=key_to_proto(hung.key),
+        since_ns=hung.since_ns,
+        section=hung.section,
+        step=hung.step,
+        silent=_from_ns(hung.silent_ns),
+        limit=_from_ns(hung.limit_ns),
+        learned=hung.learned,
+        stopped=found.stopped,
+        where=found.where,
+        evidence=found.text,
+    )
+
+
+def moved_to_proto(moved: hangs.Moved) -> agent_pb2.WorkerHung:
+    """Write that a worker moves again."""
+    return agent_pb2.WorkerHung(
+        key=key_to_proto(moved.key),
+        since_ns=moved.since_ns,
+        over=True,
+        section=moved.section,
+        step=moved.step,
+        silent=_from_ns(moved.silent_ns),
+    )
+
+
 def record_to_proto(worker: core.Worker) -> agent_pb2.WorkerRecord:
     """Write a worker for the inventory."""
     return agent_pb2.WorkerRecord(
@@ -119,25 +174,46 @@ def key_to_proto(key: Key) -> agent_pb2.WorkerKey:
     return agent_pb2.WorkerKey(job_id=key.job_id, rank=key.rank, attempt=key.attempt)
 
 
-def ended_from_disk(found: dict[str, Any], message: str, page: heartbeat.Reading) -> Ended:
-    """Read what a shim wrote; `message` says it in words."""
+def ended_from_disk(
+    found: dict[str, Any],
+    how: verdict.Verdict,
+    page: heartbeat.Reading,
+    *,
+    line: str = "",
+    tail: str = "",
+    ended_ns: int = 0,
+    matched: Sequence[int] = (),
+) -> Ended:
+    """Read what a shim wrote, with what was found out beside it."""
     at = Timestamp()
     at.FromMilliseconds(found["at_ms"])
-    status = job_pb2.ExitStatus(code=found["code"], signal=found["signal"], message=message, at=at)
-    never_ran = bool(found.get("failed"))
-    return Ended(agent_pb2.Exit(status=status, never_ran=never_ran), progress_to_proto(page))
+    status = job_pb2.ExitStatus(
+        code=found["code"], signal=found["signal"], message=how.message, at=at, kind=how.kind, line=line
+    )
+    ended = agent_pb2.Exit(
+        status=status,
+        never_ran=bool(found.get("failed")),
+        tail=tail,
+        ended_ns=ended_ns,
+        matched_rules=matched,
+    )
+    return Ended(ended, progress_to_proto(page))
 
 
 def progress_to_proto(page: heartbeat.Reading) -> agent_pb2.Progress:
     """Write what a heartbeat page says."""
-    stepping = Duration()
-    stepping.FromMicroseconds(int(page.stepping_seconds * 1e6))
     return agent_pb2.Progress(
         step=page.step,
         steps_done=page.steps_done,
-        stepping=stepping,
+        stepping=_duration(page.stepping_seconds),
         section=page.section,
         metrics=page.metrics,
+        setup=_duration(page.setup_seconds),
+        checkpoint=_duration(page.checkpoint_seconds),
+        other=_duration(page.other_seconds),
+        aside=_duration(page.aside_seconds),
+        total_steps=page.total_steps,
+        waiting=_duration(page.waiting_seconds),
     )
 
 
@@ -200,9 +276,42 @@ def preloads_to_proto(preloads: Iterable[warm.Preload]) -> agent_pb2.Preloads:
     )
 
 
+def logs_to_disk(spec: job_pb2.JobSpec, assignment: agent_pb2.Assignment) -> dict[str, Any]:
+    """What start.json says of logs: each worker that starts here has an equal share of what its job may keep."""
+    most = spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else LOG_BYTES
+    return {
+        "job_log_bytes": most,
+        "log_bytes": most // max(1, assignment.local_world_size),
+        "log_metrics": dict(spec.log_metrics),
+    }
+
+
+def log_patterns(spec: job_pb2.JobSpec) -> list[tuple[int, str]]:
+    """What the rules of a job look for in its output, by their numbers from 0."""
+    return [(number, rule.log) for number, rule in enumerate(spec.rules) if rule.log]
+
+
+def restart_grace_ms(spec: job_pb2.JobSpec) -> int:
+    """For those who have to go because another rank died. A coordinator says it always; else it is as for all."""
+    grace = spec.restart.grace if spec.restart.HasField("grace") else spec.stop_grace
+    return grace.ToMilliseconds()
+
+
 def scope_name(spec: job_pb2.JobSpec) -> str:
     """The restart scope as workers are told it."""
     return "rank" if spec.restart.scope == job_pb2.RESTART_SCOPE_RANK else "gang"
+
+
+def _duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromMicroseconds(int(seconds * 1e6))
+    return made
+
+
+def _from_ns(ns: int) -> Duration:
+    made = Duration()
+    made.FromNanoseconds(ns)
+    return made
 
 
 def _exit(ended: Ended) -> agent_pb2.Exit:

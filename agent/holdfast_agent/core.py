@@ -42,6 +42,8 @@ class Stop(StrEnum):
 
     NO = ""
     GRACE = "grace"
+    RESTART = "restart"
+    """With the grace of those who have to go because another rank of their gang died."""
     FORCE = "force"
 
 
@@ -126,6 +128,11 @@ class StreamLost:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftAlone:
+    """There has been no session for as long as the operator lets workers run without one."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartCommanded:
     """The coordinator wants workers started."""
 
@@ -139,7 +146,7 @@ class StopCommanded:
 
     epoch: int
     keys: tuple[Key, ...]
-    force: bool
+    how: Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +242,16 @@ Commanded = (
     | ReportNoted
     | JobForgotten
 )
-Event = Welcomed | StreamLost | Commanded | WorkerSpawned | WorkerEnded | ShardPrepared | CheckpointReported
+Event = (
+    Welcomed
+    | StreamLost
+    | LeftAlone
+    | Commanded
+    | WorkerSpawned
+    | WorkerEnded
+    | ShardPrepared
+    | CheckpointReported
+)
 
 
 # Actions
@@ -250,10 +266,17 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Stop a worker: SIGTERM, grace, SIGKILL; or SIGKILL at once."""
+    """Stop a worker: SIGTERM, one of the graces, SIGKILL; or SIGKILL at once."""
 
     key: Key
-    force: bool
+    how: Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Stop a worker with grace, and note on disk before that its agent did so of its own accord."""
+
+    key: Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +361,7 @@ class Disconnect:
 Action = (
     Spawn
     | Signal
+    | Fence
     | TellStarted
     | TellEnded
     | TellPrepared
@@ -371,6 +395,8 @@ def handle(state: AgentState, event: Event) -> list[Action]:
         case StreamLost():
             state.connected = False
             return []
+        case LeftAlone():
+            return [] if state.connected else _fence(state)
         case WorkerSpawned():
             return _spawned(state, event)
         case WorkerEnded():
@@ -406,7 +432,7 @@ def _commanded(state: AgentState, event: Commanded) -> list[Action]:
         case StartCommanded():
             return [action for start in event.starts for action in _start(state, start)]
         case StopCommanded():
-            return [action for key in event.keys for action in _stop(state, key, force=event.force)]
+            return [action for key in event.keys for action in _stop(state, key, event.how)]
         case ReleaseCommanded():
             return [action for key in event.keys for action in _release(state, key)]
         case CommitAcked():
@@ -433,7 +459,7 @@ def _start(state: AgentState, start: Start) -> list[Action]:
         return [Spawn(start)]
     # The coordinator has superseded what still runs of this rank.
     state.deferred[key] = start
-    return [action for superseded in older for action in _stop(state, superseded, force=True)]
+    return [action for superseded in older for action in _stop(state, superseded, Stop.FORCE)]
 
 
 def _live_attempts(state: AgentState, of: Key) -> list[Key]:
@@ -445,14 +471,22 @@ def _live_attempts(state: AgentState, of: Key) -> list[Key]:
     )
 
 
-def _stop(state: AgentState, key: Key, *, force: bool) -> list[Action]:
+def _stop(state: AgentState, key: Key, how: Stop) -> list[Action]:
     worker = state.workers.get(key)
-    wanted = Stop.FORCE if force else Stop.GRACE
-    if worker is None or worker.phase is Phase.ENDED or worker.stop in (wanted, Stop.FORCE):
+    if worker is None or worker.phase is Phase.ENDED or worker.stop in (how, Stop.FORCE):
         return []
-    state.workers[key] = replace(worker, stop=wanted)
+    state.workers[key] = replace(worker, stop=how)
     # One that is still being started is signalled as soon as it exists.
-    return [Signal(key, force)] if worker.phase is Phase.RUNNING else []
+    return [Signal(key, how)] if worker.phase is Phase.RUNNING else []
+
+
+def _fence(state: AgentState) -> list[Action]:
+    actions: list[Action] = []
+    for key, worker in sorted(state.workers.items()):
+        if worker.phase is not Phase.ENDED and worker.stop is Stop.NO:
+            state.workers[key] = replace(worker, stop=Stop.GRACE)
+            actions.append(Fence(key))
+    return actions
 
 
 def _release(state: AgentState, key: Key) -> list[Action]:
@@ -466,7 +500,7 @@ def _release(state: AgentState, key: Key) -> list[Action]:
 def _forget(state: AgentState, job_id: str) -> list[Action]:
     state.forgotten.add(job_id)
     of_job = sorted(key for key in state.workers if key.job_id == job_id)
-    stops = [action for key in of_job for action in _stop(state, key, force=True)]
+    stops = [action for key in of_job for action in _stop(state, key, Stop.FORCE)]
     return [*stops, *_remove_forgotten(state, job_id)]
 
 
@@ -499,7 +533,7 @@ def _spawned(state: AgentState, event: WorkerSpawned) -> list[Action]:
     state.workers[event.key] = worker
     actions: list[Action] = [TellStarted(worker)] if state.connected else []
     if worker.stop is not Stop.NO:
-        actions.append(Signal(event.key, worker.stop is Stop.FORCE))
+        actions.append(Signal(event.key, worker.stop))
     return actions
 
 

@@ -1,26 +1,32 @@
 """The workers of this node as processes: spawned, adopted, signalled, and seen to their end."""
 
 import asyncio
+import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from holdfast import heartbeat
-from holdfast_agent import convert, core, orphans
-from holdfast_agent.core import Ended, Key, Phase
+from holdfast_agent import core
+from holdfast_agent.core import Ended, Key, Phase, Stop
 from holdfast_agent.fork_link import NurseryLostError, SpawnError, Started
+from holdfast_agent.groups import Groups, name_of
+from holdfast_agent.log_care import LogCare
 from holdfast_agent.readable import readable
-from holdfast_agent.shim import EXIT, SHIM
-from holdfast_agent.spawn import Nursery, describe_exit, signal_shim
+from holdfast_agent.shim import EXIT, SHIM, start_time
+from holdfast_agent.spawn import Nursery, signal_shim
 from holdfast_agent.warm import Warm, Warmth
+from holdfast_agent.witness import Witness, never_begun
 from holdfast_agent.workdir import Attempt, StateDir
 
 log = structlog.get_logger(__name__)
+
+SHIM_WITHIN_S = 1.0
+"""How long a shim may take to end after its worker has, before it is taken for one that is stopped (SIGSTOP)."""
+_SIGNALS = {Stop.GRACE: signal.SIGTERM, Stop.RESTART: signal.SIGUSR2, Stop.FORCE: signal.SIGUSR1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +47,21 @@ class Crew:
     """Live workers by key. `report` hears of what becomes of them: WorkerSpawned and WorkerEnded."""
 
     def __init__(
-        self, state_dir: StateDir, *, foreground: bool, report: Callable[[core.Event], None]
+        self,
+        state_dir: StateDir,
+        *,
+        foreground: bool,
+        report: Callable[[core.Event], None],
+        groups: Groups,
+        boot_id: str = "",
+        logs: LogCare | None = None,
     ) -> None:
+        """`logs` hears of attempts before `report` does."""
         self._state_dir = state_dir
+        self._logs = logs
         self._report = report
+        self._groups = groups
+        self._witness = Witness(boot_id)
         self._nursery = Nursery(foreground=foreground)
         self.warm = Warm(state_dir, self._nursery, foreground=foreground)
         self._pidfds: dict[Key, int] = {}
@@ -60,23 +77,33 @@ class Crew:
         if workers:
             self._ending = True
             for key in list(self._pidfds):
-                self.signal(key, force=True)
+                self.signal(key, Stop.FORCE)
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.warm.stop()
         self._nursery.stop()
+        self._groups.close()
+        self._witness.close()
 
     def spawn(self, order: Order) -> None:
         """Start a worker, behind the caller's back."""
         self._in_background(self._spawn(order))
 
-    def signal(self, key: Key, *, force: bool) -> None:
-        """Stop a worker: with grace, or at once."""
+    def signal(self, key: Key, how: Stop) -> None:
+        """Stop a worker: with one of the graces, or at once."""
         pidfd = self._pidfds.get(key)
         if pidfd is not None:
-            signal_shim(pidfd, force=force)
+            signal_shim(pidfd, _SIGNALS[how])
+
+    def fence(self, key: Key, why: str) -> None:
+        """Stop a worker with grace, which nobody has told us to."""
+        try:
+            self._state_dir.attempt(key).fence(why)
+        except OSError as error:  # not there yet, or a full disk: it ends all the same
+            log.warning("why a worker is stopped could not be noted", worker=key, error=str(error))
+        self.signal(key, Stop.GRACE)
 
     def page(self, key: Key) -> bytes:
         """The heartbeat page of a worker; empty while it has none."""
@@ -85,6 +112,7 @@ class Crew:
     def recover(self) -> tuple[list[core.Worker], dict[tuple[str, int], int]]:
         """Find what an agent before us left: workers that run or that ended unreleased, and the fences."""
         workers = []
+        live: set[str] = set()
         fences: dict[tuple[str, int], int] = {}
         for attempt in self._state_dir.attempts():
             if not attempt.released:
@@ -92,16 +120,19 @@ class Crew:
                 if worker is None:
                     continue
                 workers.append(worker)
+                if worker.phase is not Phase.ENDED:
+                    live.add(name_of(attempt.key))
             rank = (attempt.key.job_id, attempt.key.rank)
             fences[rank] = max(fences.get(rank, 0), attempt.key.attempt)
+        self._groups.sweep(live)
         return workers, fences
 
     def _recover(self, attempt: Attempt) -> core.Worker | None:
         if attempt.read(EXIT) is None and not self._begun(attempt):
             attempt.remove()  # the coordinator says its start again
             return None
-        ended = _ended_as_recorded(attempt)
-        if ended is not None:
+        ended = self._witness.recorded_at_start(attempt)
+        if ended is not None and not (self._logs is not None and self._logs.measures(attempt)):
             return core.Worker(attempt.key, Phase.ENDED, ended=ended)
         started = attempt.read(SHIM)
         self._in_background(self._adopt(attempt))
@@ -132,12 +163,12 @@ class Crew:
             await self._adopt(self._state_dir.attempt(key))
         except (OSError, SpawnError) as error:
             log.error("a worker could not be started", worker=key, error=str(error))
-            self._report(core.WorkerEnded(key, _ended_now(f"its agent could not start it: {error}")))
+            self._report(core.WorkerEnded(key, never_begun(f"its agent could not start it: {error}")))
         else:
             self._pidfds[key] = started.pidfd
             if started.pid:
-                self._report(core.WorkerSpawned(key, started.pid, started.pid_start))
-            await self._see_to_its_end(attempt)
+                self._spawned(attempt, started.pid, started.pid_start)
+            await self._see_to_its_end(attempt, started.pid, started.pid_start)
 
     async def _shim(self, attempt: Attempt, lock: int, warmth: Warmth | None) -> Started:
         """Start the shim of an attempt, warm or cold. Closes `lock`. Raises SpawnError and NurseryLostError."""
@@ -178,23 +209,45 @@ class Crew:
                 self._pidfds[attempt.key] = os.pidfd_open(shim["pid"])
             except ProcessLookupError:
                 break
-            self._report(core.WorkerSpawned(attempt.key, shim["worker_pid"], shim["worker_start_time"]))
-            await self._see_to_its_end(attempt)
+            self._spawned(attempt, shim["worker_pid"], shim["worker_start_time"])
+            await self._see_to_its_end(attempt, shim["worker_pid"], shim["worker_start_time"])
             return
         if lock is not None:
             os.close(lock)
-        self._report(core.WorkerEnded(attempt.key, await _how_it_ended(attempt)))
+        await self._ended(attempt)
 
-    async def _see_to_its_end(self, attempt: Attempt) -> None:
+    async def _see_to_its_end(self, attempt: Attempt, pid: int, pid_start: int) -> None:
         pidfd = self._pidfds[attempt.key]
         if self._ending:
-            signal_shim(pidfd, force=True)
+            signal_shim(pidfd, signal.SIGUSR1)
+        waking = asyncio.create_task(_wake_shim(pidfd, pid, pid_start))
         try:
             await readable(pidfd)
         finally:
+            waking.cancel()
+            await asyncio.gather(waking, return_exceptions=True)
             del self._pidfds[attempt.key]
             os.close(pidfd)
-        self._report(core.WorkerEnded(attempt.key, await _how_it_ended(attempt)))
+        await self._ended(attempt)
+
+    def _spawned(self, attempt: Attempt, pid: int, pid_start: int) -> None:
+        if self._logs is not None:
+            self._logs.started(attempt)
+        self._report(core.WorkerSpawned(attempt.key, pid, pid_start))
+
+    async def _ended(self, attempt: Attempt) -> None:
+        if self._logs is not None:
+            await self._logs.ended(attempt)
+        self._report(core.WorkerEnded(attempt.key, await self._how_it_ended(attempt)))
+
+    async def _how_it_ended(self, attempt: Attempt) -> Ended:
+        """How an attempt ended whose shim is gone."""
+        recorded = await self._witness.recorded(attempt)
+        if recorded is not None:
+            return recorded
+        if not attempt.begun:
+            return never_begun("its agent could not start it: the process that starts workers was killed")
+        return await self._witness.unrecorded(attempt)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -207,29 +260,22 @@ class Crew:
             log.error("a worker is no longer watched", exc_info=task.exception())
 
 
-def _ended_as_recorded(attempt: Attempt) -> Ended | None:
-    """How its shim says that an attempt ended; None while it does not, and when it was killed before it could."""
-    found = attempt.read(EXIT)
-    if found is None:
-        return None
-    if found["dropped_bytes"]:
-        log.warning("the disk took not all of its output", worker=attempt.key, lost=found["dropped_bytes"])
-    return convert.ended_from_disk(found, describe_exit(found), heartbeat.read(attempt.read_heartbeat()))
-
-
-async def _how_it_ended(attempt: Attempt) -> Ended:
-    """How an attempt ended whose shim is gone."""
-    recorded = _ended_as_recorded(attempt)
-    if recorded is not None:
-        return recorded
-    if not attempt.begun:
-        return _ended_now("its agent could not start it: the process that starts workers was killed")
-    await orphans.end(f"HOLDFAST_HEARTBEAT_FILE={attempt.heartbeat}")
-    page = heartbeat.read(attempt.read_heartbeat())
-    return _ended_now("killed: its shim was killed", killed_by=signal.SIGKILL, page=page)
-
-
-def _ended_now(message: str, *, killed_by: int = 0, page: heartbeat.Reading | None = None) -> Ended:
-    """An end that no shim has recorded."""
-    found = {"code": -1, "signal": killed_by, "at_ms": time.time_ns() // 1_000_000}
-    return convert.ended_from_disk(found, message, page or heartbeat.Reading())
+async def _wake_shim(shim: int, pid: int, pid_start: int) -> None:
+    """See that a worker's end is noticed although its shim is stopped: have it go on."""
+    try:
+        worker = os.pidfd_open(pid) if pid else -1
+    except OSError:
+        return  # it has ended, and was reaped by a shim that works
+    if worker < 0:
+        return
+    try:
+        # Opened before its start time is read, so that both are of one process: a pid may be another's by now.
+        if start_time(pid) != pid_start:
+            return
+        await readable(worker)
+        await asyncio.sleep(SHIM_WITHIN_S)
+        log.info("a shim has not told of its worker's end yet; having it go on if it is stopped", pid=pid)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(shim, signal.SIGCONT)
+    finally:
+        os.close(worker)

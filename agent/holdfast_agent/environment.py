@@ -56,7 +56,7 @@ def worker_environment(
         env["OMP_NUM_THREADS"] = "1"  # as torchrun does: ranks on one node must not fight for its cores
     env |= inherited
     env |= asked
-    uses_s3 = env.get("USE_S3", "").strip().lower() not in _OFF
+    uses_s3 = uses_s3_in(env)
     env |= {
         "HOLDFAST_JOB_ID": place.job_id,
         "HOLDFAST_ATTEMPT": str(place.attempt),
@@ -92,3 +92,8 @@ def shared_environment(env: Mapping[str, str]) -> dict[str, str]:
 def is_ours(name: str) -> bool:
     """Whether a variable says who a worker is, so that nobody inherits it from an agent."""
     return name.startswith(("HOLDFAST_", "TORCHELASTIC_")) and name not in OF_NODE
+
+
+def uses_s3_in(env: Mapping[str, str]) -> bool:
+    """Paths are places in a bucket, by this environment."""
+    return env.get("USE_S3", "").strip().lower() not in _OFF

@@ -82,6 +82,10 @@ class Changes:
     async def wait(self) -> set[Path]:
         """Wait for changes; return the directories in which there were any since the last call."""
         await self._event.wait()
+        return self.take()
+
+    def take(self) -> set[Path]:
+        """The same without waiting: none, where there was no change."""
         self._event.clear()
         changed, self._changed = self._changed, set()
         return changed

@@ -6,7 +6,7 @@ Following waits for inotify, never on a timer. A heartbeat page makes no inotify
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc.aio
@@ -14,9 +14,15 @@ import structlog
 
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
 from holdfast_agent.inotify import Changes, Inotify
-from holdfast_agent.shim import EXIT, STDERR, STDOUT
+from holdfast_agent.log_file import STDERR, STDOUT, LogReader
+from holdfast_agent.shim import EXIT
 
-CHUNK = 64 * 1024
+CHUNK = 128 * 1024
+"""Pushed in one message. Each costs the same three times on its way, whatever its size."""
+CHUNKS_AT_ONCE = 8
+"""Of one log, between two looks at the other: a mebibyte of memory for each reader."""
+LOOK_EVERY_S = 0.01
+"""What is written at short intervals is read together; what comes after a pause, at once."""
 STREAMS = {job_pb2.LOG_STREAM_STDOUT: STDOUT, job_pb2.LOG_STREAM_STDERR: STDERR}
 
 log = structlog.get_logger(__name__)
@@ -72,29 +78,46 @@ class Reading:
         self._changes = Changes(inotify)
         self._finished: set[int] = set()
         """Attempts that have ended, and are read to their end."""
+        self._first_attempt = asked.first_attempt
 
     async def chunks(self) -> AsyncIterator[job_pb2.StreamLogsResponse]:
         """Yield what is there; with `follow` also what comes, until the one attempt that was asked for has ended.
 
-        One that follows all attempts ends when nobody reads it any more: there may always be another attempt.
+        One that follows all attempts ends when nobody reads it any more: there may always be another attempt. Files
+        are read in threads: a disk that is slow is not the heartbeats' business.
         """
         follow = self._asked.follow
+        begun = not self._asked.HasField("tail")
+        loop = asyncio.get_running_loop()
         while True:
             attempts = self._watch() if follow else self._attempts()
+            if not begun:
+                for chunk in await asyncio.to_thread(self._begin_at_tail, attempts):
+                    yield chunk
+                begun, attempts = True, self._attempts()
             fresh = attempts
             while True:
                 for number, path in fresh.items():
                     # An attempt is read to its very end only if it had ended before it was read.
                     ended = (path / EXIT).exists()
-                    for chunk in self._read(path, number, complete=ended or not follow):
-                        yield chunk
+                    more = True
+                    while more:
+                        chunks, more = await asyncio.to_thread(
+                            self._read, path, number, complete=ended or not follow
+                        )
+                        for chunk in chunks:
+                            yield chunk
                     if ended and number == self._asked.attempt:
                         return
                     if ended:
                         self._finished.add(number)
                 if not follow:
                     return
+                next_look = loop.time() + LOOK_EVERY_S
                 changed = await self._changes.wait()
+                if (early := next_look - loop.time()) > 0:
+                    await asyncio.sleep(early)
+                    changed |= self._changes.take()
                 if self._job in changed or self._job.parent in changed:
                     break  # there may be a new attempt
                 fresh = {number: path for number, path in attempts.items() if path in changed}
@@ -122,33 +145,73 @@ class Reading:
         return {
             number: self._job / f"{prefix}{number}"
             for number in sorted(wanted)
-            if self._asked.attempt in (0, number) and number not in self._finished
+            if self._asked.attempt in (0, number)
+            and number >= self._first_attempt
+            and number not in self._finished
         }
 
-    def _read(self, path: Path, attempt: int, *, complete: bool) -> Iterator[job_pb2.StreamLogsResponse]:
-        """Read on in the logs of one attempt, in chunks that end at line ends where there are any."""
+    def _begin_at_tail(self, attempts: dict[int, Path]) -> list[job_pb2.StreamLogsResponse]:
+        """Say of each log where its last lines begin, and begin there: what comes later is not counted again."""
+        begins = []
+        wanted = dict.fromkeys(STREAMS, self._asked.tail)
+        for number, path in sorted(attempts.items(), reverse=True):
+            for stream, name in STREAMS.items():
+                if (number, stream) in self._offsets:
+                    continue
+                with contextlib.suppress(FileNotFoundError), LogReader(str(path), name) as log:
+                    start, found = log.last_lines(wanted[stream])
+                    self._offsets[number, stream] = max(start, self._since(log))
+                    wanted[stream] -= found
+                    begins.append(self._chunk(number, stream, self._offsets[number, stream]))
+            if not any(wanted.values()):
+                self._first_attempt = max(self._first_attempt, number)
+                break
+        return begins[::-1]
+
+    def _since(self, log: LogReader) -> int:
+        return log.since(self._asked.since.ToMilliseconds()) if self._asked.HasField("since") else 0
+
+    def _read(
+        self, path: Path, attempt: int, *, complete: bool
+    ) -> tuple[list[job_pb2.StreamLogsResponse], bool]:
+        """Read on in the logs of one attempt: some chunks, that end at line ends where there are any.
+
+        Also gives whether there is more. Of each log so much is read that the other one does not wait for long.
+        """
+        chunks: list[job_pb2.StreamLogsResponse] = []
+        more = False
         for stream, name in STREAMS.items():
             try:
-                fd = os.open(path / name, os.O_RDONLY | os.O_CLOEXEC)
+                log = LogReader(str(path), name)
             except FileNotFoundError:
                 continue
-            try:
-                offset = self._offsets.get((attempt, stream), 0)
-                while data := os.pread(fd, CHUNK, offset):
-                    data = data[: _cut(data, complete=complete)]
-                    if not data:
+            with log:
+                place = (attempt, stream)
+                offset = self._offsets[place] if place in self._offsets else self._since(log)
+                for turn in range(CHUNKS_AT_ONCE):
+                    at, data = log.read(offset, CHUNK)
+                    data = data[: cut(data, complete=complete)]
+                    if not data and at == offset:
                         break
-                    at = job_pb2.LogCursor(
-                        rank=self._asked.rank, attempt=attempt, stream=stream, offset=offset
-                    )
-                    offset += len(data)
-                    self._offsets[attempt, stream] = offset
-                    yield job_pb2.StreamLogsResponse(cursor=at, data=data)
-            finally:
-                os.close(fd)
+                    chunks.append(self._chunk(attempt, stream, at, data, at - offset))
+                    offset = at + len(data)
+                    more |= turn == CHUNKS_AT_ONCE - 1
+                self._offsets[place] = offset
+        return chunks, more
+
+    def _chunk(
+        self,
+        attempt: int,
+        stream: "job_pb2.LogStream.ValueType",
+        offset: int,
+        data: bytes = b"",
+        skipped: int = 0,
+    ) -> job_pb2.StreamLogsResponse:
+        at = job_pb2.LogCursor(rank=self._asked.rank, attempt=attempt, stream=stream, offset=offset)
+        return job_pb2.StreamLogsResponse(cursor=at, data=data, skipped=skipped)
 
 
-def _cut(data: bytes, *, complete: bool) -> int:
+def cut(data: bytes, *, complete: bool) -> int:
     """How much of a piece of a log to pass on: up to its last line end; all of it where no more of the line comes."""
     full = len(data) == CHUNK
     end = data.rfind(b"\n") + 1

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
@@ -23,7 +24,7 @@ class Machine:
 def look() -> Machine:
     """Find out. Takes a moment where there are GPUs."""
     return Machine(
-        boot_id=_boot_id(),
+        boot_id=boot_id(),
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=_gpus(),
@@ -51,7 +52,9 @@ def address_towards(target: str) -> str:
         return LOOPBACK
 
 
-def _boot_id() -> str:
+@cache
+def boot_id() -> str:
+    """Of the machine: changes when it boots; empty where nobody says."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

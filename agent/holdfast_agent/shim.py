@@ -4,21 +4,23 @@ A shim outlives the agent, so that the agent can be killed and upgraded while wo
 worker and everything that its worker started: being a subreaper, it inherits what was double-forked or put into a
 session of its own, and it ends none of it alive (P8).
 
-It is forked by the nursery, so that it costs a fork and no interpreter; only the standard library is imported here.
-Its worker is forked and exec'd; or, in a shim that a zygote forked, is a fork that runs the program in the zygote's own
-interpreter; or is a spare that has been exec'd before, and is told now what it is.
+It is forked by the nursery, so that it costs a fork and no interpreter; what is imported here takes the standard
+library alone. Its worker is forked and exec'd; or, in a shim that a zygote forked, is a fork that runs the program in
+the zygote's own interpreter; or is a spare that has been exec'd before, and is told now what it is.
 
 =========  ================================================================================
 signal     meaning to a shim
 =========  ================================================================================
 SIGTERM    stop: SIGTERM to the worker's process group; after the grace, SIGKILL to the tree
 SIGUSR1    kill: SIGKILL to the tree at once
+SIGUSR2    stop, as SIGTERM does, with the grace of those who have to go because another rank died
 =========  ================================================================================
 """
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import select
@@ -29,21 +31,29 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeAlias
 
-CHUNK = 64 * 1024
+from holdfast_agent import cgroups
+from holdfast_agent.log_file import CHUNK, STDERR, STDOUT, WorkerLogs
+
 RECORD_BYTES = 4096
 START, SHIM, EXIT = "start.json", "shim.json", "exit.json"
-STDOUT, STDERR = "stdout.log", "stderr.log"
 EXIT_TO_COME = f".{EXIT}"
 """While it is there, the attempt has begun, and its end is not recorded."""
+LOG_BYTES = 2**30
+"""Kept of what a worker writes, where nobody says how much."""
+LITTLE = CHUNK // 4
+GATHER_MS = 2
+"""After so few bytes it waits for more, so that a worker's every line is no work for all that read them."""
 ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
+LONELY_LOOK_S = 60.0
+"""How often a shim that is not to be alone for ever looks whether there is an agent."""
+_NOWHERE: dict[str, Any] = {"dirs": [], "kill": "", "memory": "", "own": False, "limit": 0}
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
-CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
 """Signals whose handlers a shim changes."""
 _RESETTABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
-
 
 Hatch: TypeAlias = Callable[[dict[str, Any], list[int], int, int], NoReturn]
 """Called in a worker that was just forked: what to start, its two outputs, where to say what failed, its parent."""
@@ -147,32 +157,57 @@ class _Shim:
         self._pid = 0
         self._status: int | None = None
         self._kill_at: float | None = None
-        self._dropped = 0
-        self._logs: dict[int, int] = {}
+        self._dropped = self._moved = 0
+        self._pipes: dict[int, str] = {}
+        """The log that each ends in."""
+        self._killed = False
+        self._place = _NOWHERE
+        self._kills_before = 0
+        self._memory: dict[str, Any] = {}
+        self._alone = _Alone("", 0.0)
 
     def run(self) -> None:
         signals = self._catch_signals()
         with open(self._path(START), "rb") as file:  # noqa: PTH123
             start = json.load(file)
         self._grace = start["grace_ms"] / 1000
+        self._restart_grace = start.get("restart_grace_ms", start["grace_ms"]) / 1000
+        self._place = start.get("cgroup") or _NOWHERE
+        self._alone = _Alone(start.get("agent_lock", ""), start.get("orphaned_after_s", 0))
         try:
+            self._logs = WorkerLogs(self._directory, start.get("log_bytes", LOG_BYTES))
+            self._make_groups()
             started, ended = _Record(self._directory, SHIM), _Record(self._directory, EXIT)
             failed = self._spawn(start)
         except OSError as error:
+            cgroups.end(self._place)
             self._tell_agent(f"error {error.errno}")
             os._exit(1)
         if failed:
+            self._end_descendants()
             self._note_end(ended, {"code": -1, "signal": 0, "failed": failed})
             self._tell_agent("ended")
             return
         self._note_start(started)
         self._watch(signals)
-        end_descendants()
-        for pipe in list(self._logs):
+        ended_ns = time.monotonic_ns()
+        self._end_descendants()
+        for pipe in list(self._pipes):
             self._pump(pipe, last=True)
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
-        self._note_end(ended, {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code})
+        how = {"code": code, "signal": 0} if code >= 0 else {"code": -1, "signal": -code}
+        self._note_end(ended, how | {"ended_ns": ended_ns})
+
+    def _make_groups(self) -> None:
+        """Make the attempt's control groups. Where they can't be made the worker is our descendant all the same."""
+        try:
+            cgroups.make(self._place)
+        except OSError:
+            if self._place["limit"]:
+                raise
+            self._place = _NOWHERE
+        self._kills_before = cgroups.oom_kills(self._place["memory"])
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)  # noqa: PTH118
@@ -189,12 +224,11 @@ class _Shim:
 
     def _spawn(self, start: dict[str, Any]) -> dict[str, Any] | None:
         """Start the worker. Returns what failed, when its program can't be run at all."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         ends = []
         for name in (STDOUT, STDERR):
             readable, writable = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(readable, False)
-            self._logs[readable] = os.open(self._path(name), flags, 0o600)
+            self._pipes[readable] = name
             ends.append(writable)
         failures = self._adopt_spare(self._spare, ends) if self._spare else self._fork(start, ends)
         for fd in ends:
@@ -214,9 +248,13 @@ class _Shim:
         """Fork the worker. Returns where it says what failed."""
         failures, failing = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
-        self._pid = os.fork()
+        if self._hatch is _exec:
+            self._pid, groups = cgroups.fork_into(self._place)
+        else:
+            self._pid, groups = os.fork(), self._place["dirs"]
         if self._pid == 0:
             self.hatching = True
+            cgroups.enter(groups)
             self._hatch(start, ends, failing, shim)
         os.close(failing)
         return failures
@@ -224,9 +262,19 @@ class _Shim:
     def _adopt_spare(self, spare: Spare, ends: list[int]) -> int:
         """Tell the spare who it is. Returns where it says what failed."""
         self._pid = spare.pid
+        self._take_in()
         with contextlib.suppress(ConnectionError):  # it has just died, which is seen as any worker's death
             socket.send_fds(spare.link, [os.fsencode(self._directory)], ends)
         return spare.link.detach()
+
+    def _take_in(self) -> None:
+        """Move what runs already into the attempt's groups: the spare, and what its imports have left behind."""
+        if not self._place["dirs"]:
+            return
+        found = children(os.getpid())
+        for pid in found:  # what one starts after it was moved is in the groups by itself
+            cgroups.enter(self._place["dirs"], pid)
+            found += children(pid)
 
     def _note_start(self, record: _Record) -> None:
         shim, worker_start = os.getpid(), start_time(self._pid)
@@ -247,13 +295,16 @@ class _Shim:
     def _watch(self, signals: int) -> None:
         """Move output and obey signals until the worker itself is gone."""
         poller = select.poll()
-        for fd in (signals, *self._logs):
+        waking = select.poll()
+        for fd in (signals, *self._pipes):
             poller.register(fd, select.POLLIN)
+        waking.register(signals, select.POLLIN)
         if self._agent is not None:
             poller.register(self._agent, select.POLLIN)
         self._reap()  # a spare may have ended before its signal was heard here
         while self._status is None:
-            for fd, _ in poller.poll(self._until_kill()):
+            moved = self._moved
+            for fd, _ in poller.poll(self._until_due()):
                 if fd == signals:
                     self._obey(os.read(signals, CHUNK))
                 elif fd == self._agent:
@@ -263,15 +314,24 @@ class _Shim:
                     poller.unregister(fd)
             if self._kill_at is not None and time.monotonic() >= self._kill_at:
                 self._kill()
+            if self._alone.for_too_long():
+                self._stop(self._grace)
+            if 0 < self._moved - moved < LITTLE:
+                # Lines that come one by one go on together. What a signal means is not kept waiting.
+                waking.poll(GATHER_MS)
 
-    def _until_kill(self) -> float | None:
-        return None if self._kill_at is None else max(0.0, (self._kill_at - time.monotonic()) * 1000) + 1
+    def _until_due(self) -> float | None:
+        """Milliseconds until there is something to do though nothing happens; None: never."""
+        due = [at for at in (self._kill_at, self._alone.look_at) if at is not None]
+        return max(0.0, (min(due) - time.monotonic()) * 1000) + 1 if due else None
 
     def _obey(self, numbers: bytes) -> None:
         if signal.SIGUSR1 in numbers:
             self._kill()
         elif signal.SIGTERM in numbers:
             self._stop(self._grace)
+        elif signal.SIGUSR2 in numbers:
+            self._stop(self._restart_grace)
         self._reap()
 
     def _stop(self, grace: float) -> None:
@@ -282,6 +342,7 @@ class _Shim:
 
     def _kill(self) -> None:
         self._kill_at = None
+        self._killed = True
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: int) -> None:
@@ -310,21 +371,85 @@ class _Shim:
                 return True
             if not data:
                 return False
-            self._write(self._logs[pipe], data)
+            self._moved += len(data)
+            self._dropped += self._logs.append(
+                self._pipes[pipe], data
+            )  # it costs log lines, never the worker
             if not last:
                 return True
 
-    def _write(self, log: int, data: bytes) -> None:
-        """Append to a log. A full disk costs log lines, never the worker."""
-        while data:
-            try:
-                data = data[os.write(log, data) :]
-            except OSError:
-                self._dropped += len(data)
-                return
+    def _end_descendants(self) -> None:
+        """Kill and reap everything that the worker left behind, and remove its groups."""
+        kills = cgroups.oom_kills(self._place["memory"])
+        self._memory = {
+            "kills_before": self._kills_before,
+            "kills": kills,
+            "own": self._place["own"],
+            "group": self._place["memory"],
+            "limit": cgroups.memory_limit(self._place["memory"]) if kills > self._kills_before else 0,
+        }
+        if self._place["kill"]:
+            cgroups.kill(self._place["kill"])
+        end_descendants()
+        cgroups.end(self._place)
 
     def _note_end(self, record: _Record, how: dict[str, Any]) -> None:
-        record.write(how | {"at_ms": time.time_ns() // 1_000_000, "dropped_bytes": self._dropped})
+        said = {
+            "at_ms": time.time_ns() // 1_000_000,
+            "dropped_bytes": self._dropped,
+            "disk_full": self._logs.full,
+            "killed": self._killed,
+            "alone_s": self._alone.ended_after_s,
+            "memory": self._memory,
+        }
+        record.write(how | said)
+
+
+class _Alone:
+    """For how long there has been no agent: nobody holds the lock of its state directory.
+
+    Looking costs two system calls a minute. An agent that starts while one looks tries again.
+    """
+
+    def __init__(self, lock: str, limit_s: float) -> None:
+        self._lock = lock
+        self._limit_s = limit_s if lock else 0
+        self._since: float | None = None
+        self.look_at: float | None = time.monotonic() + self._pause() if self._limit_s else None
+        self.ended_after_s = 0
+
+    def _pause(self) -> float:
+        return min(LONELY_LOOK_S, self._limit_s / 4)
+
+    def for_too_long(self) -> bool:
+        """Look, if it is time to; True once, when the limit is reached."""
+        now = time.monotonic()
+        if self.look_at is None or now < self.look_at:
+            return False
+        self.look_at = now + self._pause()
+        if not self._is_free():
+            self._since = None
+            return False
+        self._since = now if self._since is None else self._since
+        if now - self._since < self._limit_s:
+            return False
+        self.look_at, self.ended_after_s = None, max(1, round(now - self._since))
+        return True
+
+    def _is_free(self) -> bool:
+        try:
+            fd = os.open(self._lock, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True  # the whole state directory is gone, and no agent will come back to it
+        except OSError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
 
 
 def end_descendants() -> None:

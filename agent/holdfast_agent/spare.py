@@ -28,6 +28,7 @@ import socket
 from typing import Any, NoReturn
 
 from holdfast_agent import shim
+from holdfast_agent.log_file import CHUNK
 
 HOOK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hook")  # noqa: PTH100, PTH118, PTH120
 TOLD, ROOM = "HOLDFAST_ZYGOTE", "HOLDFAST_ROOM"
@@ -80,7 +81,7 @@ class _Spare:
         while True:
             for fd, _ in poller.poll():
                 if fd == signals:
-                    os.read(signals, shim.CHUNK)
+                    os.read(signals, CHUNK)
                     if not self._reap():
                         return
                 elif fd == self._control.fileno():
@@ -188,7 +189,7 @@ def _environment(env: dict[str, str], told: str) -> dict[str, str]:
 
 def _receive(link: socket.socket, *, wait: bool = True) -> dict[str, Any]:
     try:
-        said = link.recv(shim.CHUNK, 0 if wait else socket.MSG_DONTWAIT)
+        said = link.recv(CHUNK, 0 if wait else socket.MSG_DONTWAIT)
     except OSError:
         return {}
     found: dict[str, Any] = json.loads(said) if said else {}

@@ -1,14 +1,12 @@
 """The agent's end of the nursery."""
 
 import contextlib
-import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from holdfast_agent import nursery
 from holdfast_agent.fork_link import ForkLink, SpawnError, Started, ask_for_shim
@@ -78,30 +76,8 @@ class Nursery:
         self._process.wait()
 
 
-def signal_shim(pidfd: int, *, force: bool) -> None:
-    """Tell a shim to stop its worker: with grace, or at once. One that has ended is no error."""
+def signal_shim(pidfd: int, how: signal.Signals) -> None:
+    """Tell a shim to stop its worker; see shim.py. One that has ended is no error; one that is stopped goes on."""
     with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(pidfd, signal.SIGUSR1 if force else signal.SIGTERM)
-
-
-def describe_exit(found: dict[str, Any]) -> str:
-    """Say in words how a worker ended, from its exit.json."""
-    failed = found.get("failed")
-    if failed:
-        what, why = failed["what"], os.strerror(failed["errno"])
-        if failed["cwd"]:
-            return f"working directory {what} can't be used: {why}"
-        if failed["errno"] == errno.ENOENT:
-            return f"command not found: {what}"
-        return f"command {what} can't be run: {why}"
-    if found["signal"]:
-        return f"killed by {signal_name(found['signal'])}"
-    return f"exit code {found['code']}"
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL for 9, and so on."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        signal.pidfd_send_signal(pidfd, how)
+        signal.pidfd_send_signal(pidfd, signal.SIGCONT)

@@ -10,8 +10,13 @@
 ``… resume``                           the commit to resume from, a serialized CommitRecord
 ``… shim.json``                        pids and start times of the shim and its worker
 ``… exit.json``                        how it ended
+``… fenced``                           why its agent stopped it of its own accord
+``… hang.json``                        how it hung, until the coordinator has that it moves again
 ``… released``                         the coordinator has the exit
 ``… heartbeat stdout.log stderr.log``  the worker's
+``… stdout.index stderr.index``        what of its logs is freed, and when the rest was written
+``… log_metrics``                      a page like the heartbeat's, of what was found in its logs
+``… archived``                         its logs are in the checkpoint storage, too
 ``spool/<job>/``                       checkpoint files that the storage could not be given yet; the workers' own
 ====================================== ======================================================================
 
@@ -29,6 +34,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +47,11 @@ from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
 RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
 PLAN = "preload.json"
+ARCHIVED, LOG_PAGE = "archived", "log_metrics"
+HANG_JSON = "hang.json"
+FENCED = "fenced"
+LOCK_TRIES, LOCK_TRY_S = 25, 0.02
+"""A shim that looks whether there is an agent holds the lock for a moment."""
 
 
 class StateDirError(Exception):
@@ -68,15 +79,30 @@ class Attempt:
         return self.path / HEARTBEAT
 
     def read_heartbeat(self) -> bytes:
-        """Read its page; empty while it has none. The file is the worker's to do with as it likes."""
+        """Read its page; empty while it has none."""
+        return self.look()[0]
+
+    def look(self) -> tuple[bytes, int]:
+        """Read its page, and when its file was touched, in nanoseconds since the Unix epoch; (empty, 0) without one.
+
+        It is the worker's own, or where it writes none the one that was made from its logs. The worker may do with its
+        file as it likes.
+        """
+        page, touched = self._look(HEARTBEAT)
+        if heartbeat.is_page(page):
+            return page, touched
+        found = self._look(LOG_PAGE)
+        return found if found[0] else (page, touched)
+
+    def _look(self, name: str) -> tuple[bytes, int]:
         try:
-            fd = os.open(self.heartbeat, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd = os.open(self.path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            return b""
+            return b"", 0
         try:
-            return os.read(fd, heartbeat.SIZE)
+            return os.read(fd, heartbeat.SIZE), os.fstat(fd).st_mtime_ns
         except OSError:
-            return b""
+            return b"", 0
         finally:
             os.close(fd)
 
@@ -101,6 +127,18 @@ class Attempt:
         """Note that the coordinator has its exit."""
         (self.path / RELEASED).touch()
 
+    def fence(self, why: str) -> None:
+        """Note that its agent stops it of its own accord, before it does."""
+        (self.path / FENCED).write_text(why)
+
+    @property
+    def fenced(self) -> str:
+        """Why its agent stopped it of its own accord; empty when it did not."""
+        try:
+            return (self.path / FENCED).read_text()
+        except OSError:
+            return ""
+
     def try_lock(self) -> int | None:
         """Take responsibility for it: a descriptor that holds the lock, or None while a shim does."""
         fd = os.open(self.path / START, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -110,6 +148,16 @@ class Attempt:
             os.close(fd)
             return None
         return fd
+
+    def note_hang(self, content: dict[str, Any]) -> None:
+        """Note for the next agent how it hangs. Raises OSError."""
+        making = self.path / f".{HANG_JSON}"
+        making.write_text(json.dumps(content))
+        making.rename(self.path / HANG_JSON)
+
+    def forget_hang(self) -> None:
+        """Forget that it hung. Raises OSError."""
+        (self.path / HANG_JSON).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Remove the directory: this attempt never began."""
@@ -129,18 +177,31 @@ class StateDir:
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not self._take_lock():
             os.close(self._lock)
             raise StateDirError(
                 f"another agent uses the state directory {path}; give this one another --state-dir"
-            ) from error
+            )
         try:
             self.instance_id = self._read_instance_id()
         except OSError as error:
             os.close(self._lock)
             raise StateDirError(f"can't use the state directory {path}: {error.strerror}") from error
+
+    def _take_lock(self) -> bool:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_TRY_S)
+            else:
+                return True
+        return False
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that the agent which uses the directory holds locked."""
+        return self.path / "lock"
 
     def close(self) -> None:
         """Let go of it."""

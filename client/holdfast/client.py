@@ -9,22 +9,23 @@ Every method raises holdfast.wire.HoldfastError or one of its kinds.
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
 
 from holdfast import wire
+from holdfast.log_reading import RECONNECT_S, read_logs
 from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, worker_pb2
 
 T = TypeVar("T")
 
 PAGE = 500
-RECONNECT_S = 0.5
-"""Between tries to go on with a stream while the coordinator is away."""
 
 TERMINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_STOPPED})
 
@@ -87,7 +88,7 @@ class Client:
                     if answer.job.state in TERMINAL:
                         return
             except grpc.aio.AioRpcError as error:
-                self._raise_unless_away(error)
+                self.raise_unless_away(error)
             await asyncio.sleep(RECONNECT_S)
 
     async def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
@@ -107,27 +108,44 @@ class Client:
             return (await self._jobs.GetJobSummary(request)).summary
 
     async def stream_logs(
-        self, job_id: str, *, ranks: Sequence[int] = (), attempt: int = 0, follow: bool = False
+        self,
+        job_id: str,
+        *,
+        ranks: Sequence[int] = (),
+        attempt: int = 0,
+        follow: bool = False,
+        since: datetime | None = None,
+        tail: int | None = None,
+        grep: str = "",
     ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
-        """Iterate over what workers wrote; goes on where it was when the coordinator was away."""
-        await self.get_job(job_id)
-        places: dict[tuple[int, int, int], job_pb2.LogCursor] = {}
-        while True:
-            request = job_pb2.StreamLogsRequest(
-                job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, cursors=places.values()
-            )
-            try:
-                async for chunk in self._jobs.StreamLogs(request):
-                    at = chunk.cursor
-                    place = places.setdefault((at.rank, at.attempt, at.stream), job_pb2.LogCursor())
-                    place.CopyFrom(at)
-                    place.offset += len(chunk.data)
-                    yield chunk
-            except grpc.aio.AioRpcError as error:
-                self._raise_unless_away(error)
-            else:
-                return
-            await asyncio.sleep(RECONNECT_S)
+        """Iterate over what workers wrote, in order for each of them; goes on where it was when somebody was away.
+
+        `since` is by the clock of the node that wrote; `tail` counts lines of each worker's stdout, and of its stderr;
+        `grep` is a regular expression, of the lines that the others leave. What lies on a node that is away comes
+        from the archive in the checkpoint storage; where there is none, `away` of a response says so, and why. Every
+        byte comes once; what was freed is counted in `skipped`. Raises ValueError.
+        """
+        request = job_pb2.StreamLogsRequest(
+            job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail
+        )
+        if since is not None:
+            request.since.FromDatetime(since)
+        chunks = read_logs(self, self._jobs.StreamLogs, request)
+        if not grep:
+            async for chunk in chunks:
+                yield chunk
+            return
+        from holdfast.log_text import Filter
+
+        try:
+            wanted = Filter(grep)
+        except re.error as error:
+            raise ValueError(f"{grep!r} is no regular expression: {error}") from error
+        async for chunk in chunks:
+            for found in wanted.add(chunk):
+                yield found
+        for found in wanted.finish():
+            yield found
 
     async def list_checkpoints(self, job_id: str) -> AsyncIterator[job_pb2.Checkpoint]:
         """Iterate over committed checkpoints, newest first."""
@@ -171,6 +189,12 @@ class Client:
             request = job_pb2.PinCheckpointRequest(job_id=job_id, step=step, rank=rank, name=name)
             return (await self._jobs.PinCheckpoint(request)).checkpoint
 
+    async def explain_job(self, job_id: str, *, incidents: int = 0) -> job_pb2.JobStory:
+        """What ended the attempts of a job, what was done, what it cost; the newest `incidents`, 0: some."""
+        async with self._errors():
+            request = job_pb2.ExplainJobRequest(job_id=job_id, incidents=incidents)
+            return (await self._jobs.ExplainJob(request)).story
+
     async def list_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
         """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""
 
@@ -209,7 +233,8 @@ class Client:
             if not token:
                 return
 
-    def _raise_unless_away(self, error: grpc.aio.AioRpcError) -> None:
+    def raise_unless_away(self, error: grpc.aio.AioRpcError) -> None:
+        """Raise what a call that failed means, unless it is that the coordinator can't be reached now."""
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             raise wire.from_rpc_error(error, self.target) from error
 

@@ -14,6 +14,7 @@ import yaml
 from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError
 
+from holdfast.spec_rules import RulePart
 from holdfast.units import parse_duration, parse_size, parse_whole, shown
 from holdfast.v1 import job_pb2
 
@@ -51,6 +52,11 @@ def _modules(value: object) -> object:
     return value
 
 
+def _action(value: object) -> object:
+    """YAML takes the word off, without quotes, for a false."""
+    return "off" if value is False else value
+
+
 Seconds = Annotated[timedelta, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[float, BeforeValidator(_number)]
@@ -80,6 +86,8 @@ class RestartPart(_Part):
     jitter: Number | None = None
     budget: Whole | None = None
     window: Seconds | None = None
+    no_progress_limit: Whole | None = None
+    grace: Seconds | None = None
 
 
 class RetentionPart(_Part):
@@ -102,6 +110,41 @@ class RetentionPart(_Part):
         )
 
 
+class LogsPart(_Part):
+    """What is kept of the workers' output."""
+
+    keep: Size | None = None
+
+
+class HangPart(_Part):
+    """When a worker hangs, and what is done about it."""
+
+    action: Annotated[Literal["notify", "restart", "off"] | None, BeforeValidator(_action)] = None
+    limits: dict[StrictStr, Seconds] | None = None
+    factor: Number | None = None
+    floor: Seconds | None = None
+
+    def to_proto(self) -> job_pb2.HangPolicy:
+        """Write it as a HangPolicy."""
+        return job_pb2.HangPolicy(
+            action=job_pb2.HangAction.Value(f"HANG_ACTION_{(self.action or 'unspecified').upper()}"),
+            limits={section: _duration(limit) for section, limit in (self.limits or {}).items()},
+            factor=self.factor,
+            floor=_proto(self.floor),
+        )
+
+
+class StragglerPart(_Part):
+    """When a rank is a straggler, and what is done about it."""
+
+    threshold: Number | None = None
+    strikes: Whole | None = None
+
+    def to_proto(self) -> job_pb2.StragglerPolicy:
+        """Write it as a StragglerPolicy."""
+        return job_pb2.StragglerPolicy(threshold=self.threshold, strikes=self.strikes or 0)
+
+
 class SpecPart(_Part):
     """A job file."""
 
@@ -118,6 +161,11 @@ class SpecPart(_Part):
     retention: RetentionPart | None = None
     resume_from: StrictStr | None = None
     datasets: dict[StrictStr, StrictStr] | None = None
+    rules: list[RulePart] | None = None
+    logs: LogsPart | None = None
+    log_metrics: dict[StrictStr, StrictStr] | None = None
+    hang: HangPart | None = None
+    stragglers: StragglerPart | None = None
     preload: Modules | None = None
     spares: Whole | None = None
 
@@ -135,9 +183,15 @@ class SpecPart(_Part):
             retention=self.retention.to_proto() if self.retention is not None else None,
             resume_from=self.resume_from or "",
             datasets=[job_pb2.DataSet(name=name, uri=uri) for name, uri in (self.datasets or {}).items()],
+            rules=[rule.to_proto() for rule in self.rules or ()],
+            log_metrics=self.log_metrics or {},
+            hang=self.hang.to_proto() if self.hang is not None else None,
+            stragglers=self.stragglers.to_proto() if self.stragglers is not None else None,
             preload=self.preload or [],
             spares=self.spares or 0,
         )
+        if self.logs is not None and self.logs.keep is not None:
+            spec.logs.keep_bytes = self.logs.keep
         if self.resources is not None:
             needs = self.resources
             spec.resources.cpus = needs.cpus or 0
@@ -154,6 +208,8 @@ class SpecPart(_Part):
                     jitter=restart.jitter,
                     budget=restart.budget,
                     window=_proto(restart.window),
+                    no_progress_limit=restart.no_progress_limit,
+                    grace=_proto(restart.grace),
                 )
             )
         return spec
@@ -174,8 +230,11 @@ class SpecFile:
 
     def where(self, field: str) -> str | None:
         """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
-        field = field.replace("memory_bytes", "memory")
-        path: Path_ = tuple(field.split(".", 1))
+        field = field.replace("memory_bytes", "memory").replace("keep_bytes", "keep")
+        path: Path_ = tuple(field.split(".", 2 if field.startswith("hang.limits.") else 1))
+        if path[0] == "rules":
+            path = tuple(int(word) if word.isdecimal() else word for word in field.split("."))
+            path = path if path in self._lines else path[:2]
         if path not in self._lines:
             return None
         return f"{self._name}:{self._lines[path]}: {field}"
@@ -261,6 +320,12 @@ def _said(problem: Mapping[str, Any], path: Path_) -> str:
             return f"{shown(value)} is neither {' nor '.join(_choices(path))}"
         case "string_type":
             return f"{shown(value)} is not a string; put it in quotes"
+        case "list_type":
+            return f"{shown(value)} is no list; write `- key: value` lines below it"
+        case "missing":
+            return f"is missing; write e.g. {path[-1]}: {_EXAMPLES.get(str(path[-1]), '...')}"
+        case "bool_type":
+            return f"{shown(value)} is neither true nor false"
         case "model_type" | "dict_type":
             return f"{shown(value)} is no mapping; write `key: value` lines below it"
         case _:
@@ -271,7 +336,12 @@ _PARTS: dict[str, type[BaseModel]] = {
     "resources": ResourcesPart,
     "restart": RestartPart,
     "retention": RetentionPart,
+    "logs": LogsPart,
+    "hang": HangPart,
+    "stragglers": StragglerPart,
+    "rules": RulePart,
 }
+_EXAMPLES = {"action": "retry"}
 
 
 def _keys_beside(path: Path_) -> list[str]:
@@ -291,8 +361,10 @@ def _dotted(path: Path_) -> str:
 
 
 def _proto(duration: timedelta | None) -> Duration | None:
-    if duration is None:
-        return None
+    return None if duration is None else _duration(duration)
+
+
+def _duration(duration: timedelta) -> Duration:
     found = Duration()
     found.FromTimedelta(duration)
     return found

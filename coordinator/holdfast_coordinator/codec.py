@@ -7,18 +7,17 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
+from holdfast_coordinator import codec_hangs, rule_codec
+from holdfast_coordinator.codec_values import LONGEST_MESSAGE, MOST_STEPS, key_from_proto
+from holdfast_coordinator.codec_values import bounded as _bounded
+from holdfast_coordinator.codec_values import duration as _duration
+from holdfast_coordinator.codec_values import timestamp as _timestamp
+from holdfast_coordinator.codec_values import to_ms as _to_ms
 from holdfast_coordinator.core import effects, events, model
 from holdfast_coordinator.core.account import Summary, last_committed
+from holdfast_coordinator.core.story import Story
 
-MOST_STEPS = 2**40
-"""What a worker says beyond this is nonsense, and must not add up to more than its job's summary can hold."""
-
-LONGEST_MESSAGE = 1_000
-"""Of what a worker reports about a checkpoint: a sentence, not a log."""
 MOST_METRICS = 64
 """Of a shard: its commit is written into the store with them."""
 
@@ -59,6 +58,7 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
     """Read a spec, with the defaults where fields are absent."""
     restart, default = spec.restart, model.RestartPolicy()
     has = restart.HasField
+    stop_grace_ms = _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else model.DEFAULT_STOP_GRACE_MS
     return model.JobSpec(
         name=spec.name,
         command=tuple(spec.command),
@@ -73,10 +73,12 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
             jitter=restart.jitter if has("jitter") else default.jitter,
             budget=restart.budget if has("budget") else default.budget,
             window_ms=_to_ms(restart.window),
+            no_progress_limit=(
+                restart.no_progress_limit if has("no_progress_limit") else default.no_progress_limit
+            ),
+            grace_ms=_to_ms(restart.grace) if has("grace") else min(default.grace_ms, stop_grace_ms),
         ),
-        stop_grace_ms=(
-            _to_ms(spec.stop_grace) if spec.HasField("stop_grace") else model.DEFAULT_STOP_GRACE_MS
-        ),
+        stop_grace_ms=stop_grace_ms,
         checkpoint_uri=spec.checkpoint_uri,
         labels=dict(spec.labels),
         datasets=tuple(
@@ -89,6 +91,11 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> model.JobSpec:
         ),
         retention=_retention(spec.retention) if spec.HasField("retention") else None,
         resume_from=spec.resume_from,
+        rules=tuple(map(rule_codec.rule_from_proto, spec.rules)),
+        log_bytes=spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else model.DEFAULT_LOG_BYTES,
+        log_metrics=dict(spec.log_metrics),
+        hang=codec_hangs.hang_policy_from_proto(spec.hang),
+        stragglers=codec_hangs.straggler_policy_from_proto(spec.stragglers),
         preload=tuple(spec.preload),
         spares=spec.spares,
     )
@@ -126,6 +133,8 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
             jitter=restart.jitter,
             budget=restart.budget,
             window=_duration(restart.window_ms) if restart.window_ms else None,
+            no_progress_limit=restart.no_progress_limit,
+            grace=_duration(restart.grace_ms),
         ),
         stop_grace=_duration(spec.stop_grace_ms),
         checkpoint_uri=spec.checkpoint_uri,
@@ -133,6 +142,11 @@ def spec_to_proto(spec: model.JobSpec, *, datasets: bool = True) -> job_pb2.JobS
         datasets=_datasets(spec.datasets) if datasets else (),
         retention=_retention_to_proto(spec.retention) if spec.retention is not None else None,
         resume_from=spec.resume_from,
+        rules=map(rule_codec.rule_to_proto, spec.rules),
+        logs=job_pb2.LogPolicy(keep_bytes=spec.log_bytes),
+        log_metrics=spec.log_metrics,
+        hang=codec_hangs.hang_policy_to_proto(spec.hang),
+        stragglers=codec_hangs.straggler_policy_to_proto(spec.stragglers),
         preload=spec.preload,
         spares=spec.spares,
     )
@@ -211,10 +225,13 @@ def _worker(worker: model.Worker, gang: model.Gang, running: Mapping[int, model.
         step=_step(worker, gang, progress),
         section=progress.section,
         metrics=progress.metrics,
-        last_exit=_exit_status(worker.exit) if worker.exit else None,
+        last_exit=rule_codec.exit_to_proto(worker.exit) if worker.exit else None,
         restarts=gang.restarts,
         resume_step=worker.resume_step,
         started_at=_timestamp(worker.started_ms),
+        hang=codec_hangs.hang_to_proto(worker.hang) if worker.hang is not None else None,
+        straggler_score=worker.straggler.score,
+        strikes=worker.straggler.strikes,
     )
 
 
@@ -280,6 +297,30 @@ def event_to_proto(entry: model.Entry) -> job_pb2.Event:
         kind=entry.kind,
         message=entry.message,
         evidence=entry.evidence,
+        outcome=entry.outcome,
+    )
+
+
+def story_to_proto(summary: job_pb2.JobSummary, story: Story) -> job_pb2.JobStory:
+    """Write the story of a job."""
+    return job_pb2.JobStory(
+        summary=summary,
+        incidents=[
+            job_pb2.Incident(
+                at=_timestamp(each.at_ms),
+                attempt=each.attempt,
+                rank=each.rank,
+                node=each.node,
+                cause=each.cause,
+                fell=each.fell,
+                decided=each.decided,
+                cost=each.cost,
+                evidence=each.evidence,
+            )
+            for each in story.incidents
+        ],
+        left_out=story.left_out,
+        notes=[event_to_proto(note) for note in story.notes],
     )
 
 
@@ -298,7 +339,10 @@ def summary_to_proto(job: model.Job, summary: Summary) -> job_pb2.JobSummary:
         steps_per_second=summary.steps_per_second,
         elapsed=_duration(summary.elapsed_ms),
         goodput=summary.goodput,
-        badput_seconds={cause: ms / 1000 for cause, ms in summary.badput_ms.items()},
+        time_seconds={part: ms / 1000 for part, ms in summary.time_ms.items()},
+        total_steps=summary.total_steps,
+        metrics=summary.metrics,
+        time_left=_duration(summary.left_ms) if summary.left_ms is not None else None,
         degraded_commits=summary.degraded_commits,
         degraded=summary.degraded,
     )
@@ -307,8 +351,8 @@ def summary_to_proto(job: model.Job, summary: Summary) -> job_pb2.JobSummary:
 # What agents say
 
 
-def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int) -> events.AgentJoined:
-    """Read the Hello that opens a session."""
+def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int, at_ns: int = 0) -> events.AgentJoined:
+    """Read the Hello that opens a session. `at_ns` is `at` in nanoseconds."""
     capacity = hello.capacity
     return events.AgentJoined(
         at=at,
@@ -322,6 +366,7 @@ def joined_from_proto(hello: agent_pb2.Hello, *, session: str, at: int) -> event
         ports=tuple(hello.ports),
         labels=dict(hello.labels),
         agent_version=hello.agent_version,
+        clock_offset_ns=rule_codec.clock_offset(hello, at_ns or at * 1_000_000),
     )
 
 
@@ -331,8 +376,9 @@ def _found(record: agent_pb2.WorkerRecord) -> events.Found:
         key=key_from_proto(record.key),
         pid=record.pid,
         pid_start=_bounded(record.pid_start_time),
-        exit=_exit(record.exit) if ended else None,
+        exit=rule_codec.exit_from_proto(record.exit) if ended else None,
         progress=progress_from_proto(record.exit.progress) if ended else model.Progress(),
+        output=rule_codec.output_from_proto(record.exit) if ended else model.Output(),
     )
 
 
@@ -352,8 +398,9 @@ def event_from_proto(
                 node,
                 session,
                 key_from_proto(message.worker_exited.key),
-                _exit(ended),
+                rule_codec.exit_from_proto(ended),
                 progress_from_proto(ended.progress),
+                rule_codec.output_from_proto(ended),
             )
         case "shard_prepared":
             prepared = message.shard_prepared
@@ -364,6 +411,8 @@ def event_from_proto(
             return events.PortsOffered(at, node, session, tuple(message.ports_offered.ports))
         case "checkpoint_reported":
             return _reported(message.checkpoint_reported, node=node, session=session, at=at)
+        case "worker_hung":
+            return codec_hangs.hung_from_proto(message.worker_hung, node=node, session=session, at=at)
         case other:
             raise ValueError(f"an agent does not say {other} here")
 
@@ -379,11 +428,6 @@ def _reported(
     return events.CheckpointReported(at, node, session, key_from_proto(said.key), kind, report.step, message)
 
 
-def key_from_proto(key: agent_pb2.WorkerKey) -> model.Key:
-    """Read a worker's name."""
-    return model.Key(key.job_id, key.rank, key.attempt)
-
-
 def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
     """Read a worker's progress."""
     return model.Progress(
@@ -392,6 +436,12 @@ def progress_from_proto(progress: agent_pb2.Progress) -> model.Progress:
         stepping_ms=_to_ms(progress.stepping),
         section=progress.section,
         metrics=dict(progress.metrics),
+        setup_ms=_to_ms(progress.setup),
+        checkpoint_ms=_to_ms(progress.checkpoint),
+        other_ms=_to_ms(progress.other),
+        aside_ms=_to_ms(progress.aside),
+        total_steps=min(max(0, progress.total_steps), MOST_STEPS),
+        waiting_ms=_to_ms(progress.waiting),
     )
 
 
@@ -407,19 +457,6 @@ def shard_from_proto(shard: worker_pb2.Shard) -> model.Shard:
         metrics=dict(itertools.islice(numbers.items(), MOST_METRICS)),
         local_only=shard.local_only,
     )
-
-
-def _bounded(number: int) -> int:
-    """Refuse what no clock of ticks since boot reaches, and no database column holds."""
-    if number >= 2**63:
-        raise ValueError(f"a start time of {number} ticks can't be")
-    return number
-
-
-def _exit(ended: agent_pb2.Exit) -> model.Exit:
-    status = ended.status
-    at = status.at.ToMilliseconds()
-    return model.Exit(status.code, status.signal, status.message, at, ended.never_ran)
 
 
 # What agents are told
@@ -438,10 +475,11 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
         case effects.StartWorkers():
             message.start_workers.CopyFrom(_start(command))
             message.start_workers.spec.datasets.extend(_datasets(command.spec.datasets))
-        case effects.StopWorkers(keys, force, reason):
+        case effects.StopWorkers(keys, force, reason, restart):
             message.stop_workers.keys.extend(map(key_to_proto, keys))
             message.stop_workers.force = force
             message.stop_workers.reason = reason
+            message.stop_workers.restart = restart
         case effects.ReleaseWorkers(keys):
             message.release_workers.keys.extend(map(key_to_proto, keys))
         case effects.AckCommit():
@@ -462,6 +500,10 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
         case effects.NoteReport(key, kind, step):
             message.note_report.CopyFrom(
                 agent_pb2.NoteReport(key=key_to_proto(key), kind=_REPORTS[kind], step=step)
+            )
+        case effects.NoteHang(key, since_ns, over):
+            message.note_hang.CopyFrom(
+                agent_pb2.NoteHang(key=key_to_proto(key), since_ns=since_ns, over=over)
             )
         case effects.ForgetJob(job_id):
             message.forget_job.job_id = job_id
@@ -528,30 +570,3 @@ def record_to_proto(commit: model.Commit) -> worker_pb2.CommitRecord:
             for shard in commit.shards
         ],
     )
-
-
-# Times
-
-
-def _exit_status(ended: model.Exit) -> job_pb2.ExitStatus:
-    return job_pb2.ExitStatus(
-        code=ended.code, signal=ended.signal, message=ended.message, at=_timestamp(ended.at_ms)
-    )
-
-
-def _timestamp(ms: int) -> Timestamp | None:
-    if not ms:
-        return None
-    stamp = Timestamp()
-    stamp.FromMilliseconds(ms)
-    return stamp
-
-
-def _duration(ms: int) -> Duration:
-    duration = Duration()
-    duration.FromMilliseconds(ms)
-    return duration
-
-
-def _to_ms(duration: Duration) -> int:
-    return duration.ToMilliseconds()

@@ -22,7 +22,7 @@ import structlog
 
 from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec
-from holdfast_coordinator.core import checkpoints, liveness
+from holdfast_coordinator.core import checkpoints, liveness, stragglers
 from holdfast_coordinator.core.effects import (
     Append,
     CloseSession,
@@ -40,6 +40,7 @@ from holdfast_coordinator.core.events import (
     Event,
     JobSubmitted,
     LeaderElected,
+    StepsCompared,
     Ticked,
 )
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Node, Progress, Worker
@@ -79,7 +80,11 @@ class Clock:
 
     def now(self) -> int:
         """Milliseconds since the Unix epoch."""
-        return (time.monotonic_ns() + self._offset) // 1_000_000
+        return self.now_ns() // 1_000_000
+
+    def now_ns(self) -> int:
+        """The same in nanoseconds."""
+        return time.monotonic_ns() + self._offset
 
 
 @dataclass(slots=True)
@@ -130,6 +135,7 @@ class Engine:
         self._heard: dict[str, int] = {}
         self._preloads: dict[str, tuple[str, agent_pb2.Preloads]] = {}
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
+        self._paces: dict[str, stragglers.Paces] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._next_tick = 0
         self._pace_ms = 0
@@ -315,7 +321,24 @@ class Engine:
             self._next_tick = now + TICK_MS
             self._set_pace()
             items.append(Ticked(now, self._heard))
+            items += self._compare_steps(now)
         return items
+
+    def _compare_steps(self, now: int) -> list[Event]:
+        """End the windows that are over, and say of which jobs somebody stood out."""
+        said: list[Event] = []
+        self._paces = {job_id: self._paces.get(job_id, stragglers.Paces(now)) for job_id in self._telemetry}
+        for job_id, paces in self._paces.items():
+            job = self._state.jobs.get(job_id)
+            if job is None or now - paces.began_ms < stragglers.WINDOW_MS:
+                continue
+            workers = self._state.workers_of(job)
+            running = self.running(job, workers)
+            keys = {rank: self._state.workers[job_id, rank].key for rank in running}
+            step_ms = paces.turn_over(now, {keys[rank]: progress for rank, progress in running.items()})
+            if stragglers.worth_telling(job, workers, step_ms):
+                said.append(StepsCompared(now, job_id, step_ms))
+        return said
 
     def _forgive_pause(self, now: int) -> None:
         """Count no silence while this process itself stood still: heartbeats of that time are not read yet."""
@@ -476,9 +499,15 @@ def _changed_jobs(writes: Iterable[Write]) -> Iterable[str]:
 
 
 def _log_entry(entry: Entry) -> None:
-    about = {"job": entry.job_id, "node": entry.node, "rank": entry.rank, "attempt": entry.attempt}
+    about = {
+        "outcome": entry.outcome,
+        "job": entry.job_id,
+        "node": entry.node,
+        "rank": entry.rank,
+        "attempt": entry.attempt or None,
+    }
     log.info(
         entry.kind,
         why=entry.message,
-        **{name: value for name, value in about.items() if value not in ("", None, 0)},
+        **{name: value for name, value in about.items() if value not in ("", None)},
     )

@@ -8,7 +8,7 @@ import grpc
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
 from holdfast.wire import server_options
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 BEAT_MS = 50
 
 
@@ -177,8 +177,11 @@ def key(rank=0, attempt=1, job_id="job1"):
 def start(*command, ranks=(0,), attempt=1, job_id="job1", world_size=0, grace_ms=10_000, resume=(), **more):
     """StartWorkers of a gang."""
     master_port = more.pop("master_port", 0)
+    restart_grace_ms = more.pop("restart_grace_ms", None)
     spec = job_pb2.JobSpec(name="test", command=command, world_size=world_size or len(ranks), **more)
     spec.restart.scope = job_pb2.RESTART_SCOPE_GANG
+    if restart_grace_ms is not None:
+        spec.restart.grace.FromMilliseconds(restart_grace_ms)
     spec.stop_grace.FromMilliseconds(grace_ms)
     return agent_pb2.StartWorkers(
         job_id=job_id,
@@ -199,8 +202,8 @@ def start(*command, ranks=(0,), attempt=1, job_id="job1", world_size=0, grace_ms
     )
 
 
-def stop(*keys, force=False):
-    return agent_pb2.StopWorkers(keys=keys, force=force, reason="the test says so")
+def stop(*keys, force=False, restart=False):
+    return agent_pb2.StopWorkers(keys=keys, force=force, reason="the test says so", restart=restart)
 
 
 def release(*keys):

@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+from holdfast_agent import cgroups
 from tests.agent.fake_coordinator import PATIENCE_S
 
 MARK = "TEST_HOUSE"
@@ -44,6 +45,23 @@ def kill_all(mark):
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def groups_of(root):
+    """The control groups of the agents whose state is below a directory."""
+    names = {f"holdfast-{path.read_text()[:12]}" for path in Path(root).rglob("instance_id")}
+    bases = {f"{mount}/{name}" for mount in cgroups.find() if mount for name in names}
+    return sorted(base for base in bases if os.path.isdir(base))
+
+
+def remove_groups(root):
+    """What is left of them when shims were killed whose agent did not come back."""
+    for base in groups_of(root):
+        dirs = [entry.path for entry in os.scandir(base) if entry.is_dir()]
+        for path in dirs:
+            cgroups.end({"dirs": [path], "kill": path, "own": False})
+        with contextlib.suppress(OSError):
+            os.rmdir(base)
 
 
 async def until(predicate):

@@ -12,8 +12,10 @@ from holdfast_agent.core import (
     CommitAcked,
     Disconnect,
     Ended,
+    Fence,
     JobForgotten,
     Key,
+    LeftAlone,
     MarkReleased,
     Phase,
     ReleaseCommanded,
@@ -108,7 +110,7 @@ class TestStarting:
 
     def test_a_newer_attempt_begins_when_the_older_is_gone(self, state):
         run(state, FIRST)
-        assert handle(state, start(SECOND)) == [Signal(FIRST, force=True)]
+        assert handle(state, start(SECOND)) == [Signal(FIRST, Stop.FORCE)]
         told = TellEnded(ended(FIRST, Stop.FORCE))
         assert handle(state, WorkerEnded(FIRST, ENDED)) == [told, Spawn(Start(SECOND))]
         assert handle(state, spawned(SECOND)) == [TellStarted(running(SECOND))]
@@ -118,7 +120,7 @@ class TestStarting:
         handle(state, start(SECOND))
         assert handle(state, start(THIRD)) == []
         assert Spawn(Start(SECOND)) in handle(state, WorkerEnded(FIRST, ENDED))
-        assert Signal(SECOND, force=True) in handle(state, spawned(SECOND))
+        assert Signal(SECOND, Stop.FORCE) in handle(state, spawned(SECOND))
         assert Spawn(Start(THIRD)) in handle(state, WorkerEnded(SECOND, ENDED))
         assert handle(state, spawned(THIRD)) == [TellStarted(running(THIRD))]
 
@@ -135,21 +137,21 @@ class TestStarting:
 class TestStopping:
     def test_grace_then_force(self, state):
         run(state, FIRST)
-        assert handle(state, StopCommanded(1, (FIRST,), force=False)) == [Signal(FIRST, force=False)]
-        assert handle(state, StopCommanded(1, (FIRST,), force=False)) == []
-        assert handle(state, StopCommanded(1, (FIRST,), force=True)) == [Signal(FIRST, force=True)]
-        assert handle(state, StopCommanded(1, (FIRST,), force=False)) == []
+        assert handle(state, StopCommanded(1, (FIRST,), Stop.GRACE)) == [Signal(FIRST, Stop.GRACE)]
+        assert handle(state, StopCommanded(1, (FIRST,), Stop.GRACE)) == []
+        assert handle(state, StopCommanded(1, (FIRST,), Stop.FORCE)) == [Signal(FIRST, Stop.FORCE)]
+        assert handle(state, StopCommanded(1, (FIRST,), Stop.GRACE)) == []
 
     def test_one_that_is_being_started_is_signalled_as_soon_as_it_is_up(self, state):
         handle(state, start(FIRST))
-        assert handle(state, StopCommanded(1, (FIRST,), force=False)) == []
+        assert handle(state, StopCommanded(1, (FIRST,), Stop.GRACE)) == []
         stopping = running(FIRST, Stop.GRACE)
-        assert handle(state, spawned(FIRST)) == [TellStarted(stopping), Signal(FIRST, force=False)]
+        assert handle(state, spawned(FIRST)) == [TellStarted(stopping), Signal(FIRST, Stop.GRACE)]
 
     def test_who_has_ended_or_was_never_here_is_not_signalled(self, state):
         run(state, FIRST)
         handle(state, WorkerEnded(FIRST, ENDED))
-        assert handle(state, StopCommanded(1, (FIRST, OTHER_RANK), force=True)) == []
+        assert handle(state, StopCommanded(1, (FIRST, OTHER_RANK), Stop.FORCE)) == []
 
 
 class TestEnding:
@@ -212,7 +214,7 @@ class TestReconnecting:
         connect(state, epoch=2)
         for late in (
             start(SECOND, epoch=1),
-            StopCommanded(1, (FIRST,), force=True),
+            StopCommanded(1, (FIRST,), Stop.FORCE),
             JobForgotten(1, "job1"),
             CommitAcked(1, "job1", 1, 10, (0,)),
             ReportNoted(1, FIRST, CORRUPT, 10),
@@ -354,7 +356,7 @@ class TestForgetting:
 
     def test_a_worker_that_still_runs_is_killed_and_its_end_told_before_its_directory_goes(self, state):
         run(state, FIRST)
-        assert handle(state, JobForgotten(1, "job1")) == [Signal(FIRST, force=True)]
+        assert handle(state, JobForgotten(1, "job1")) == [Signal(FIRST, Stop.FORCE)]
         assert handle(state, WorkerEnded(FIRST, ENDED)) == [TellEnded(ended(FIRST, Stop.FORCE))]
         assert handle(state, ReleaseCommanded(1, (FIRST,))) == [MarkReleased(FIRST), RemoveJob("job1")]
 
@@ -387,3 +389,41 @@ class TestRecovering:
         state = recover([], {})
         handle(state, Welcomed(1))
         assert handle(state, start(FIRST)) == [Spawn(Start(FIRST))]
+
+
+class TestLeftAlone:
+    """Without a coordinator for as long as the operator allows."""
+
+    def test_who_runs_is_stopped_with_its_grace_and_noted(self, state):
+        handle(state, start(FIRST))
+        handle(state, spawned(FIRST))
+        handle(state, StreamLost())
+        assert handle(state, LeftAlone()) == [Fence(FIRST)]
+        assert handle(state, LeftAlone()) == []
+
+    def test_who_is_only_being_started_is_stopped_when_it_exists(self, state):
+        handle(state, start(FIRST))
+        handle(state, StreamLost())
+        assert handle(state, LeftAlone()) == [Fence(FIRST)]
+        assert Signal(FIRST, Stop.GRACE) in handle(state, spawned(FIRST))
+
+    def test_who_was_told_to_stop_before_is_let_be(self, state):
+        handle(state, start(FIRST))
+        handle(state, spawned(FIRST))
+        handle(state, StopCommanded(1, (FIRST,), Stop.RESTART))
+        handle(state, StreamLost())
+        assert handle(state, LeftAlone()) == []
+
+    def test_a_session_that_opened_just_now_is_none_without_one(self, state):
+        handle(state, start(FIRST))
+        handle(state, spawned(FIRST))
+        handle(state, Welcomed(1))
+        assert handle(state, LeftAlone()) == []
+
+
+def test_a_restart_has_a_grace_of_its_own_and_the_end_of_the_job_another(state):
+    handle(state, start(FIRST))
+    handle(state, spawned(FIRST))
+    assert handle(state, StopCommanded(1, (FIRST,), Stop.RESTART)) == [Signal(FIRST, Stop.RESTART)]
+    assert handle(state, StopCommanded(1, (FIRST,), Stop.RESTART)) == []
+    assert handle(state, StopCommanded(1, (FIRST,), Stop.GRACE)) == [Signal(FIRST, Stop.GRACE)]

@@ -12,8 +12,9 @@ from holdfast import wire
 from holdfast.client import Client
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, worker_pb2
 from holdfast_coordinator.app import Coordinator, CoordinatorConfig
+from tests.ports import free_port
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 class House:
@@ -22,7 +23,7 @@ class House:
     def __init__(self, state_dir):
         self._state_dir = state_dir
         self._coordinator = None
-        self.target = "127.0.0.1:0"
+        self.target = f"127.0.0.1:{free_port()}"
 
     async def start(self):
         self._coordinator = Coordinator(CoordinatorConfig(self.target, self._state_dir))

@@ -1,5 +1,4 @@
 import contextlib
-import socket
 
 import pytest
 
@@ -71,15 +70,3 @@ def start_alone(uri):
             return run
 
         yield make
-
-
-@pytest.fixture
-def free_ports():
-    """Finds TCP ports on loopback that were free a moment ago."""
-
-    def find():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    return find

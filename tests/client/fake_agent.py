@@ -12,7 +12,7 @@ import threading
 from holdfast import framing
 from holdfast.v1 import worker_pb2
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class FakeAgent:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from holdfast.worker import state
 from holdfast.worker.checkpoint import Checkpoints, Owner, packed
 from holdfast.worker.errors import CheckpointMismatch
 from holdfast.worker.manifest import Commit
+from tests.ports import free_port
 
 
 def through_a_file(top, value, default=None):
@@ -236,9 +236,7 @@ except TypeError as error:
 
 @needs_jax
 def test_what_is_spread_over_processes_is_refused_by_name(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     both = [run_python(PROCESSES, tmp_path, env, address, str(rank)) for rank in (0, 1)]
     try:

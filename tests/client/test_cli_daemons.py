@@ -70,3 +70,26 @@ def test_an_agent_finds_out_where_others_reach_it(monkeypatch, tmp_path):
     for given in ([], ["--address", "10.0.0.9"]):
         assert scripted.run("agent", "--state-dir", str(tmp_path), *given).exit_code == 0
     assert [config.address for config in started] == ["", "10.0.0.9"]
+
+
+def test_an_agent_takes_what_its_operator_decides(monkeypatch, tmp_path):
+    started = []
+
+    async def serve(config, *, stop):
+        started.append(config)
+
+    monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
+    words = "--cgroup off --limit-memory --stop-after-disconnect 90s --orphaned-after 2h".split()  # noqa: SIM905
+    for given in ([], words):
+        assert scripted.run("agent", "--state-dir", str(tmp_path), *given).exit_code == 0
+    decided = [(c.cgroup, c.limit_memory, c.stop_after_disconnect_s, c.orphaned_after_s) for c in started]
+    assert decided == [("auto", False, 0, 0), ("off", True, 90, 7200)]
+
+
+def test_an_agent_that_cannot_be_so(tmp_path):
+    wrong = scripted.run("agent", "--state-dir", str(tmp_path), "--orphaned-after", "soon")
+    assert wrong.exit_code == EXIT.USAGE
+    assert '--orphaned-after: "soon" is no duration' in wrong.stderr
+    wrong = scripted.run("agent", "--state-dir", str(tmp_path), "--cgroup", "/proc/none")
+    assert wrong.exit_code == EXIT.FAILED
+    assert "/proc/none is no control group" in wrong.stderr

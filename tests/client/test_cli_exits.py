@@ -102,7 +102,7 @@ def test_interrupted(coordinator):
         try:
             assert watch.stdout.readline() == b"running: 2 of 2 workers are up\n"
             watch.send_signal(signal.SIGINT)
-            assert watch.wait(20) == EXIT.INTERRUPTED
+            assert watch.wait(60) == EXIT.INTERRUPTED
         finally:
             watch.kill()
         assert b"Traceback" not in watch.stderr.read()

@@ -33,9 +33,21 @@ def test_the_commands():
         "job",
         *(
             f"job {verb}"
-            for verb in ("submit", "list", "get", "watch", "logs", "stop", "delete", "summary", "samples")
+            for verb in (
+                "submit",
+                "list",
+                "get",
+                "why",
+                "watch",
+                "logs",
+                "stop",
+                "delete",
+                "summary",
+                "samples",
+            )
         ),
         "node",
+        "node get",
         "node list",
         "checkpoint",
         "checkpoint delete",

@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 from holdfast.cli.exits import EXIT
 from holdfast.v1 import job_pb2
 from tests.client.fake_coordinator import status
-from tests.client.scripted import coordinator, holdfast, make_job
+from tests.client.scripted import ago, coordinator, holdfast, make_job
 
 JOB = "k7m2p9xq4w"
 SUCCEEDED = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0")
@@ -47,9 +47,11 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = (  # noqa: SIM905  as one types it
         "--name digits -n 4 --env A=b --env C=d=e --working-dir sub --restart-scope rank --backoff 250ms "
-        "--backoff-cap 1m --restart-budget 0 --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
+        "--backoff-cap 1m --restart-budget 0 --no-progress-limit 7 "
+        "--restart-grace 9s --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
         "--checkpoint-dir ckpt --label team=vision --resume-from ./old --keep-last 3 --keep-every 100 "
-        "--preload numpy,torch --preload a.b --spares 2"
+        "--preload numpy,torch --preload a.b --spares 2 "
+        r"--log-metric step=step=(\d+)"
     ).split()
     assert holdfast("job", "submit", *flags, "--", "python", "train.py", "--lr", "0.10").exit_code == 0
     want = job_pb2.JobSpec(
@@ -65,12 +67,15 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
         retention=job_pb2.RetentionPolicy(keep_last=3, keep_every=100),
         preload=["numpy", "torch", "a.b"],
         spares=2,
+        log_metrics={"step": r"step=(\d+)"},
     )
     want.stop_grace.FromSeconds(90)
     want.restart.scope = job_pb2.RESTART_SCOPE_RANK
     want.restart.backoff.FromMilliseconds(250)
     want.restart.backoff_cap.FromSeconds(60)
     want.restart.budget = 0
+    want.restart.no_progress_limit = 7
+    want.restart.grace.FromSeconds(9)
     assert submitted(accepting) == want
 
 
@@ -247,11 +252,26 @@ def test_get_as_a_wide_table(coordinator, holdfast):
     coordinator.add_job(make_job())
     assert holdfast("job", "get", JOB, "-o", "wide").stdout.endswith(
         lines("""
-        RANK  STATE    NODE  PID   ATTEMPT  STEP  SECTION  METRICS    LAST EXIT
-        0     running  n1    4001  1        212   step     loss=0.25  -
-        1     running  n2    4102  2        -     setup    -          killed by SIGKILL
+        RANK  STATE    NODE  PID   ATTEMPT  STEP  SECTION  HANGS  SLOW  METRICS    LAST EXIT
+        0     running  n1    4001  1        212   step     -      -     loss=0.25  -
+        1     running  n2    4102  2        -     setup    -      -     -          killed by SIGKILL
         """)
     )
+
+
+def test_who_hangs_and_who_is_slow_is_shown(coordinator, holdfast):
+    job = make_job()
+    job.workers[0].hang.MergeFrom(
+        job_pb2.Hang(section="step", since=ago(3 * 60), where="wait (x.py:3)", stopped=True)
+    )
+    job.workers[0].strikes = 2
+    job.workers[1].straggler_score = 4.25
+    job.workers[1].strikes = 1
+    coordinator.add_job(job)
+    assert "0     running, hangs  n1" in holdfast("job", "get", JOB).stdout
+    wide = holdfast("job", "get", JOB, "-o", "wide").stdout
+    assert "step for 3m, in wait (x.py:3), stopped by a signal  - (2 strikes)    loss" in wide
+    assert "4.2 (1 strikes)" in wide
 
 
 def test_get_as_json_shows_each_worker(coordinator, holdfast):
@@ -285,25 +305,30 @@ SUMMARY = job_pb2.JobSummary(
     steps_redone=12,
     steps_per_second=431.25,
     goodput=0.915,
-    badput_seconds={"setup": 4, "redone": 0.1, "waiting": 300},
+    time_seconds={"kept": 7.7, "setup": 0.5, "redone": 0.2, "waiting": 0.01},
+    total_steps=1_000,
+    metrics={"loss": 0.125},
 )
 SUMMARY.elapsed.FromMilliseconds(8_400)
+SUMMARY.time_left.FromSeconds(600)
 
 
 def test_summary_as_a_table(coordinator, holdfast):
     coordinator.summary = SUMMARY
     assert [line.rstrip() for line in holdfast("job", "summary", JOB).stdout.splitlines() if line] == [
-        "state                  succeeded",
-        "why                    every rank exited with code 0",
-        "workers                4",
-        "steps                  800",
-        "steps/s, all ranks     431.2",
-        "restarts               1",
-        "steps redone           12",
-        "committed step         800",
-        "elapsed                8.4 s",
-        "goodput                91.5%",
-        "lost, in rank-seconds  setup 4s, waiting 5m",
+        "state               succeeded",
+        "why                 every rank exited with code 0",
+        "workers             4",
+        "steps               800 of 1000",
+        "steps/s, all ranks  431.2",
+        "restarts            1",
+        "steps redone        12",
+        "committed step      800",
+        "elapsed             8.4 s",
+        "time left           10m",
+        "goodput             91.5%",
+        "time went into      kept 91.6%, setup 5.9%, redone 2.4%",
+        "metrics             loss=0.125",
     ]
 
 
@@ -311,7 +336,7 @@ def test_summary_of_a_job_that_reports_no_steps(coordinator, holdfast):
     coordinator.summary = job_pb2.JobSummary(job_id=JOB, state=job_pb2.JOB_STATE_RUNNING)
     out = holdfast("job", "summary", JOB).stdout
     for name in ("steps", "steps/s, all ranks", "committed step", "goodput"):
-        assert f"\n{name.ljust(21)}  -\n" in out
+        assert f"\n{name.ljust(18)}  -\n" in out
 
 
 def test_summary_as_data(coordinator, holdfast):
@@ -388,7 +413,7 @@ def test_a_degraded_job_says_so_wherever_it_is_looked_at(coordinator, holdfast):
     assert "degraded: files of the newest checkpoint lie on their nodes alone" in shown
     coordinator.summary = job_pb2.JobSummary(degraded_commits=3, degraded=True)
     rows = holdfast("job", "summary", JOB).stdout.splitlines()
-    assert "degraded checkpoints   3, the newest still is" in [row.rstrip() for row in rows]
+    assert "degraded checkpoints  3, the newest still is" in [row.rstrip() for row in rows]
     over = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0", degraded=True)
     coordinator.watched = [over]
     assert holdfast("job", "watch", JOB).stdout == "succeeded, degraded: every rank exited with code 0\n"

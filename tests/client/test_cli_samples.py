@@ -32,7 +32,7 @@ def commit(client, agent):
     async def make(job_id, step, cursors):
         for rank, saved in cursors.items():
             agent.prepare(rank, step, json.dumps(saved) if saved is not None else "")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for _ in client.watch_job(job_id):
                 if step in [found.step async for found in client.list_checkpoints(job_id)]:
                     return

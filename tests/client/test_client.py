@@ -7,6 +7,7 @@ import pytest
 from holdfast import wire
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
+from tests.ports import free_port
 
 pytest_plugins = ["tests.client.cli_fixtures"]
 
@@ -91,8 +92,8 @@ async def test_logs_of_some_ranks_and_attempts(client, agent, job_in):
     assert [(at.rank, at.attempt) for at in places] == [(1, 2)]
 
 
-async def test_nobody_waits_for_a_coordinator_that_was_never_there(free_ports):
-    async with Client(f"127.0.0.1:{free_ports()}") as nobody:
+async def test_nobody_waits_for_a_coordinator_that_was_never_there():
+    async with Client(f"127.0.0.1:{free_port()}") as nobody:
         with pytest.raises(wire.Unreachable):
             await anext(nobody.watch_job("a"))
         with pytest.raises(wire.Unreachable):

@@ -28,6 +28,8 @@ restart:
   jitter: 0
   budget: 0
   window: 1h
+  no_progress_limit: 0
+  grace: 7s
 stop_grace: 500ms
 checkpoint_uri: /shared
 labels: {team: vision}
@@ -42,6 +44,26 @@ datasets:
   train: s3://bucket/train/
 preload: [numpy, torch.distributed]
 spares: 2
+logs: {keep: 64MiB}
+log_metrics:
+  loss: 'loss[= ]([0-9.eE+-]+)'
+  step: 'step (\\d+)'
+hang:
+  action: off
+  limits: {setup: 10m, step: 60s, a.b: 5s}
+  factor: 5
+  floor: 2m
+stragglers: {threshold: 2.5, strikes: 3}
+rules:
+  - log: "CUDA error: uncorrectable ECC"
+    action: exclude_node
+  - exit_codes: [3, 10-20]
+    kind: [out_of_memory, disk_full]
+    section: eval
+    before_first_step: false
+    action: fail
+  - signals: [SIGSEGV, bus, 4]
+    action: retry
 """
 
 WRONG = [
@@ -81,6 +103,35 @@ WRONG = [
     ("preload: numpy", "job.yaml:1: preload: is no list; write e.g. [numpy, torch]"),
     ("preload:\n- numpy\n- 3", "job.yaml:3: preload.1: 3 is not a string; put it in quotes"),
     ("spares: some", 'job.yaml:1: spares: "some" is not a whole number; write e.g. 4'),
+    ("logs: {keep: much}", 'logs.keep: "much" is no size; write e.g. 512MiB or 2GiB'),
+    ("logs: {kepe: 1GiB}", 'logs.kepe: unknown key; did you mean "keep"?'),
+    ("log_metrics: {loss: 3}", "log_metrics.loss: 3 is not a string; put it in quotes"),
+    ("hang: {action: kill}", 'hang.action: "kill" is neither notify nor restart nor off'),
+    ("hang: {action: yes}", "hang.action: True is neither notify nor restart nor off"),
+    ("hang: {limit: {}}", 'hang.limit: unknown key; did you mean "limits"?'),
+    ("hang:\n  limits:\n    step: 60", "job.yaml:3: hang.limits.step: 60 is no duration; write e.g. 500ms"),
+    ("stragglers: {strikes: few}", 'stragglers.strikes: "few" is not a whole number; write e.g. 4'),
+    ("rules: 3", "job.yaml:1: rules: 3 is no list; write `- key: value` lines below it"),
+    ("rules:\n- 3", "job.yaml:2: rules.0: 3 is no mapping; write `key: value` lines below it"),
+    ("rules:\n- log: x", "job.yaml:2: rules.0.action: is missing; write e.g. action: retry"),
+    (
+        "rules:\n- action: stop",
+        'rules.0.action: "stop" is none of retry, fail, exclude_node, ignore, restart_gang',
+    ),
+    (
+        "rules:\n- action: fail\n  exit_codes: [3, x]",
+        'job.yaml:3: rules.0.exit_codes: "x" is no exit code; write e.g. 3, or "10-20"',
+    ),
+    (
+        "rules:\n- action: fail\n- action: fail\n  signals: SIGFOO",
+        'job.yaml:4: rules.1.signals: "SIGFOO" is no signal; write e.g. SIGSEGV, or 11',
+    ),
+    (
+        "rules:\n- action: fail\n  kind: lost",
+        'rules.0.kind: "lost" is none of exited, signalled, out_of_memory',
+    ),
+    ("rules:\n- action: fail\n  lgo: x", 'job.yaml:3: rules.0.lgo: unknown key; did you mean "log"?'),
+    ("rules:\n- action: fail\n  before_first_step: 1", "before_first_step: 1 is neither true nor false"),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),
@@ -124,8 +175,27 @@ def test_every_key_arrives(read):
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
         preload=["numpy", "torch.distributed"],
         spares=2,
+        logs=job_pb2.LogPolicy(keep_bytes=64 * 2**20),
+        log_metrics={"loss": "loss[= ]([0-9.eE+-]+)", "step": r"step (\d+)"},
+        hang=job_pb2.HangPolicy(action=job_pb2.HANG_ACTION_OFF, factor=5),
+        stragglers=job_pb2.StragglerPolicy(threshold=2.5, strikes=3),
     )
-    expected.restart.CopyFrom(job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0))
+    for section, seconds in (("setup", 600), ("step", 60), ("a.b", 5)):
+        expected.hang.limits[section].FromTimedelta(timedelta(seconds=seconds))
+    expected.hang.floor.FromTimedelta(timedelta(minutes=2))
+    expected.restart.CopyFrom(
+        job_pb2.RestartPolicy(scope=job_pb2.RESTART_SCOPE_RANK, jitter=0, budget=0, no_progress_limit=0)
+    )
+    expected.restart.grace.FromTimedelta(timedelta(seconds=7))
+    expected.rules.add(log="CUDA error: uncorrectable ECC", action=job_pb2.RULE_ACTION_EXCLUDE_NODE)
+    expected.rules.add(
+        exit_codes=[job_pb2.CodeRange(first=3, last=3), job_pb2.CodeRange(first=10, last=20)],
+        kinds=[job_pb2.EXIT_KIND_OUT_OF_MEMORY, job_pb2.EXIT_KIND_DISK_FULL],
+        section="eval",
+        before_first_step=False,
+        action=job_pb2.RULE_ACTION_FAIL,
+    )
+    expected.rules.add(signals=[11, 7, 4], action=job_pb2.RULE_ACTION_RETRY)
     expected.restart.backoff.FromTimedelta(timedelta(0))
     expected.restart.backoff_cap.FromTimedelta(timedelta(minutes=1))
     expected.restart.window.FromTimedelta(timedelta(hours=1))
@@ -185,8 +255,18 @@ def test_where_a_field_stands(read):
     assert found.where("restart.backoff_cap") == "job.yaml:16: restart.backoff_cap"
     assert found.where("resources.memory_bytes") == "job.yaml:11: resources.memory"
     assert found.where("env.LR") == "job.yaml:5: env.LR"
+    assert found.where("hang.limits.step") == "job.yaml:42: hang.limits.step"
+    assert found.where("hang.limits.a.b") == "job.yaml:42: hang.limits.a.b"
+    assert found.where("hang.factor") == "job.yaml:43: hang.factor"
+    assert found.where("hang.limits") == "job.yaml:42: hang.limits"
     assert found.where("env.NONE") is None
     assert found.where("request_id") is None
+    assert (
+        found.where("rules.1.exit_codes")
+        == f"job.yaml:{WHOLE[: WHOLE.index('- exit')].count(chr(10)) + 1}: rules.1.exit_codes"
+    )
+    assert found.where("rules.0") == f"job.yaml:{WHOLE[: WHOLE.index('- log')].count(chr(10)) + 1}: rules.0"
+    assert found.where("rules.7.log") is None
 
 
 def test_a_dot_in_a_label_is_part_of_its_name(read):

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from holdfast.worker.manifest import Commit, decode
 from holdfast.worker.run import Run
 from holdfast.worker.shard_file import ShardFile
 from tests.client.fake_agent import FakeAgent
+from tests.ports import free_port
 
 torch = pytest.importorskip("torch", reason="torch is not installed (`make torch`)")
 
@@ -40,12 +40,12 @@ from holdfast.torch.loading import Saved  # noqa: E402
 from holdfast.torch.part import Piece, make_part  # noqa: E402
 from tests.client import sharded_program  # noqa: E402
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 PROGRAM = str(Path(sharded_program.__file__))
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, free_port):
+def saved(tmp_path_factory):
     """What four real ranks have saved: the directory of the checkpoints, and what each said."""
     top = tmp_path_factory.mktemp("saved")
     agent = FakeAgent(top / "worker.sock", world_size=4)
@@ -59,7 +59,7 @@ def saved(tmp_path_factory, free_port):
         "HOLDFAST_CHECKPOINT_URI": str(top),
         "WORLD_SIZE": "4",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port),
+        "MASTER_PORT": str(free_port()),
     }
     ranks = [
         subprocess.Popen(
@@ -68,7 +68,7 @@ def saved(tmp_path_factory, free_port):
         for rank in range(4)
     ]
     try:
-        said = [rank.communicate(timeout=100)[0] for rank in ranks]
+        said = [rank.communicate(timeout=250)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * 4
     finally:
         for rank in ranks:
@@ -76,13 +76,6 @@ def saved(tmp_path_factory, free_port):
             rank.communicate()
         agent.stop()
     return top / agent.job_id, [json.loads(text) for text in said]
-
-
-@pytest.fixture(scope="module")
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class World:

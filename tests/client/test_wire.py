@@ -5,6 +5,7 @@ import pytest
 
 from holdfast import wire
 from holdfast.v1 import job_pb2, job_pb2_grpc
+from tests.ports import free_port
 
 pytest_plugins = ["tests.client.cli_fixtures"]
 
@@ -30,8 +31,8 @@ async def test_a_remedy_is_part_of_the_sentence(house):
     assert str(error) == "there is no job nope; list the jobs to see their ids"
 
 
-async def test_nobody_there(free_ports):
-    target = f"127.0.0.1:{free_ports()}"
+async def test_nobody_there():
+    target = f"127.0.0.1:{free_port()}"
     error = await refused(target, lambda jobs: jobs.GetJob(job_pb2.GetJobRequest(job_id="nope")))
     assert isinstance(error, wire.Unreachable)
     assert str(error).startswith(f"the coordinator at {target} is not reachable; start one with")

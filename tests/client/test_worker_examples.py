@@ -1,6 +1,5 @@
 """The examples, as real processes that are killed on the way: what comes out is what an undisturbed run gives."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,11 +11,6 @@ from safetensors.numpy import load_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = [str(EXAMPLES / "digits.py"), "--hidden", "64", "--epochs", "100"]
-DDP = [str(EXAMPLES / "digits_ddp.py"), "--epochs", "3"]
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed (`make torch`)"
-)
 
 
 @pytest.fixture
@@ -111,29 +105,3 @@ def test_digits_says_what_it_needs(tmp_path):
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert "pip install scikit-learn" in run.stderr
-
-
-@pytest.mark.torch
-@needs_torch
-def test_the_curve_of_a_killed_gang_is_that_of_an_undisturbed_one(
-    make_agent, spawn, tmp_path, uri, free_ports
-):
-    agent = make_agent(world_size=2)
-
-    def gang(curve, attempt, resume_step=None):
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
-        argv = [*DDP, "--curve", curve]
-        return [spawn(agent, argv, rank, attempt, resume_step, **address) for rank in (0, 1)]
-
-    printed = [outcome(worker) for worker in gang("undisturbed", attempt=1)]
-
-    agent.forget()
-    uri.rename(tmp_path / "of the undisturbed")
-    workers = gang("disturbed", attempt=1)
-    agent.wait_for(lambda: None in agent.commits and agent.commits[None].step >= 20)
-    for worker in reversed(workers):
-        kill(worker)
-    workers = gang("disturbed", attempt=2, resume_step=agent.commits[None].step)
-    assert [outcome(worker) for worker in workers] == printed
-    assert (tmp_path / "disturbed").read_bytes() == (tmp_path / "undisturbed").read_bytes()
-    assert (tmp_path / "disturbed").read_text().count("\n") == 66

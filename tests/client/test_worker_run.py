@@ -517,7 +517,7 @@ def test_a_worker_waits_at_its_end_for_the_commit(make_agent, worker_env, uri):
         agent.wait_for(lambda: agent.prepares)
         assert worker.poll() is None
         agent.speak()
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
     finally:
         worker.kill()
         worker.wait()

@@ -1,13 +1,24 @@
 """What comes in is translated, and bounded."""
 
+from dataclasses import replace
+
 import pytest
 
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_coordinator import codec
+from holdfast_coordinator import codec, rule_codec
+from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import JobOver, NoteReport, StartWorkers
-from holdfast_coordinator.core.model import ReportKind
-from tests.core.builders import T0, key, running
+from holdfast_coordinator.core.effects import JobOver, NoteHang, NoteReport, StartWorkers, StopWorkers
+from holdfast_coordinator.core.model import (
+    Action,
+    ExitKind,
+    HangAction,
+    HangPolicy,
+    ReportKind,
+    Straggler,
+    StragglerPolicy,
+)
+from tests.core.builders import T0, hang, key, running
 
 
 @pytest.mark.parametrize(
@@ -83,6 +94,14 @@ def test_a_policy_is_read_with_its_defaults_and_shown_with_them(policy):
         assert shown.retention.mode in (job_pb2.METRIC_MODE_MIN, job_pb2.METRIC_MODE_MAX)
 
 
+@pytest.mark.parametrize("logs", [None, job_pb2.LogPolicy(), job_pb2.LogPolicy(keep_bytes=5)], ids=str)
+def test_what_is_kept_of_logs_is_read_with_its_default(logs):
+    spec = codec.spec_from_proto(job_pb2.JobSpec(name="a", logs=logs, log_metrics={"loss": "(x)"}))
+    assert spec.log_bytes == (5 if logs is not None and logs.keep_bytes else 2**30)
+    assert spec.log_metrics == {"loss": "(x)"}
+    assert codec.spec_from_proto(codec.spec_to_proto(spec)) == spec
+
+
 def test_metrics_of_a_shard_are_numbers_and_not_too_many():
     said = worker_pb2.Shard(file="f", metrics={f"m{n:03}": 0.5 for n in range(100)}, local_only=True)
     said.metrics["a"], said.metrics["b"] = float("nan"), float("-inf")
@@ -108,3 +127,158 @@ def test_every_kind_of_report_goes_both_ways(kind):
     noted = codec.command_to_proto(NoteReport(key(0), kind, 3), epoch=7)
     assert (noted.epoch, noted.note_report.kind, noted.note_report.step) == (7, number, 3)
     assert len(ReportKind) == len(worker_pb2.Report.Kind.values()) - 1
+
+
+@pytest.mark.parametrize("action", [None, *HangAction])
+def test_what_is_done_about_hangs_and_stragglers_is_read_with_defaults_and_shown_with_them(action):
+    asked = job_pb2.JobSpec(name="a")
+    if action is not None:
+        asked.hang.action = job_pb2.HangAction.Value(f"HANG_ACTION_{action.name}")
+        asked.hang.factor, asked.stragglers.threshold, asked.stragglers.strikes = 2.0, 1.5, 4
+        asked.hang.limits["step"].FromMilliseconds(1_500)
+        asked.hang.floor.FromMilliseconds(9_000)
+    spec = codec.spec_from_proto(asked)
+    shown = codec.spec_to_proto(spec)
+    assert codec.spec_from_proto(shown) == spec
+    if action is None:
+        assert (spec.hang, spec.stragglers) == (HangPolicy(), StragglerPolicy())
+    else:
+        assert spec.hang == HangPolicy(action, {"step": 1_500}, 2.0, 9_000)
+        assert spec.stragglers == StragglerPolicy(1.5, 4)
+    assert shown.hang.HasField("factor")
+    assert shown.hang.HasField("floor")
+    assert shown.hang.action
+
+
+def test_what_an_agent_says_of_a_hang_is_read_and_bounded():
+    said = agent_pb2.WorkerHung(
+        since_ns=7, section="s" * 99, step=2**50, learned=True, stopped=True, where="w" * 5_000
+    )
+    said.silent.FromMilliseconds(73_000)
+    said.limit.FromMilliseconds(60_000)
+    said.evidence = "é" * LONGEST_EVIDENCE
+    event = codec.event_from_proto(
+        agent_pb2.AgentMessage(worker_hung=said), node="n", session="s", at=100_000
+    )
+    read = event.hang
+    assert (read.since_ms, read.silent_ms, read.limit_ms, read.learned, read.stopped) == (
+        27_000,
+        73_000,
+        60_000,
+        True,
+        True,
+    )
+    assert (len(read.section), read.step, len(read.where)) == (LONGEST_SECTION, codec.MOST_STEPS, 1_000)
+    assert len(event.evidence.encode()) == LONGEST_EVIDENCE
+    said.since_ns = 2**63
+    with pytest.raises(ValueError, match="since boot can't be"):
+        codec.event_from_proto(agent_pb2.AgentMessage(worker_hung=said), node="n", session="s", at=1)
+    noted = codec.command_to_proto(NoteHang(key(0), 7, over=True), epoch=7).note_hang
+    assert (noted.key, noted.since_ns, noted.over) == (codec.key_to_proto(key(0)), 7, True)
+
+
+def test_who_hangs_and_who_is_slow_is_shown():
+    cluster = running(2)
+    cluster.hung(key(1), hang(where="wait", stopped=True))
+    workers = cluster.state.workers_of(cluster.job())
+    workers[0] = replace(workers[0], straggler=Straggler(4.5, 2))
+    first, second = codec.job_to_proto(cluster.job(), [cluster.gang()], workers, {}).workers
+    assert (first.HasField("hang"), first.straggler_score, first.strikes) == (False, 4.5, 2)
+    assert (second.hang.section, second.hang.since.ToMilliseconds(), second.hang.limit.seconds) == (
+        "step",
+        T0,
+        60,
+    )
+    assert (second.hang.where, second.hang.stopped, second.HasField("straggler_score")) == (
+        "wait",
+        True,
+        False,
+    )
+
+
+RULES = [
+    job_pb2.Rule(action=job_pb2.RULE_ACTION_FAIL),
+    job_pb2.Rule(
+        exit_codes=[job_pb2.CodeRange(first=3, last=9)],
+        signals=[9, 11],
+        kinds=[job_pb2.EXIT_KIND_OUT_OF_MEMORY],
+        log="x+",
+        section="eval",
+        before_first_step=False,
+        action=job_pb2.RULE_ACTION_EXCLUDE_NODE,
+    ),
+]
+
+
+def test_rules_come_out_as_they_went_in():
+    spec = codec.spec_from_proto(job_pb2.JobSpec(name="a", rules=RULES))
+    assert list(codec.spec_to_proto(spec).rules) == RULES
+    assert spec.rules[0].before_first_step is None
+    assert spec.rules[1].before_first_step is False
+
+
+def test_a_rule_without_an_action_tries_again():
+    assert rule_codec.rule_from_proto(job_pb2.Rule()).action is Action.RETRY
+
+
+def test_every_kind_and_action_has_its_number():
+    assert len(ExitKind) == len(job_pb2.ExitKind.values()) - 1
+    assert len(Action) == len(job_pb2.RuleAction.values()) - 1
+
+
+@pytest.mark.parametrize(
+    ("restart_ms", "stop_ms", "read"),
+    [(None, None, 5_000), (None, 2_000, 2_000), (9_000, 2_000, 9_000), (0, None, 0)],
+)
+def test_the_grace_of_a_restart_is_no_longer_than_that_of_a_stop_unless_somebody_says_so(
+    restart_ms, stop_ms, read
+):
+    spec = job_pb2.JobSpec(name="a")
+    if restart_ms is not None:
+        spec.restart.grace.FromMilliseconds(restart_ms)
+    if stop_ms is not None:
+        spec.stop_grace.FromMilliseconds(stop_ms)
+    assert codec.spec_from_proto(spec).restart.grace_ms == read
+
+
+def test_no_limit_is_not_the_default_limit():
+    spec = job_pb2.JobSpec(name="a")
+    assert codec.spec_from_proto(spec).restart.no_progress_limit == 3
+    spec.restart.no_progress_limit = 0
+    assert codec.spec_from_proto(spec).restart.no_progress_limit == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"code": 1}, ExitKind.EXITED),
+        ({"code": -1, "signal": 9}, ExitKind.SIGNALLED),
+        ({"code": -1, "kind": job_pb2.EXIT_KIND_DISK_FULL}, ExitKind.DISK_FULL),
+        ({"code": 1, "kind": 99}, ExitKind.EXITED),
+    ],
+)
+def test_an_exit_is_read_also_from_an_agent_of_another_version(said, kind):
+    assert rule_codec.exit_from_proto(agent_pb2.Exit(status=job_pb2.ExitStatus(**said))).kind is kind
+
+
+def test_what_an_agent_says_of_an_exit_is_cut():
+    said = agent_pb2.Exit(tail="x" * 20_000, matched_rules=range(1_000), ended_ns=2**62)
+    said.status.line = "y" * 5_000
+    ended, output = rule_codec.exit_from_proto(said), rule_codec.output_from_proto(said)
+    assert (len(ended.line), ended.ended_ns) == (rule_codec.LONGEST_LINE, 0)
+    assert (len(output.tail), len(output.matched)) == (rule_codec.LONGEST_TAIL, rule_codec.MOST_MATCHED)
+
+
+def test_a_machines_clock_is_set_against_ours():
+    hello = agent_pb2.Hello(node="a", monotonic_ns=700)
+    assert codec.joined_from_proto(hello, session="s", at=1, at_ns=1_000_900).clock_offset_ns == 1_000_200
+    assert codec.joined_from_proto(agent_pb2.Hello(), session="s", at=1).clock_offset_ns == 0
+    assert codec.joined_from_proto(agent_pb2.Hello(monotonic_ns=-5), session="s", at=1).clock_offset_ns == 0
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_survivors_are_told_that_it_is_a_restart(restart):
+    message = codec.command_to_proto(
+        StopWorkers((key(0),), force=False, reason="x", restart=restart), epoch=7
+    )
+    assert message.stop_workers.restart is restart

@@ -5,7 +5,9 @@ import threading
 
 import pytest
 
+from holdfast.v1 import agent_pb2
 from holdfast_coordinator import engine as engine_module
+from holdfast_coordinator.core import stragglers
 from holdfast_coordinator.core.effects import StartWorkers, Welcome
 from holdfast_coordinator.core.events import (
     AgentJoined,
@@ -22,7 +24,7 @@ from holdfast_coordinator.session import Session
 from holdfast_coordinator.store.api import StoreFullError
 from holdfast_coordinator.store.memory import MemoryStore
 
-PATIENCE = 20
+PATIENCE = 60
 SETTINGS = Settings(lost_after_ms=10_000, suspect_after_ms=5_000)
 
 
@@ -201,6 +203,38 @@ async def test_the_pace_of_heartbeats_follows_the_fleet(engine, clock):
     pace = await anext(said)
     assert not isinstance(pace, Welcome)
     assert pace.heartbeat_interval.ToMilliseconds() == 1_800
+
+
+async def test_whoever_is_slow_for_a_whole_window_is_noticed(engine, store, clock):
+    await join(engine)
+    spec = JobSpec("train", ("train",), 3)
+    await engine.submit(JobSubmitted(clock.now(), "j1", "", spec))
+
+    async def window(*step_ms):
+        """Every rank does ten steps of so many milliseconds."""
+        for rank, ms in enumerate(step_ms):
+            done[rank] += 10
+            spent[rank] += 10 * ms
+            progress = agent_pb2.Progress(step=done[rank], steps_done=done[rank])
+            progress.stepping.FromMilliseconds(spent[rank])
+            report = agent_pb2.WorkerProgress(progress=progress)
+            report.key.MergeFrom(agent_pb2.WorkerKey(job_id="j1", rank=rank, attempt=1))
+            engine.heard("a", [report])
+        clock.at += stragglers.WINDOW_MS
+        await engine.read(lambda state: None)
+        return await engine.read(
+            lambda state: [w.straggler.score for w in state.workers_of(state.jobs["j1"])]
+        )
+
+    done, spent = [0, 0, 0], [0, 0, 0]
+    transactions = []
+    assert await window(100, 100, 900) == [None] * 3  # from where on is not known yet
+    for step_ms in ((100, 100, 101), (100, 100, 300), (100, 100, 100), (100, 100, 100)):
+        before = store.transactions
+        scores = await window(*step_ms)
+        transactions.append(store.transactions - before)
+        assert scores == [None, None, 8.0 if step_ms[2] == 300 else None]
+    assert transactions == [0, 1, 1, 0]  # telemetry writes nothing
 
 
 async def test_what_asks_the_history_finds_what_came_in_right_before_it(engine, store):

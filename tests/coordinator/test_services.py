@@ -24,7 +24,7 @@ from holdfast_coordinator.store.api import StoreFullError
 
 pytest_plugins = ["tests.client.cli_fixtures"]
 
-PATIENCE = 20
+PATIENCE = 60
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -309,6 +309,18 @@ class TestCheckpoints:
         assert (record.step, record.shards[0].file) == (10, "rank-00000.attempt-1.safetensors")
         with pytest.raises(wire.FailedPrecondition, match="is its newest"):
             await client.delete_checkpoint(stream.job, 20)
+
+    async def test_the_story_of_a_job_is_told(self, stream, client):
+        exited = agent_pb2.WorkerExited(key=stream.key)
+        exited.exit.status.code, exited.exit.status.message = 1, "exit code 1"
+        await stream.say(epoch=stream.epoch, worker_exited=exited)
+        assert (await stream.heard()).HasField("release_workers")
+        story = await client.explain_job(stream.job)
+        assert (story.summary.job_id, story.summary.restarts) == (stream.job, 1)
+        (incident,) = story.incidents
+        assert (incident.attempt, incident.rank, incident.cause) == (1, 0, "rank 0 on node n1: exit code 1")
+        with pytest.raises(wire.NotFound, match="there is no job nowhere"):
+            await client.explain_job("nowhere")
 
     async def test_a_pin_is_shown_and_holds(self, stream, client):
         for step in (10, 20):

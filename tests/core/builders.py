@@ -20,6 +20,7 @@ from holdfast_coordinator.core.events import (
     StreamLost,
     Ticked,
     WorkerExited,
+    WorkerHung,
     WorkerStarted,
 )
 from holdfast_coordinator.core.model import (
@@ -27,10 +28,12 @@ from holdfast_coordinator.core.model import (
     Entry,
     Exit,
     Gang,
+    Hang,
     Job,
     JobSpec,
     Key,
     Node,
+    Output,
     Progress,
     ReportKind,
     RestartPolicy,
@@ -68,6 +71,11 @@ def shard(
 ) -> Shard:
     name = f"rank-{rank:05}.attempt-{attempt}.safetensors"
     return Shard(rank, name, size, f"{rank:016x}", "{}", metrics, local_only)
+
+
+def hang(section: str = "step", silent_ms: int = 61_000, limit_ms: int = 60_000, **given) -> Hang:
+    told = {"since_ns": 7, "since_ms": T0, "step": None, "learned": False, **given}
+    return Hang(section=section, silent_ms=silent_ms, limit_ms=limit_ms, **told)
 
 
 def ended(code: int = 1, signal: int = 0, at: int = T0, *, never_ran: bool = False) -> Exit:
@@ -166,11 +174,15 @@ class Cluster:
         at_step: int | None = None,
         never_ran=False,
         node="",
+        output: Output | None = None,
+        **more,
     ) -> Effects:
+        """Of what becomes of a worker, `more` goes into its Exit."""
         node = node or self.where(which)
-        how = ended(code, signal, self.now, never_ran=never_ran)
+        how = replace(ended(code, signal, self.now, never_ran=never_ran), **more)
         progress = Progress() if at_step is None else Progress(at_step, at_step, 10 * at_step, "step")
-        return self.do(WorkerExited(self.now, node, self.node(node).session, which, how, progress))
+        session = self.node(node).session
+        return self.do(WorkerExited(self.now, node, session, which, how, progress, output or Output()))
 
     def prepare(self, which: Key, at_step: int, node: str = "", what: Shard | None = None) -> Effects:
         node = node or self.where(which)
@@ -186,6 +198,13 @@ class Cluster:
 
     def corrupt(self, which: Key, at_step: int, message: str = "xxh3 differs", node: str = "") -> Effects:
         return self.report(which, ReportKind.CORRUPT, at_step, message, node)
+
+    def hung(
+        self, which: Key, how: Hang | None = None, *, over: bool = False, evidence: str = "", node: str = ""
+    ) -> Effects:
+        node = node or self.where(which)
+        session = self.node(node).session
+        return self.do(WorkerHung(self.now, node, session, which, how or hang(), over, evidence))
 
     def drop_checkpoint(self, at_step: int, rank: int | None = None, job: str = "j1") -> Effects:
         return self.do(CheckpointDeleteRequested(self.now, job, at_step, rank))

@@ -75,6 +75,9 @@ def _gang(state: State, job: Job, gang: Gang, members: list[Worker]) -> None:
         assert worker.attempt <= gang.attempt, f"{about}: rank {worker.rank} is ahead of its gang"
         if worker.state in LIVE:
             assert worker.node in state.nodes, f"{about}: rank {worker.rank} runs on no known node"
+        assert worker.hang is None or worker.state in LIVE, f"{about}: rank {worker.rank} is gone and hangs"
+        if worker.state in LIVE and worker.attempt == gang.attempt:
+            assert worker.node not in gang.excluded, f"{about}: rank {worker.rank} is on an excluded node"
         if worker.state in LIVE and worker.attempt < gang.attempt:
             assert worker.state is WorkerState.STOPPING, (
                 f"{about}: rank {worker.rank} is superseded and let be"

@@ -8,7 +8,20 @@ import pytest
 import holdfast_coordinator.core.step
 
 CORE = Path(holdfast_coordinator.core.step.__file__).parent
-PURE = {"collections", "math", "dataclasses", "enum", "typing", "collections.abc", "zlib", "re"}
+PURE = {
+    *(
+        "collections",
+        "collections.abc",
+        "dataclasses",
+        "enum",
+        "math",
+        "re",
+        "statistics",
+        "typing",
+        "warnings",
+    ),
+    "zlib",
+}
 OURS = "holdfast_coordinator.core"
 
 

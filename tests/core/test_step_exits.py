@@ -15,7 +15,7 @@ def test_a_dead_rank_takes_its_gang_down_and_all_start_again():
     cause = "rank 1 on node a: exit code 1 at step 7"
     assert sent(effects) == [
         ReleaseWorkers((key(1),)),
-        StopWorkers((key(0), key(2)), force=False, reason=cause),
+        StopWorkers((key(0), key(2)), force=False, reason=cause, restart=True),
     ]
     assert (cluster.job().state, cluster.job().reason) == (JobState.RESTARTING, cause)
     cluster.exited(key(0), signal=15)

@@ -89,9 +89,8 @@ def test_a_start_is_not_said_again_to_another_agent():
 def test_a_worker_that_is_gone_is_lost_and_its_gang_superseded():
     cluster = running(2)
     effects = cluster.join("a", (found(key(0)),))
-    assert sent(effects, StopWorkers) == [
-        StopWorkers((key(0),), force=False, reason="rank 1: it was gone when the agent of node a came back")
-    ]
+    gone = "rank 1: it was gone when the agent of node a came back"
+    assert sent(effects, StopWorkers) == [StopWorkers((key(0),), force=False, reason=gone, restart=True)]
     assert (cluster.worker(1).state, cluster.gang().attempt) == (WorkerState.LOST, 2)
 
 

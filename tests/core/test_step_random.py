@@ -4,23 +4,28 @@ The checks are in `Cluster.do`. What an honest fleet does is tests/sim's to play
 that nobody sent them, forget others, and report exits of attempts that are long over or yet to come.
 """
 
+from dataclasses import replace
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from holdfast_coordinator.core.events import StepsCompared
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
+    HangAction,
+    HangPolicy,
     ReportKind,
     Resources,
     RetentionPolicy,
     Scope,
     WorkerState,
 )
-from tests.core.builders import Key, ended, found, leading, spec
+from tests.core.builders import Key, ended, found, hang, leading, spec
 
 NODES = ("a", "b", "c")
 JOBS = {
-    "gang": spec(3, backoff_ms=100, budget=4),
+    "gang": spec(3, backoff_ms=100, budget=4, hang=HangPolicy(HangAction.RESTART)),
     "rank": spec(
         3,
         Scope.RANK,
@@ -30,7 +35,11 @@ JOBS = {
         retention=RetentionPolicy(keep_last=2),
     ),
     "big": spec(
-        7, backoff_ms=0, budget=4, retention=RetentionPolicy(keep_last=1, keep_every=4, best=1, metric="x")
+        7,
+        backoff_ms=0,
+        budget=4,
+        no_progress_limit=0,
+        retention=RetentionPolicy(keep_last=1, keep_every=4, best=1, metric="x"),
     ),
 }
 
@@ -63,6 +72,9 @@ EVENTS = st.one_of(
     st.tuples(st.just("down"), current, st.integers(0, 1), st.integers(0, 9)),
     st.tuples(st.just("commit"), current, st.integers(0, 9)),
     st.tuples(st.just("offer"), nodes, st.lists(st.integers(7001, 7004), unique=True, max_size=3)),
+    st.tuples(st.just("hung"), nodes, keys, st.integers(1, 2), st.booleans()),
+    st.tuples(st.just("hangs"), current, st.integers(1, 2), st.booleans()),
+    st.tuples(st.just("compare"), jobs, st.lists(st.tuples(keys, st.floats(1, 900)), max_size=7)),
     st.tuples(st.just("restart")),
 )
 
@@ -99,11 +111,14 @@ def play(cluster, what, *given):
             cluster.pin(at_step, name, rank if job == "rank" else None, job)
         case "drop", ((job, rank), at_step):
             cluster.drop_checkpoint(at_step, rank if job == "rank" else None, job)
-        case (("up" | "down" | "commit" | "say" | "corrupt"), ((job, rank), *_)):
+        case "compare", (job, step_ms):
+            found_ms = {replace(which, job_id=job): ms for which, ms in step_ms}
+            cluster.do(StepsCompared(cluster.now, job, found_ms))
+        case (("up" | "down" | "commit" | "say" | "corrupt" | "hangs"), ((job, rank), *_)):
             worker = cluster.state.workers.get((job, rank))
             if worker is not None and worker.state in LIVE and connected(cluster, worker.node):
                 play_worker(cluster, what, worker.key, *given[1:])
-        case (("started" | "exited" | "prepare" | "offer" | "report"), (node, *rest)) if connected(
+        case (("started" | "exited" | "prepare" | "offer" | "report" | "hung"), (node, *rest)) if connected(
             cluster, node
         ):
             play_claim(cluster, what, node, *rest)
@@ -136,6 +151,8 @@ def play_worker(cluster, what, which, *given):
             cluster.prepare(which, at_step)
         case "say", (kind, at_step):
             cluster.report(which, kind, at_step)
+        case "hangs", (since, over):
+            cluster.hung(which, hang(since_ns=since), over=over)
         case "corrupt", ():
             gang = cluster.gang(cluster.worker(which.rank, which.job_id).gang, which.job_id)
             if gang.commit is not None:
@@ -153,6 +170,8 @@ def play_claim(cluster, what, node, *given):
             cluster.prepare(which, at_step, node)
         case "report", (which, kind, at_step):
             cluster.report(which, kind, at_step, node=node)
+        case "hung", (which, since, over):
+            cluster.hung(which, hang(since_ns=since), over=over, node=node)
         case "offer", (ports,):
             cluster.offer(node, *ports)
 

@@ -1,20 +1,29 @@
 """What a job spec may be, and the sentence for what it may not."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from holdfast_coordinator.core.model import (
+    Action,
+    CodeRange,
     DataSet,
     DataShard,
+    ExitKind,
+    HangAction,
+    HangPolicy,
     JobSpec,
     Mode,
     Resources,
     RestartPolicy,
     RetentionPolicy,
+    Rule,
+    StragglerPolicy,
 )
 from holdfast_coordinator.core.validate import (
     MAX_DATASETS_BYTES,
+    MAX_LIMITS,
     MAX_NAME,
     MAX_SHARDS,
     MAX_WORLD_SIZE,
@@ -53,6 +62,12 @@ def fields(**changes):
         {"restart": RestartPolicy(jitter=0.0)},
         {"stop_grace_ms": 0},
         {"preload": ("numpy", "torch.distributed", "_a.b1"), "spares": 8},
+        {
+            "hang": HangPolicy(
+                HangAction.RESTART, {"setup": 600_000, "step": 1_000, "a b/é": 2_000}, 1.0, 1_000
+            )
+        },
+        {"stragglers": StragglerPolicy(threshold=0.1, strikes=1_000)},
     ],
 )
 def test_what_is_right(changes):
@@ -169,6 +184,39 @@ def test_what_retention_can_be():
     assert complaints(retention=policy) == []
 
 
+@pytest.mark.parametrize("kept", [0, 2**20 - 1, 2**50 + 1, -1])
+def test_how_much_of_the_logs_cannot_be_kept(kept):
+    found = complaints(log_bytes=kept)
+    assert found == [("logs.keep_bytes", f"{kept} bytes is not between 1 MiB and 1 PiB")]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "complaint"),
+    [
+        (
+            "loss",
+            "loss (",
+            '"loss (" is no regular expression: missing ), unterminated subpattern at position 5',
+        ),
+        ("loss", "loss .*", '"loss .*" has 0 groups; put the number, and nothing else, into one'),
+        ("loss", "(loss) (.*)", '"(loss) (.*)" has 2 groups; put the number, and nothing else, into one'),
+        ("loss", "(x)" + "y" * 500, "has 503 characters; write a pattern of no more than 500"),
+        ("a b", "(x)", "is no name of a metric; use up to 40 letters and digits"),
+    ],
+)
+def test_what_log_metrics_cannot_be(name, pattern, complaint):
+    ((field, said),) = complaints(log_metrics={name: pattern})
+    assert field == f"log_metrics.{name}"
+    assert said.startswith(complaint)
+
+
+def test_what_log_metrics_can_be():
+    assert complaints(log_metrics={"loss": r"loss[= ](\S+)", "step": r"^(?:epoch \d+, )?step (\d+)"}) == []
+    assert complaints(log_metrics={f"m{n}": "(x)" for n in range(33)}) == [
+        ("log_metrics", "are 33; give no more than 32")
+    ]
+
+
 @pytest.mark.parametrize("name", ["two words", "-x", "x" * 64, "a/b", "\x1b[31m"])
 def test_a_pin_has_a_name_that_can_be_shown(name):
     (wrong,) = pin_violations(name)
@@ -192,6 +240,8 @@ def test_a_pin_may_be_called(name):
         ({"restart": RestartPolicy(backoff_ms=-1)}, "restart.backoff", "-1 ms"),
         ({"restart": RestartPolicy(backoff_cap_ms=-1)}, "restart.backoff_cap", "-1 ms"),
         ({"restart": RestartPolicy(window_ms=-1)}, "restart.window", "-1 ms"),
+        ({"restart": RestartPolicy(no_progress_limit=-1)}, "restart.no_progress_limit", "-1"),
+        ({"restart": RestartPolicy(grace_ms=-1)}, "restart.grace", "-1 ms"),
         ({"stop_grace_ms": -1}, "stop_grace", "-1 ms"),
     ],
 )
@@ -268,3 +318,93 @@ def test_data_sets_go_into_a_message():
     assert complaints(datasets=(data_set(*many),)) == []
     assert fields(datasets=(data_set(*many), data_set(SHARD, name="val"))) == ["datasets"]
     assert fields(datasets=(data_set(replace(SHARD, file="n" * MAX_DATASETS_BYTES)),)) == ["datasets"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "field", "description"),
+    [
+        ({"limits_ms": {"step": 999}}, "hang.limits.step", "999 ms is too short to be told; give 1s or more"),
+        ({"limits_ms": {"step": -1}}, "hang.limits.step", "-1 ms is too short to be told; give 1s or more"),
+        (
+            {"limits_ms": {"x" * 33: 5_000}},
+            f"hang.limits.{'x' * 33}",
+            "is no name of a section; use 1 to 32 printable bytes",
+        ),
+        ({"limits_ms": {"": 5_000}}, "hang.limits.", "is no name of a section; use 1 to 32 printable bytes"),
+        (
+            {"limits_ms": {"a\n": 5_000}},
+            "hang.limits.a\n",
+            "is no name of a section; use 1 to 32 printable bytes",
+        ),
+        (
+            {"limits_ms": {f"s{n}": 5_000 for n in range(MAX_LIMITS + 1)}},
+            "hang.limits",
+            "are 65; give at most 64",
+        ),
+        ({"factor": 0.5}, "hang.factor", "0.5 is not a number of 1 or more"),
+        ({"factor": math.nan}, "hang.factor", "nan is not a number of 1 or more"),
+        ({"factor": math.inf}, "hang.factor", "inf is not a number of 1 or more"),
+        ({"floor_ms": 0}, "hang.floor", "0 ms is too short to be told; give 1s or more"),
+    ],
+)
+def test_a_limit_can_be_held_to(policy, field, description):
+    assert complaints(hang=HangPolicy(**policy)) == [(field, description)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "field", "description"),
+    [
+        ({"threshold": 0.0}, "stragglers.threshold", "0 is not a number above 0"),
+        ({"threshold": math.nan}, "stragglers.threshold", "nan is not a number above 0"),
+        ({"strikes": -1}, "stragglers.strikes", "-1 is not between 0 and 1000"),
+        ({"strikes": 1_001}, "stragglers.strikes", "1001 is not between 0 and 1000"),
+    ],
+)
+def test_a_straggler_is_above_its_peers(policy, field, description):
+    assert complaints(stragglers=StragglerPolicy(**policy)) == [(field, description)]
+
+
+def rule(**conditions):
+    return Rule(Action.FAIL, **conditions)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        rule(),
+        rule(exit_codes=(CodeRange(1, 255), CodeRange(3, 3))),
+        rule(signals=(1, 64), kinds=(ExitKind.OUT_OF_MEMORY,), section="eval", before_first_step=False),
+        rule(log=r"CUDA error: (un)?correctable ECC"),
+        rule(log="[[:alpha:]]"),  # Python has a warning for it, which is nobody's here
+    ],
+)
+def test_rules_that_can_be(given):
+    assert complaints(rules=(given,)) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "sentence"),
+    [
+        (
+            rule(exit_codes=(CodeRange(0, 0),)),
+            "rules.1.exit_codes",
+            "0 is not within 1 to 255; code 0 is success",
+        ),
+        (rule(exit_codes=(CodeRange(9, 3),)), "rules.1.exit_codes", "9-3 is not within 1 to 255"),
+        (rule(exit_codes=(CodeRange(3, 256),)), "rules.1.exit_codes", "3-256 is not within 1 to 255"),
+        (rule(signals=(0,)), "rules.1.signals", "0 is no signal; write e.g. SIGSEGV, or 11"),
+        (rule(exit_codes=(CodeRange(1, 1),), signals=(9,)), "rules.1", "no exit has both; make two rules"),
+        (rule(kinds=(ExitKind.LOST,)), "rules.1.kind", "lost is not the program's doing"),
+        (rule(log="a(b"), "rules.1.log", "is no regular expression: missing ), unterminated subpattern"),
+        (rule(log="a" * 501), "rules.1.log", "has 501 characters; write a pattern of no more than 500"),
+    ],
+)
+def test_rules_that_cannot_be(given, field, sentence):
+    ((found, description),) = complaints(rules=(rule(), given))
+    assert found == field
+    assert sentence in description
+
+
+def test_rules_have_a_number():
+    assert complaints(rules=(rule(),) * 64) == []
+    assert fields(rules=(rule(),) * 65) == ["rules"]

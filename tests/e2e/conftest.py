@@ -12,8 +12,8 @@ async def fleet(tmp_path):
 
 @pytest.fixture
 async def nervous_fleet(tmp_path):
-    """One in which a node is lost after two seconds of silence."""
-    async for found in _fleet(tmp_path, lost_after="2s"):
+    """One in which a node is lost after five seconds of silence."""
+    async for found in _fleet(tmp_path, lost_after="5s"):
         yield found
 
 

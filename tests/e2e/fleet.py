@@ -12,16 +12,17 @@ import psutil
 from holdfast.client import TERMINAL, Client
 from holdfast.v1 import job_pb2
 from holdfast.wire import HoldfastError
+from tests.agent.processes import remove_groups
 
 HOLDFAST = str(Path(sys.executable).with_name("holdfast"))
 TRAIN = str(Path(__file__).with_name("train.py"))
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 class Fleet:
     """One coordinator and some agents below `root`. Everything it started is gone after `close`."""
 
-    def __init__(self, root: Path, lost_after: str = "10s") -> None:
+    def __init__(self, root: Path, lost_after: str = "100s") -> None:
         self.root = root
         self.out = root / "out"
         self.out.mkdir()
@@ -60,7 +61,7 @@ class Fleet:
         )
 
     async def submit_command(
-        self, command: list[str], world: int, scope: str = "gang", **spec: object
+        self, command: list[str], world: int, scope: str = "gang", *, backoff_ms: int = 50, **spec: object
     ) -> str:
         wanted = job_pb2.JobSpec(
             name="test",
@@ -70,7 +71,7 @@ class Fleet:
             **spec,
         )
         wanted.restart.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{scope.upper()}")
-        wanted.restart.backoff.FromMilliseconds(50)
+        wanted.restart.backoff.FromMilliseconds(backoff_ms)
         wanted.stop_grace.FromMilliseconds(2_000)
         job = await self.retried(lambda: self.client.create_job(wanted, request_id=f"job-{len(self._jobs)}"))
         self._jobs.append(job.id)
@@ -132,6 +133,7 @@ class Fleet:
                 process.wait()
         for process in self.leftovers():
             process.kill()
+        remove_groups(self.root)
 
     def leftovers(self) -> list[psutil.Process]:
         """Processes of this fleet's jobs that still run: shims, workers, and whatever those started."""

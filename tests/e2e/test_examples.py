@@ -51,9 +51,10 @@ def test_chaos_kills_a_worker_and_the_arrays_do_not_show_it(tmp_path):
 
 
 @pytest.mark.torch
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed: make torch")
 def test_ddp_resumes_bit_for_bit(tmp_path):
-    curves = []
+    curves, said = [], []
     for name, chaos in (("calm", []), ("killed", ["--chaos", "kill-worker@step=40,rank=1"])):
         curve = tmp_path / f"{name}.csv"
         program = [sys.executable, str(EXAMPLES / "digits_ddp.py"), "--epochs", "4", "--curve", str(curve)]
@@ -63,5 +64,8 @@ def test_ddp_resumes_bit_for_bit(tmp_path):
             "restarts      1" in " ".join(done.stderr.split()) or "SIGKILL to rank 1" in done.stderr
         ) == bool(chaos)
         curves.append(curve.read_text())
-    assert len(curves[0].splitlines()) > 40
+        said.append(done.stdout)
+    assert len(curves[0].splitlines()) == 4 * 22
     assert curves[0] == curves[1]
+    assert "test accuracy 0.8" in said[0]
+    assert said[0] == said[1]

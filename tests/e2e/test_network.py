@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 HUB, FAR = f"holdfast-hub-{os.getpid()}", f"holdfast-far-{os.getpid()}"
 HUB_ADDRESS, FAR_ADDRESS = "10.99.0.1", "10.99.0.2"
-LOST_AFTER_S = 3
+LOST_AFTER_S = 8
 
 
 def ip(*words):

@@ -8,11 +8,13 @@ import pytest
 from holdfast.v1 import job_pb2
 from holdfast_agent import convert
 from holdfast_agent.agent import Agent, AgentConfig
-from holdfast_agent.core import Key, WorkerEnded, WorkerSpawned
+from holdfast_agent.core import Key, Stop, WorkerEnded, WorkerSpawned
 from holdfast_agent.crew import Crew, Order
+from holdfast_agent.groups import AUTO, Groups
+from holdfast_agent.node import boot_id
 from holdfast_agent.workdir import StateDir
 from tests.agent.fake_coordinator import FakeCoordinator, soon
-from tests.agent.processes import MARK, kill_all
+from tests.agent.processes import MARK, kill_all, remove_groups
 
 
 @pytest.fixture
@@ -22,6 +24,7 @@ def mark(tmp_path, monkeypatch):
     monkeypatch.setenv(MARK, mark)
     yield mark
     kill_all(mark)
+    remove_groups(tmp_path)
 
 
 @pytest.fixture
@@ -33,25 +36,53 @@ async def house(tmp_path, mark):
 
 
 class House:
-    def __init__(self, tmp_path, *, foreground=False):
+    def __init__(self, tmp_path, *, foreground=False, cgroup=AUTO, limit_memory=False):
         self.path = tmp_path / "state"
         self.state_dir = StateDir(self.path)
         self._foreground = foreground
+        self._cgroup, self._limit_memory = cgroup, limit_memory
+        self._closed = False
         self._events = asyncio.Queue()
         self._open()
 
     def _open(self):
-        self.crew = Crew(self.state_dir, foreground=self._foreground, report=self._events.put_nowait)
+        self.groups = Groups(self.state_dir.instance_id, self._cgroup, limit_memory=self._limit_memory)
+        self.crew = Crew(
+            self.state_dir,
+            foreground=self._foreground,
+            report=self._events.put_nowait,
+            groups=self.groups,
+            boot_id=boot_id(),
+        )
         self.crew.start()
 
     def start(
-        self, *argv, job_id="job1", rank=0, attempt=1, grace_ms=10_000, cwd="/", env=(), preload=(), spares=0
+        self,
+        *argv,
+        job_id="job1",
+        rank=0,
+        attempt=1,
+        grace_ms=10_000,
+        cwd="/",
+        env=(),
+        memory=0,
+        preload=(),
+        spares=0,
+        **more,
     ):
-        """Start a worker; returns its directory."""
+        """Start a worker; returns its directory. `more` goes into start.json."""
         key = Key(job_id, rank, attempt)
         attempt_dir = self.state_dir.attempt(key)
         env = {**os.environ, "HOLDFAST_HEARTBEAT_FILE": str(attempt_dir.heartbeat), **dict(env)}
-        begin = {"argv": list(argv), "env": env, "cwd": str(cwd), "grace_ms": grace_ms}
+        begin = {
+            "argv": list(argv),
+            "env": env,
+            "cwd": str(cwd),
+            "grace_ms": grace_ms,
+            "boot_id": boot_id(),
+            "cgroup": self.groups.place(key, memory),
+            **more,
+        }
         spec = job_pb2.JobSpec(preload=preload, spares=spares)
         self.crew.spawn(Order(key, begin, b"", warmth=convert.warmth(spec, begin) if preload else None))
         return attempt_dir.path
@@ -68,15 +99,19 @@ class House:
         assert isinstance(event, WorkerSpawned)
         return event
 
-    async def ended(self):
-        """The next end: (code, signal, message, never ran)."""
+    async def exit(self):
+        """The next end, as the coordinator is told of it."""
         while not isinstance(event := await self.event(), WorkerEnded):
             pass
-        found = event.ended.exit
+        return event.ended.exit
+
+    async def ended(self):
+        """The next end: (code, signal, message, never ran)."""
+        found = await self.exit()
         return found.status.code, found.status.signal, found.status.message, found.never_ran
 
     def kill(self, *, force=True, rank=0, attempt=1):
-        self.crew.signal(Key("job1", rank, attempt), force=force)
+        self.crew.signal(Key("job1", rank, attempt), Stop.FORCE if force else Stop.GRACE)
 
     def preload(self, job_id="job1"):
         """What is preloaded for a job."""
@@ -91,6 +126,10 @@ class House:
         return self.crew.recover()
 
     async def close(self, *, workers):
+        """Let go of it, as an agent that ends; the second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         await self.crew.stop(workers=workers)
         self.state_dir.close()
 

@@ -1,11 +1,13 @@
 """Logs: whole, in order, from any place on, and as they are written."""
 
+import gzip
 import os
+import signal
 
 import pytest
 
 from holdfast.v1 import agent_pb2, job_pb2
-from tests.agent.fake_coordinator import soon, start
+from tests.agent.fake_coordinator import key, soon, start, stop
 from tests.agent.processes import line_of, until
 
 OUT, ERR = job_pb2.LOG_STREAM_STDOUT, job_pb2.LOG_STREAM_STDERR
@@ -21,7 +23,7 @@ def open_log(coordinator, session):
     """Asks the agent for a log, and gives the stream on which it answers."""
     asked = iter(range(1000))
 
-    async def open_log(*, rank=0, attempt=0, follow=False, cursors=()):
+    async def open_log(*, rank=0, attempt=0, follow=False, cursors=(), **more):
         request_id = f"request-{next(asked)}"
         session.say(
             open_log=agent_pb2.OpenLog(
@@ -31,6 +33,7 @@ def open_log(coordinator, session):
                 attempt=attempt,
                 follow=follow,
                 cursors=cursors,
+                **more,
             )
         )
         return await coordinator.push(request_id)
@@ -38,9 +41,9 @@ def open_log(coordinator, session):
     return open_log
 
 
-async def run(session, script, attempt=1):
-    session.say(start_workers=start("sh", "-c", script, attempt=attempt))
-    await session.heard("worker_exited")
+async def run(session, script, attempt=1, **spec):
+    session.say(start_workers=start("sh", "-c", script, attempt=attempt, **spec))
+    return await session.heard("worker_exited")
 
 
 class TestReading:
@@ -68,7 +71,7 @@ class TestReading:
         push = await open_log()
         data = b""
         while chunk := await push.chunk():
-            assert len(chunk.data) <= 64 * 1024
+            assert len(chunk.data) <= 128 * 1024
             assert chunk.data.endswith((b"\n", b"unfinished"))
             data += chunk.data
         assert data == b"".join(b"%d\n" % n for n in range(1, 50001)) + b"unfinished"
@@ -153,3 +156,127 @@ class TestFollowing:
         await until(lambda: not (tmp_path / "state/jobs/job1").exists())
         await run(session, "echo anew", attempt=7)
         assert (await push.chunk()).data == b"anew\n"
+
+
+class TestTails:
+    async def test_the_last_lines_of_each_log_counted_back_over_attempts(self, session, open_log):
+        await run(session, "seq 1 100; echo oops >&2; exit 1")
+        await run(session, "seq 101 102; exit 1", attempt=2)
+        await run(session, "seq 103 104", attempt=3)
+        found = await (await open_log(tail=3)).all()
+        assert {place: data for place, data in found.items() if data} == {
+            (1, ERR): b"oops\n",
+            (2, OUT): b"102\n",
+            (3, OUT): b"103\n104\n",
+        }
+
+    async def test_what_comes_after_is_not_counted_again(self, session, open_log):
+        await run(session, "seq 1 5", attempt=1)
+        push = await open_log(tail=1, follow=True)
+        await run(session, "seq 6 9", attempt=2)
+        said = b""
+        while not said.endswith(b"9\n"):
+            said += (await push.chunk()).data
+        assert said == b"5\n6\n7\n8\n9\n"
+
+    async def test_a_reader_that_comes_back_misses_nothing_of_a_log_that_was_empty(
+        self, session, open_log, tmp_path
+    ):
+        os.mkfifo(tmp_path / "tell")
+        script = f"echo one; read -r _ <{tmp_path}/tell; seq 1 9 >&2"
+        session.say(start_workers=start("sh", "-c", script))
+        await line_of(tmp_path / "state/jobs/job1/0-1/stdout.log")
+        push = await open_log(tail=1, follow=True)
+        begun = [(await push.chunk()).cursor for _ in range(2)]
+        push.unwanted.set()
+        (tmp_path / "tell").write_text("\n")
+        await session.heard("worker_exited")
+        found = await (await open_log(tail=1, cursors=begun)).all()
+        assert found[1, ERR] == b"".join(b"%d\n" % n for n in range(1, 10))
+
+    async def test_attempts_before_the_first_are_left_out(self, session, open_log):
+        await run(session, "echo one; exit 1")
+        await run(session, "echo two", attempt=2)
+        assert await (await open_log(first_attempt=2)).all() == {(2, OUT): b"two\n"}
+
+
+async def test_since(session, open_log):
+    await run(session, "echo early; exit 1")
+    end = await run(session, "echo late; sleep 1.2; echo later", attempt=2)
+    since = end.exit.status.at
+    since.FromMilliseconds(since.ToMilliseconds() - 100)
+    assert await (await open_log(since=since)).all() == {(2, OUT): b"later\n"}
+    since.FromMilliseconds(0)
+    assert len(await (await open_log(since=since)).all()) == 2
+
+
+class TestFloods:
+    """A worker that writes as fast as it can harms nobody."""
+
+    KEEP = 4 * 2**20
+    FLOOD = ("yes", "the same line again and again and again")
+    LINE = b"the same line again and again and again\n"
+
+    @pytest.fixture
+    async def flooding(self, session, tmp_path):
+        logs = job_pb2.LogPolicy(keep_bytes=self.KEEP)
+        session.say(start_workers=start(*self.FLOOD, ranks=(0, 1), logs=logs))
+        for rank in (0, 1):
+            await line_of(tmp_path / f"state/jobs/job1/{rank}-1/stdout.log")
+        return tmp_path / "state/jobs/job1"
+
+    async def test_the_disk_is_bounded_and_its_end_is_noticed(self, session, flooding):
+        until_bytes = 20 * self.KEEP
+        log = flooding / "0-1/stdout.log"
+        await until(lambda: log.stat().st_size > until_bytes)
+        assert log.stat().st_blocks * 512 <= self.KEEP
+        session.say(stop_workers=stop(key(0), key(1)))
+        for _ in range(2):
+            assert (await session.heard("worker_exited")).exit.status.signal == signal.SIGTERM
+        sizes = [(flooding / f"{rank}-1/stdout.log").stat().st_blocks * 512 for rank in (0, 1)]
+        assert sum(sizes) <= self.KEEP + 2 * 65_536  # and what a block at either end takes
+
+    async def test_who_follows_it_may_fall_behind_and_is_told(self, session, open_log, flooding):
+        push = await open_log(follow=True, attempt=1)
+        offset = skipped = 0
+        while offset < 10 * self.KEEP or not skipped:
+            chunk = await push.chunk()
+            assert chunk.cursor.offset == offset + chunk.skipped
+            assert len(self.LINE) * chunk.data.count(self.LINE) == len(
+                chunk.data
+            )  # whole lines, none of zeros
+            assert chunk.cursor.offset % len(self.LINE) == 0
+            offset, skipped = chunk.cursor.offset + len(chunk.data), skipped + chunk.skipped
+            if not skipped:
+                ahead = offset + 2 * self.KEEP
+                await until(lambda ahead=ahead: (flooding / "0-1/stdout.log").stat().st_size > ahead)
+        push.unwanted.set()
+
+    async def test_others_and_heartbeats_do_not_wait(self, session, open_log, flooding):
+        pushes = [await open_log(rank=rank, follow=True) for rank in (0, 1)]
+        session.say(start_workers=start("echo", "quiet", job_id="job2"))
+        await session.heard("worker_exited", lambda m: m.key.job_id == "job2")
+        for _ in range(5):
+            await session.beat()
+        for push in pushes:
+            push.unwanted.set()
+
+
+class TestArchives:
+    async def test_an_attempt_that_ended_is_archived_when_the_storage_is_there(
+        self, session, tmp_path, capsys
+    ):
+        place = tmp_path / "shared"
+        place.write_text("in the way")  # and not a directory, for now
+        await run(session, "echo said", checkpoint_uri=str(place))
+        await until(lambda: "logs are not archived" in capsys.readouterr().out)
+        place.unlink()
+        found = place / "job1/logs/0-1"
+        await until(lambda: (tmp_path / "state/jobs/job1/0-1/archived").exists())
+        assert gzip.decompress((found / "stdout.0.log.gz").read_bytes()) == b"said\n"
+        assert gzip.decompress((found / "stderr.0.log.gz").read_bytes()) == b""
+
+    async def test_not_where_only_this_node_would_find_it(self, session, tmp_path):
+        await run(session, "echo said")
+        await session.settled()
+        assert not list(tmp_path.rglob("*.gz"))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,7 +88,7 @@ async def test_an_agent_that_is_told_to_end_leaves_its_workers(coordinator, laun
     session = await coordinator.session()
     pid = await started(session, *FOREVER)
     agent.terminate()
-    said, _ = agent.communicate(timeout=20)
+    said, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0
     assert "its workers go on" in said
     assert sorted(map(name, marked(mark))) == ["holdfast-shim", "sleep"]
@@ -179,7 +180,7 @@ async def test_one_state_directory_has_one_agent(coordinator, launch):
     launch()
     await coordinator.session()
     second = launch()
-    said, _ = second.communicate(timeout=20)
+    said, _ = second.communicate(timeout=60)
     assert second.returncode == 1
     assert "another agent uses the state directory" in said
     assert "--state-dir" in said
@@ -213,3 +214,59 @@ async def test_agent_and_coordinator_killed_together(coordinator, launch):
     session = await coordinator.session()
     assert session.inventory[0, 1].pid == pid
     assert alive(pid)
+
+
+async def test_metrics_of_a_log_go_on_where_the_agent_before_was(coordinator, launch, tmp_path):
+    """Also what was written, and how it ended, while there was none."""
+    for tell in ("one", "two"):
+        os.mkfifo(tmp_path / tell)
+    one, two = (f"read -r _ <{tmp_path / tell}" for tell in ("one", "two"))
+    script = f"echo step 1; echo step 2; {one}; echo step 3; {two}; printf 'step 5'"
+    agent = launch()
+    session = await coordinator.session()
+    pid = await started(session, "sh", "-c", script, log_metrics={"step": r"step (\d+)"})
+    while not (beat := await session.beat()).workers or beat.workers[0].progress.step != 2:
+        pass
+    await killed(agent)
+    (tmp_path / "one").write_text("\n")
+    await until(lambda: b"step 3" in (tmp_path / "state/jobs/job1/0-1/stdout.log").read_bytes())
+    agent = launch()
+    session = await coordinator.session()
+    while not (beat := await session.beat()).workers or beat.workers[0].progress.step != 3:
+        pass
+    await killed(agent)
+    (tmp_path / "two").write_text("\n")
+    await gone(pid)
+    launch()
+    session = await coordinator.session()
+    progress = (await session.heard("worker_exited")).exit.progress
+    assert (progress.step, progress.steps_done) == (5, 5)
+
+
+async def test_who_looks_for_metrics_ends_with_the_agent_and_is_started_anew_when_it_dies(
+    coordinator, launch, mark
+):
+    def scans():
+        return [pid for pid in marked(mark) if b"holdfast_agent.log_scan" in _command(pid)]
+
+    agent = launch()
+    session = await coordinator.session()
+    script = "n=0; while sleep 0.02; do n=$((n+1)); echo step $n; done"
+    await started(session, "sh", "-c", script, log_metrics={"step": r"step (\d+)"})
+    (first,) = await until(scans)
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: scans() and scans() != [first])
+    step = 0
+    while step < 10:
+        for worker in (await session.beat()).workers:
+            assert worker.progress.step >= step
+            step = worker.progress.step
+    await killed(agent)
+    await until(lambda: not scans())
+
+
+def _command(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

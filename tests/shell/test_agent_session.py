@@ -323,7 +323,7 @@ class Worker:
 
     def __init__(self, path):
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
         self._socket.connect(str(path))
         self._decoder = framing.Decoder()
         self._replies = []

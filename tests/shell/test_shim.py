@@ -223,6 +223,22 @@ class TestOutput:
         assert (path / "stderr.log").read_text() == "all written\n"
         assert json.loads((path / "exit.json").read_bytes())["dropped_bytes"] == 1_000_000 - limit
 
+    async def test_of_very_much_the_newest_is_kept_by_the_shim_alone(self, house):
+        """The crew is gone, as when the agent was killed; what bounds the disk is the shim."""
+        path = house.start("yes", "the same line", log_bytes=2**20)
+        await house.spawned()
+        workers, _ = await house.restart()
+        assert len(workers) == 1
+        await house.crew.stop(workers=False)
+        log = path / "stdout.log"
+        await until(lambda: log.stat().st_size > 50 * 2**20)
+        assert log.stat().st_blocks * 512 <= 2**20 + 64 * 1024
+        await house.restart()
+
+    async def test_its_end_is_noticed_while_it_floods(self, house):
+        house.sh("yes & yes >&2 & sleep 0.2; exit 7", log_bytes=2**20)
+        assert (await house.ended())[0] == 7
+
     async def test_a_worker_may_close_its_output(self, house):
         house.sh("exec >&- 2>&-; sleep 0.05; exit 2")
         assert (await house.ended())[0] == 2

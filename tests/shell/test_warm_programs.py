@@ -67,6 +67,10 @@ FILES = {
     "threading.Thread(target=lambda: (time.sleep(0.1), print('still here'))).start()\nprint('main ends')\n",
     "warns.py": "import warnings\nwarnings.warn('one')\nwarnings.warn('two', stacklevel=2)\n"
     "warnings.warn('far', stacklevel=9)\nwarnings.warn('old', DeprecationWarning)\n",
+    "kicks.py": "import signal, threading, time\nsignal.signal(signal.SIGUSR2, lambda *_: print('kicked'))\n"
+    "main = threading.main_thread().ident\n"
+    "kicker = threading.Thread(target=lambda: signal.pthread_kill(main, signal.SIGUSR2))\n"
+    "kicker.start()\nkicker.join()\ntime.sleep(0)\n",
     "stack.py": "import faulthandler, traceback\ntraceback.print_stack()\n"
     "faulthandler.dump_traceback(all_threads=False)\n",
     "broken.py": "def f(:\n",

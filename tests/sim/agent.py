@@ -7,11 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from holdfast_agent import core
+from holdfast_agent import core, hangs
 from holdfast_agent.core import Ended, Key, Phase
+from holdfast_agent.hang_reports import Report, Reports, watched
 from holdfast_coordinator.core.effects import (
     AckCommit,
     ForgetJob,
+    NoteHang,
     NoteReport,
     RefuseShard,
     ReleaseWorkers,
@@ -20,16 +22,17 @@ from holdfast_coordinator.core.effects import (
     Welcome,
 )
 from holdfast_coordinator.core.events import Found
-from holdfast_coordinator.core.model import Exit, Progress
+from holdfast_coordinator.core.model import Exit, HangAction, JobSpec, Progress
 from holdfast_coordinator.core.model import Key as CoordinatorKey
 from tests.sim.checks import Checks
 from tests.sim.coordinator import Coordinator
 from tests.sim.disk import AttemptDir, Checkpoints, NodeDisk
 from tests.sim.link import DOWN, UP, Network, Stream
-from tests.sim.worker import Order, Process
+from tests.sim.worker import MS, Order, Process
 from tests.sim.world import World
 
 BEAT_MS = 1_000
+LOOK_MS = 1_000
 PORTS = 4
 
 
@@ -69,6 +72,10 @@ class Agent:
         self._opened = 0
         self._ports: list[int] = []
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._hangs, self._watch = Reports(), hangs.Watch()
+        self._looked: set[Key] = set()
+        self._machine_frozen_ms = 0
+        self._held: list[Process] = []
 
     # The process and the machine
 
@@ -94,13 +101,16 @@ class Agent:
         self._ports = [self._new_pid() + 20_000 for _ in range(PORTS)]
         self.core = core.recover(*self._recover())
         self._failures = 0
+        self._hangs, self._watch, self._looked = Reports(), hangs.Watch(), set()
         self._connect(self._life)
+        self.call(LOOK_MS, self._look)
         for process in self.processes.values():
             self._world.at(self._world.between(5, 500), process.connect, self._life)
 
     def kill(self) -> None:
         if not self.up:
             return
+        self.thaw_machine()
         self._life += 1
         self._world.note(self.name, "agent killed")
         if self._stream is not None:
@@ -113,12 +123,30 @@ class Agent:
             self.frozen = True
 
     def thaw(self) -> None:
+        self.thaw_machine()
         if self.up and self.frozen:
             self._world.note(self.name, "agent continued")
             self.frozen = False
             backlog, self._backlog = self._backlog, []
             for call, args in backlog:
                 self._call(self._life, call, *args)
+
+    def freeze_machine(self) -> None:
+        """Everything on it stands still, and its clocks go on: a virtual machine that is moved."""
+        if self.up and not self.frozen:
+            self.freeze()
+            self._machine_frozen_ms = self._world.now
+            self._held = [process for process in self.processes.values() if not process.stalled]
+            for process in self._held:
+                process.stall()
+
+    def thaw_machine(self) -> None:
+        """And goes on, the agent first."""
+        if self._machine_frozen_ms:
+            stood, self._machine_frozen_ms = self._world.now - self._machine_frozen_ms, 0
+            for process in self._held:
+                process.go_on(stood)
+            self.thaw()
 
     def reboot(self) -> None:
         """Everything that runs on the machine is gone, and some of what was not fsynced."""
@@ -211,7 +239,61 @@ class Agent:
         if isinstance(command, Welcome) and not self._epoch:
             self._epoch = epoch
             self.call(pace, self._beat, stream)
+        if isinstance(command, NoteHang):
+            self._noted(epoch, command)
+            return
         self.dispatch(agent_event(epoch, command))
+        if isinstance(command, Welcome):
+            self._tell_hangs(self._hangs.welcomed(self.core))
+
+    # Hangs
+
+    def _look(self) -> None:
+        """What hang_watch.py does."""
+        there = {key: p for key, p in self.processes.items() if watched(self.core, key)}
+        seen = {
+            key: (policy, process.seen())
+            for key, process in there.items()
+            if (policy := _hang_policy(process.order.spec)) is not None
+        }
+        before = {key: self.disk.attempts[key].hang for key in seen.keys() - self._looked}
+        self._looked = set(seen)
+        for verdict in hangs.look(self._watch, seen, self._world.now * MS, before):
+            if isinstance(verdict, hangs.Hung):
+                self.call(self._a_while(), self._hung, verdict)
+            else:
+                self._moved(verdict)
+        self.call(LOOK_MS, self._look)
+
+    def _hung(self, verdict: hangs.Hung) -> None:
+        """Evidence is taken: tell it, unless it is over."""
+        process = self.processes.get(verdict.key)
+        still = hangs.still(self._watch, verdict, process.seen()) if process is not None else None
+        if process is not None and still is not None and verdict.key in self.disk.attempts:
+            self._world.note(self.name, f"{verdict.key} hangs in {verdict.section}")
+            self._checks.hung(process, verdict)
+            self.disk.attempts[verdict.key].hang = still
+            self._tell_hangs(
+                self._hangs.notice(self.core, Report(verdict.key, verdict.since_ns, False, verdict))
+            )
+
+    def _moved(self, verdict: hangs.Moved) -> None:
+        self._tell_hangs(self._hangs.notice(self.core, Report(verdict.key, verdict.since_ns, True, verdict)))
+
+    def _noted(self, epoch: int, note: NoteHang) -> None:
+        key = _key(note.key)
+        if epoch < self.core.epoch or not self._hangs.noted(key, note.since_ns, over=note.over):
+            return
+        if note.over and key in self.disk.attempts:
+            self.disk.attempts[key].hang = None
+
+    def _tell_hangs(self, reports: list[Report]) -> None:
+        for report in reports:
+            self._say("hung", report)
+
+    @property
+    def hangs_held(self) -> dict[Key, Report]:
+        return self._hangs.held
 
     def late(self, message: tuple[int, str, Any, int]) -> None:
         """A command of a leader that is gone arrives after all."""
@@ -220,7 +302,10 @@ class Agent:
             self._world.at(1_000, self.late, message)
         elif epoch < self._epoch:
             self._world.note(self.name, f"hears {type(command).__name__} of epoch {epoch}")
-            self.dispatch(agent_event(epoch, command))
+            if isinstance(command, NoteHang):
+                self._noted(epoch, command)
+            else:
+                self.dispatch(agent_event(epoch, command))
 
     def _beat(self, stream: Stream) -> None:
         if stream is self._stream:
@@ -252,12 +337,13 @@ class Agent:
         match action:
             case core.Spawn(start):
                 self._spawn(start)
-            case core.Signal(key, force):
+            case core.Signal(key, how):
                 if key in self.processes:
-                    self.processes[key].stop(force=force)
+                    self.processes[key].stop(force=how is core.Stop.FORCE)
             case core.TellStarted(worker):
                 self._say("started", worker)
             case core.TellEnded(worker):
+                self._hangs.ended(worker.key)
                 self._say("exited", worker)
             case core.TellPrepared(key, shard):
                 self._say("prepared", (key, shard))
@@ -358,8 +444,10 @@ def agent_event(epoch: int, command: Any) -> core.Event:
                 for a in command.assignments
             )
             return core.StartCommanded(epoch, starts)
-        case StopWorkers(keys, force, _):
-            return core.StopCommanded(epoch, tuple(_key(key) for key in keys), force)
+        case StopWorkers(keys, force, _, restart):
+            gentle = core.Stop.RESTART if restart else core.Stop.GRACE
+            how = core.Stop.FORCE if force else gentle
+            return core.StopCommanded(epoch, tuple(_key(key) for key in keys), how)
         case ReleaseWorkers(keys):
             return core.ReleaseCommanded(epoch, tuple(_key(key) for key in keys))
         case AckCommit(job_id, attempt, step, ranks, publish, drop):
@@ -371,6 +459,15 @@ def agent_event(epoch: int, command: Any) -> core.Event:
         case ForgetJob(job_id):
             return core.JobForgotten(epoch, job_id)
     raise AssertionError(command)
+
+
+def _hang_policy(spec: JobSpec) -> hangs.Policy | None:
+    """What convert.py makes of a policy."""
+    policy = spec.hang
+    if policy.action is HangAction.OFF:
+        return None
+    limits = {section: limit * MS for section, limit in policy.limits_ms.items()}
+    return hangs.Policy(limits, policy.factor, policy.floor_ms * MS)
 
 
 def resume_of(command: StartWorkers, rank: int) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from holdfast_agent import core as agent_core
+from holdfast_agent import hang_reports
+from holdfast_agent import hangs as agent_hangs
 from holdfast_coordinator.core import checkpoints, commit, reconcile
 from holdfast_coordinator.core import step as step_module
 from holdfast_coordinator.core.effects import Delete, Put
@@ -274,8 +276,24 @@ def delete_what_is_kept(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(checkpoints, "_asked_to_drop", lambda gang: tuple(each.step for each in gang.kept))
 
 
+def hangs_not_resent(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A hang is said once; when that is lost, its worker hangs for ever."""
+    patch.setattr(hang_reports.Reports, "welcomed", lambda self, state: [])
+
+
+def a_pause_is_a_hang(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """The agent takes the time in which its machine stood still for silence of its workers."""
+    patch.setattr(agent_hangs, "PAUSE_NS", 10**18)
+
+
+def hang_without_restart(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """What hangs is stopped, and its gang is not superseded."""
+    patch.setattr(step_module.hangs, "supersede", lambda *_: None)
+
+
 LOST_ACKS = "kill_agent,break_stream,kill_coordinator_as_it_speaks"
 ROT = "rot_a_file,kill_agent,break_stream,kill_coordinator_as_it_speaks"
+HANGS = "hang_worker,kill_agent,break_stream,kill_coordinator_as_it_speaks"
 OLD_LEADERS = "kill_coordinator_as_it_speaks,crash_worker,freeze_agent"
 
 PLANTS: dict[str, Plant] = {
@@ -284,7 +302,9 @@ PLANTS: dict[str, Plant] = {
     "no fresh lease": Plant(no_fresh_lease, "P4: node . is lost after"),
     "pause is silence": Plant(pause_is_silence, "P4: node . is lost after"),
     "lost fence": Plant(lost_fence, "P2|superseded attempt"),
-    "commit without a shard": Plant(commit_without_a_shard, "its shards were never prepared"),
+    "commit without a shard": Plant(
+        commit_without_a_shard, "its shards were never prepared|a commit of some of its ranks"
+    ),
     "commit goes back": Plant(commit_goes_back, "went back|is older than the commit", LOST_ACKS),
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
     "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
@@ -296,7 +316,9 @@ PLANTS: dict[str, Plant] = {
     "any session": Plant(any_session, "liveness: "),
     "loss without restart": Plant(loss_without_restart, "is not superseded"),
     "suspects are lost": Plant(suspects_are_lost, "P4: node . is lost after"),
-    "delete not written": Plant(delete_not_written, "delete what it prepared before"),
+    "delete not written": Plant(
+        delete_not_written, "delete what it prepared before|load.store. is not the state"
+    ),
     "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
     "backoff never over": Plant(backoff_never_over, "it would spin"),
     "resume from what was never committed": Plant(resume_from_what_was_prepared, "P1: .* resumes from"),
@@ -314,4 +336,7 @@ PLANTS: dict[str, Plant] = {
     "drop what is resumed from": Plant(drop_what_is_resumed_from, "P1: step .* is dropped, and .* resumed"),
     "drop too many": Plant(drop_too_many, "P1: step .* is dropped, and only"),
     "delete what is kept": Plant(delete_what_is_kept, "P1: the files of .* which are kept, are to go"),
+    "hangs not resent": Plant(hangs_not_resent, "liveness: ", HANGS),
+    "a pause is a hang": Plant(a_pause_is_a_hang, "P4: .* is said to hang", "freeze_machine"),
+    "hang without restart": Plant(hang_without_restart, "P4: .* is told to stop", "hang_worker"),
 }

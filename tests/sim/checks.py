@@ -1,12 +1,12 @@
 """What is checked while a simulation runs. It sees everything, and is a party to nothing.
 
 P1 commits, manifests, LATEST, and what is set aside or dropped; P2 one accepted attempt; P3 durable before visible;
-P4 no healthy worker killed; P6 one process for a key; P9 no job failed by the control plane. And after every event:
-the invariants of the state, and that the writes are exactly the difference.
+P4 no healthy worker killed, nor said to hang; P6 one process for a key; P9 no job failed by the control plane. And
+after every event: the invariants of the state, and that the writes are exactly the difference.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from holdfast_agent.core import Key
@@ -31,14 +31,17 @@ from holdfast_coordinator.core.events import (
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
+    WorkerHung,
 )
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
+    Action,
     Commit,
     Desired,
     Exit,
     Gang,
+    HangAction,
     Job,
     JobState,
     Node,
@@ -53,6 +56,9 @@ from holdfast_coordinator.store.memory import MemoryStore
 from tests.core.invariants import Monotone, proven_corrupt, validate, validate_history
 from tests.sim.disk import Checkpoints, Place, same_commit
 from tests.sim.world import Violation, World
+
+HANG_SLACK_MS = 3_000
+"""A pause of the agent, and so of the machine, is told to a look."""
 
 
 @dataclass
@@ -77,6 +83,7 @@ class Checks:
     _heard: dict[str, int] = field(default_factory=dict)
     _spawned: set[Key] = field(default_factory=set)
     _dead: set[Key] = field(default_factory=set)
+    _hung: set[Key] = field(default_factory=set)
     _exits: dict[Key, Exit] = field(default_factory=dict)
     _boots: set[str] = field(default_factory=set)
     _attempts: dict[Place, int] = field(default_factory=dict)
@@ -95,6 +102,14 @@ class Checks:
     def died(self, key: Key) -> None:
         """It ended other than by exit code 0."""
         self._dead.add(key)
+
+    def hung(self, process: Any, verdict: Any) -> None:
+        """Its agent says that it hangs: it has not moved for longer than it may, give or take a look or two."""
+        self._count("hangs")
+        self._hung.add(process.key)
+        limit = process.order.spec.hang.limits_ms.get(verdict.section, process.order.spec.hang.floor_ms)
+        if process.quiet_ms() < limit - HANG_SLACK_MS:
+            raise Violation(f"P4: {process.key} is said to hang and moved {process.quiet_ms()} ms ago")
 
     def ended(self, key: Key, how: Exit) -> None:
         self._exits[key] = how
@@ -141,6 +156,10 @@ class Checks:
         world = int(self._shadow.jobs[key.job_id].spec.world_size)
         return min(self.pace.get(Key(key.job_id, rank, key.attempt), -1) for rank in range(world))
 
+    def superseded(self, place: Place, attempt: int) -> bool:
+        """Whether an attempt is not the newest of its gang any more."""
+        return attempt < self._attempts.get(place, 1)
+
     def was_durable(self, place: Place, step: int, attempt: int) -> bool:
         return any((c.step, c.attempt) == (step, attempt) for c in self.ever.get(place, ()))
 
@@ -158,7 +177,7 @@ class Checks:
             aside = None
         else:
             aside = proven_corrupt(self._shadow, event)
-            self._causes(effects.writes, aside)
+            self._causes(effects.writes, aside, self._hung_gang(event))
             self._shadow.apply(effects.writes)
         if self._shadow != state:
             raise Violation(f"load(store) is not the state after {type(event).__name__}")
@@ -179,12 +198,22 @@ class Checks:
         before = [commit for step, commit in self.commits[place].items() if step < event.step]
         self._seen.set_aside(place, max(before, key=lambda commit: commit.step, default=None), state)
 
-    def _causes(self, writes: Iterable[Write], aside: Place | None) -> None:
+    def _hung_gang(self, event: Event) -> Place | None:
+        """The gang of a worker that hangs, where that is a reason to restart it."""
+        if not isinstance(event, WorkerHung) or event.over or Key(*astuple(event.key)) not in self._hung:
+            return None
+        row = self._shadow.workers.get((event.key.job_id, event.key.rank))
+        job = self._shadow.jobs.get(event.key.job_id)
+        acts = job is not None and job.spec.hang.action is HangAction.RESTART
+        return (row.job_id, row.gang) if row is not None and row.key == event.key and acts else None
+
+    def _causes(self, writes: Iterable[Write], *reasons: Place | None) -> None:
         """Every worker that is given up has died or was out of reach; every restart follows from one (P4).
 
-        Or from a checkpoint that proved corrupt.
+        Or from a checkpoint that proved corrupt, or from a hang.
         """
-        given_up: set[tuple[str, int]] = {aside} if aside is not None else set()
+        aside, _ = reasons
+        given_up: set[tuple[str, int]] = {place for place in reasons if place is not None}
         for write in writes:
             if isinstance(write, DropCommit) and aside is None:
                 self._let_go(write)
@@ -196,13 +225,22 @@ class Checks:
         for row in rows:
             match row:
                 case Worker(state=WorkerState.FAILED | WorkerState.LOST):
-                    given_up.add((row.job_id, row.gang))
+                    given_up |= self._fall_with(row)
                     if self._shadow.workers[row.job_id, row.rank].state is not row.state:
                         self._worker_given_up(row, {node.name for node in lost_nodes})
                 case Gang():
                     self._gang_written(row, given_up)
                 case Job(state=JobState.FAILED):
                     raise Violation(f"P9: {row.id} failed: {row.reason}")
+
+    def _fall_with(self, worker: Worker) -> set[tuple[str, int]]:
+        """The gangs that restart because of a worker: its own, or all of them where a rule says so."""
+        spec = self._shadow.jobs[worker.job_id].spec
+        failed = worker.state is WorkerState.FAILED and worker.exit is not None and worker.exit.code == 1
+        if failed and any(rule.action is Action.RESTART_GANG for rule in spec.rules):
+            self._count("rules")
+            return {(worker.job_id, index) for index in range(spec.world_size)}
+        return {(worker.job_id, worker.gang)}
 
     def _let_go(self, dropped: DropCommit) -> None:
         gang = self._shadow.gangs[dropped.job_id, dropped.gang]

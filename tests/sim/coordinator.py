@@ -29,14 +29,16 @@ from holdfast_coordinator.core.events import (
     StreamLost,
     Ticked,
     WorkerExited,
+    WorkerHung,
     WorkerStarted,
 )
-from holdfast_coordinator.core.model import Capacity, Key
+from holdfast_coordinator.core.model import Capacity, Hang, Key
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
 from holdfast_coordinator.store.memory import MemoryStore
 from tests.sim.checks import Checks
 from tests.sim.link import DOWN, UP, Stream
+from tests.sim.worker import MS
 from tests.sim.world import World
 
 TICK_MS = 1_000
@@ -411,6 +413,15 @@ def agent_event(at: int, node: str, session: str, kind: str, what: Any) -> Event
         case "reported":
             key, report = what
             return CheckpointReported(at, node, session, Key(*key), report.kind, report.step, report.content)
+        case "hung":
+            return WorkerHung(at, node, session, Key(*what.key), _hang(at, what.content), what.over)
         case "ports":
             return PortsOffered(at, node, session, what)
     raise AssertionError(kind)
+
+
+def _hang(at: int, verdict: Any) -> Hang:
+    """What convert.py and codec_hangs.py make of a verdict."""
+    silent = verdict.silent_ns // MS
+    limit, learned = getattr(verdict, "limit_ns", 0) // MS, getattr(verdict, "learned", False)
+    return Hang(verdict.since_ns, at - silent, verdict.section, verdict.step, silent, limit, learned)

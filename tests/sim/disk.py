@@ -18,6 +18,8 @@ class AttemptDir:
     """pid and start time, once the shim has written shim.json."""
     exit: Any = None
     released: bool = False
+    hang: Any = None
+    """hang.json"""
 
 
 @dataclass

@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 from holdfast_coordinator.core.effects import (
     AckCommit,
+    NoteHang,
     NoteReport,
     ReleaseWorkers,
     StartWorkers,
     StopWorkers,
     Welcome,
 )
+from holdfast_coordinator.core.model import HangAction
 from tests.sim.agent import Agent
 from tests.sim.checks import Checks
 from tests.sim.coordinator import Coordinator
@@ -58,6 +60,8 @@ class Faults:
             self.slow_network,
             self.rot_a_file,
             self.lose_storage,
+            self.hang_worker,
+            self.freeze_machine,
         ]
         # Several at a time, so that faults of different kinds meet; not all, so that each has room to show.
         wanted = [kind for kind in kinds if world.chance(0.4)] or [world.rng.choice(kinds)]
@@ -72,6 +76,9 @@ class Faults:
         self._world.note("faults", "end")
         for agent in self._agents:
             self._mend(agent)
+        for process in self._processes():
+            if process.order.spec.hang.action is not HangAction.RESTART:
+                process.go_on()
         self._network.slowest_ms = 5
         self._coordinator.fill_disk(0)
         self._coordinator.die_after = ()
@@ -93,21 +100,23 @@ class Faults:
     def _while_on(self, delay_ms: int, what: Callable[[], None]) -> None:
         self._world.at(delay_ms, lambda: what() if self._on else None)
 
+    def _processes(self) -> list[Process]:
+        return [process for agent in self._agents for process in agent.processes.values()]
+
     # Kinds
 
     def crash_worker(self) -> None:
         self._crash(lambda _: True)
 
     def _crash(self, wanted: Callable[[Process], bool]) -> None:
-        processes = (process for agent in self._agents for process in agent.processes.values())
-        live = [process for process in processes if wanted(process)]
+        live = [process for process in self._processes() if wanted(process)]
         if live:
             process = self._world.rng.choice(live)
             code = self._world.rng.choice([1, 1, 0])
             process.end(code or -1, 0 if code else 9)
 
     def kill_shim(self) -> None:
-        live = [process for agent in self._agents for process in agent.processes.values()]
+        live = self._processes()
         if live:
             self._world.rng.choice(live).lose_shim()
 
@@ -144,7 +153,7 @@ class Faults:
 
     def kill_coordinator_as_it_speaks(self) -> None:
         said = self._world.rng.choice(
-            [StartWorkers, StopWorkers, ReleaseWorkers, AckCommit, NoteReport, Welcome]
+            [StartWorkers, StopWorkers, ReleaseWorkers, AckCommit, NoteReport, NoteHang, Welcome]
         )
         self._coordinator.die_after = (said,)
 
@@ -208,3 +217,17 @@ class Faults:
             self._checks.checkpoints.away = False
 
         self._while_on(self._world.between(100, LONGER_THAN_THE_LEASE_MS), back)
+
+    def hang_worker(self) -> None:
+        """A worker waits for a lock, or is stopped; for a while, or for ever."""
+        live = self._processes()
+        if live:
+            process = self._world.rng.choice(live)
+            process.stall()
+            if self._world.chance(0.4):
+                self._while_on(self._world.between(100, LONGER_THAN_THE_LEASE_MS), process.go_on)
+
+    def freeze_machine(self) -> None:
+        agent = self._world.rng.choice(self._agents)
+        agent.freeze_machine()
+        self._while_on(self._world.between(100, 2 * LONGER_THAN_THE_LEASE_MS), agent.thaw_machine)

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from holdfast_coordinator.core.events import JobDeleteRequested, JobStopRequested, JobSubmitted
 from holdfast_coordinator.core.model import (
     TERMINAL,
+    Action,
+    CodeRange,
+    HangAction,
+    HangPolicy,
     JobSpec,
     JobState,
     Mode,
     NodeState,
     RestartPolicy,
     RetentionPolicy,
+    Rule,
     Scope,
 )
 from holdfast_coordinator.store.memory import MemoryStore
@@ -119,6 +124,7 @@ class Simulation:
             backoff_ms=world.rng.choice([0, 50, 500]),
             backoff_cap_ms=2_000,
             budget=1_000,
+            no_progress_limit=0,  # whatever its exits look like, they are faults from outside
         )
         env = {
             "STEPS": str(world.between(10, 60)),
@@ -131,8 +137,22 @@ class Simulation:
                 world.between(1, 3), world.rng.choice([0, 5]), world.between(0, 1), "loss", Mode.MIN
             )
         grace = world.rng.choice([5, 300])
+        # What a fault may hold up without a hang of its own is given time.
+        hang = HangPolicy(
+            world.rng.choice([HangAction.RESTART, HangAction.RESTART, HangAction.NOTIFY]),
+            {"setup": 20_000, "step": world.rng.choice([3_000, 8_000]), "checkpoint": 20_000},
+        )
+        rules = (Rule(Action.RESTART_GANG, exit_codes=(CodeRange(1, 1),)),) if world.chance(0.6) else ()
         return JobSpec(
-            "train", ("train",), ranks, env, restart=policy, stop_grace_ms=grace, retention=retention
+            "train",
+            ("train",),
+            ranks,
+            env,
+            restart=policy,
+            stop_grace_ms=grace,
+            retention=retention,
+            hang=hang,
+            rules=rules,
         )
 
     def _faulty(self) -> None:
@@ -245,7 +265,7 @@ class Simulation:
                 return f"agent {agent.name} is not connected"
             if agent.processes:
                 return f"node {agent.name} has processes left: {list(agent.processes)}"
-            held = {**agent.core.workers, **agent.core.prepared, **agent.core.reports}
+            held = {**agent.core.workers, **agent.core.prepared, **agent.core.reports, **agent.hangs_held}
             if held:
                 return f"agent {agent.name} has things unacknowledged: {held}"
             node = state.nodes.get(agent.name)

@@ -23,7 +23,10 @@ def test_promises_hold_whatever_breaks(first):
 
 
 def test_the_simulation_breaks_enough_to_mean_something():
-    kinds = ("commits", "nodes lost", "restarts", "spawned", "degraded", "dropped", "set aside")
+    kinds = (
+        *("commits", "nodes lost", "restarts", "spawned", "degraded", "dropped", "set aside", "hangs"),
+        "rules",
+    )
     totals = dict.fromkeys(kinds, 0)
     for seed in range(60):
         for what, count in run(seed).counts.items():

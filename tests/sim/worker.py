@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast_agent import core
+from holdfast_agent import core, hangs
 from holdfast_agent.core import Key
 from holdfast_coordinator.core.effects import Assignment
 from holdfast_coordinator.core.model import Commit, Exit, JobSpec, Progress, ReportKind, Scope, Shard
@@ -17,6 +17,8 @@ from tests.sim.disk import Checkpoints, Place
 from tests.sim.world import Violation, World
 
 KILL, TERM = 9, 15
+MS = 1_000_000
+"""In nanoseconds."""
 PATIENCE_MS = 2_000
 """How long a worker awaits the answer to a checkpoint when the next one is due."""
 
@@ -75,6 +77,12 @@ class Process:
         self._staging = False
         self._waiting_since = 0
         self._stopping = False
+        self._moved_ms = world.now
+        self._section = "setup"
+        self._stalled: list[Any] | None = None
+        """While it stands still: what it goes on with."""
+        self._excused_ms = 0
+        """Of the time since it moved: its whole machine stood still."""
         env = order.spec.env
         self._total, self._every, self._pace = int(env["STEPS"]), int(env["EVERY"]), int(env["PACE"])
         self._lockstep = order.spec.restart.scope is Scope.GANG
@@ -94,9 +102,16 @@ class Process:
             if (place, commit.step, file) in self._checkpoints.rotten:
                 self._report(ReportKind.CORRUPT, commit.step)
                 return
+            if (place, commit.step, file) not in self._checkpoints.files:
+                # Started late by an agent that was away; whoever superseded it has dropped what it resumes from.
+                if not self._checks.superseded(place, self.key.attempt):
+                    raise Violation(f"P1: {self.key} resumes from step {commit.step}, whose files are gone")
+                self._world.at(1, self.end, 1)
+                return
             self._value = self._checkpoints.files[place, commit.step, file]
             self.step = self._first = commit.step
         self._checks.pace[self.key] = self.step
+        self._moved_ms = self._world.now
         self._next_step()
 
     def end(self, code: int, signal: int = 0) -> None:
@@ -126,6 +141,29 @@ class Process:
         self._checks.died(self.key)
         self._checks.pace.pop(self.key, None)
 
+    def stall(self) -> None:
+        """It hangs in a lock, or is stopped (SIGSTOP), or its whole machine is: it does nothing any more."""
+        if not self.gone and self._stalled is None:
+            self._world.note(self._host.name, f"{self.key} stands still")
+            self._stalled = []
+
+    def go_on(self, excused_ms: int = 0) -> None:
+        """What held it is over; for so long its machine stood still."""
+        self._excused_ms += excused_ms
+        if not self.gone and self._stalled is not None:
+            self._world.note(self._host.name, f"{self.key} goes on")
+            calls, self._stalled = self._stalled, None
+            for call in calls:
+                self._world.at(0, *call)
+
+    def quiet_ms(self) -> int:
+        """How long it has not moved, though it could have."""
+        return self._world.now - self._moved_ms - self._excused_ms
+
+    @property
+    def stalled(self) -> bool:
+        return self._stalled is not None
+
     def stop(self, *, force: bool) -> None:
         """SIGTERM and, when the grace is over, SIGKILL; or SIGKILL at once."""
         if force:
@@ -133,7 +171,7 @@ class Process:
         elif not self._stopping:
             self._stopping = True
             grace = self.order.spec.stop_grace_ms
-            heeds = self._world.chance(0.8)
+            heeds = self._world.chance(0.8) and not self.stalled
             self._world.at(
                 self._world.between(1, grace) if heeds else grace, self.end, -1, TERM if heeds else KILL
             )
@@ -153,10 +191,18 @@ class Process:
         self._waiting_since = self._waiting_since or self._world.now
         return self._world.now - self._waiting_since >= PATIENCE_MS
 
+    def _enter(self, section: str) -> None:
+        if section != self._section:
+            self._section, self._moved_ms, self._excused_ms = section, self._world.now, 0
+
     def _step(self) -> None:
         if self.gone:
             return
+        if self._stalled is not None:
+            self._stalled.append((self._step,))
+            return
         if self.step == self._total:
+            self._enter("checkpoint")
             self._drain()
             if not (self._staging or self._total in self._unanswered or self._reports or self._spool):
                 self.end(0)
@@ -165,11 +211,14 @@ class Process:
             return
         due = (self.step + 1) % self._every == 0 or self.step + 1 == self._total
         waits = due and not self._may_checkpoint()
+        if self._section != "setup":
+            self._enter("checkpoint" if waits else "step")
         if waits or (self._lockstep and self._checks.slowest(self.key) < self.step):
             self._next_step()
             return
         self._drain()
         self.step += 1
+        self._section, self._moved_ms, self._excused_ms = "step", self._world.now, 0
         self._first_ms = self._first_ms or self._world.now
         self._checks.pace[self.key] = self.step
         self._value = advance(self._value, self.key.rank, self.step)
@@ -180,6 +229,9 @@ class Process:
 
     def _staged(self, step: int, value: int) -> None:
         if self.gone:
+            return
+        if self._stalled is not None:
+            self._stalled.append((self._staged, step, value))
             return
         if self._world.chance(0.02):  # no room; it is tried again
             self._report(ReportKind.SAVE_FAILED, step)
@@ -281,6 +333,10 @@ class Process:
         if not self._checks.was_durable(self.order.place, step, self.key.attempt):
             raise Violation(f"P3: {self.key} was told that step {step} is committed, and it is not")
         self._unanswered = {at: shard for at, shard in self._unanswered.items() if at > step}
+
+    def seen(self) -> hangs.Seen:
+        """What its heartbeat page says to whoever looks for hangs."""
+        return hangs.Seen(self._section, self.step, self.step - self._first, self._moved_ms * MS)
 
     def progress(self) -> Progress:
         """What its heartbeat page says."""

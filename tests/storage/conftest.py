@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+from botocore.retries.standard import ExponentialBackoff
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
@@ -71,8 +72,9 @@ def fsspec_objects_place(monkeypatch):
 
 
 @pytest.fixture
-def s3(proxy, s3_bucket):
-    """Opens storages on S3 through the proxy, and closes them."""
+def s3(proxy, s3_bucket, monkeypatch):
+    """Opens storages on S3 through the proxy, and closes them. They ask again at once: botocore would wait seconds."""
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0.001)
     with contextlib.ExitStack() as stack:
 
         def make(writer=None, below="job-1", **env):

@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from tests.ports import free_port
+
 ERROR = '<?xml version="1.0"?><Error><Code>{0}</Code><Message>{0}, says the test</Message></Error>'
 
 
@@ -45,7 +47,7 @@ class Fault(NamedTuple):
 
 
 class FaultProxy:
-    """Listens on a free port of loopback, and forwards what no fault is waiting for."""
+    """Listens on a port of loopback, and forwards what no fault is waiting for."""
 
     def __init__(self, upstream):
         self.upstream = upstream
@@ -53,7 +55,7 @@ class FaultProxy:
         self.closing = threading.Event()
         self._faults = []
         self._lock = threading.Lock()
-        self._start(0)
+        self._start(free_port())
 
     def _start(self, port):
         self.closing.clear()

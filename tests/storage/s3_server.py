@@ -32,13 +32,14 @@ class S3Server:
         self.endpoint = self._process.stdout.readline().strip()
         assert self.endpoint, "the S3 server did not come up"
         self.env = {**KEYS, "S3_ENDPOINT": self.endpoint}
+        self.client = self._make_client()
 
     @property
     def address(self):
         url = urlsplit(self.endpoint)
         return url.hostname, url.port
 
-    def client(self):
+    def _make_client(self):
         """A plain client of boto3's, to look at what is there."""
         import boto3
 
@@ -53,13 +54,12 @@ class S3Server:
     def make_bucket(self):
         """Make a bucket, and give its name."""
         bucket = f"bucket-{uuid.uuid4().hex[:12]}"
-        client = self.client()
-        client.create_bucket(Bucket=bucket)
-        client.close()
+        self.client.create_bucket(Bucket=bucket)
         return bucket
 
     def stop(self):
         """End it, as the end of the process that started it does."""
+        self.client.close()
         self._process.stdin.close()
         self._process.wait(30)
         self._process.stdout.close()

@@ -12,6 +12,7 @@ Events begin in the first column; `#` begins a comment. What comes of an event i
 """
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from holdfast_coordinator.core.effects import (
@@ -26,6 +27,7 @@ from holdfast_coordinator.core.effects import (
     ForgetJob,
     JobOver,
     MarkDrained,
+    NoteHang,
     NoteReport,
     Put,
     RefuseShard,
@@ -37,21 +39,29 @@ from holdfast_coordinator.core.effects import (
     Write,
 )
 from holdfast_coordinator.core.model import (
+    Action,
+    CodeRange,
     Commit,
     Entry,
+    ExitKind,
     Gang,
+    Hang,
+    HangAction,
+    HangPolicy,
     Job,
     Kept,
     Key,
     Node,
+    Output,
     Pin,
     Prepared,
     ReportKind,
     RetentionPolicy,
+    Rule,
     Scope,
     Worker,
 )
-from tests.core.builders import T0, Cluster, ended, found, shard, spec
+from tests.core.builders import T0, Cluster, ended, found, hang, shard, spec
 
 
 @dataclass
@@ -102,10 +112,13 @@ class Interpreter:
     def _submit(
         self, job: str, world: str = "2", scope: str = "gang", request: str = "", **policy: str
     ) -> Effects:
+        rules = tuple(_rule(word) for word in policy.pop("rules", "").split())
+        on_hang = HangPolicy(HangAction(policy.pop("hang", "notify")))
         numbers: dict[str, object] = {name: int(value) for name, value in policy.items()}
         keep = {name: numbers.pop(name) for name in list(numbers) if name.startswith("keep_")}
         if keep:
             numbers["retention"] = RetentionPolicy(**keep)
+        numbers |= {"hang": on_hang, "rules": rules}
         return self.cluster.submit(spec(int(world), Scope(scope), **numbers), job, request)
 
     def _stop(self, job: str, how: str = "") -> Effects:
@@ -125,6 +138,9 @@ class Interpreter:
             at_step=int(given["step"]) if "step" in given else None,
             never_ran=how == "never_ran",
             node=given.get("node", ""),
+            line=given.get("line", ""),
+            kind=ExitKind(given.get("kind", "exited")),
+            output=Output(matched=tuple(map(int, given.get("matched", "").split()))),
         )
 
     def _prepare(self, which: str, where: str = "", *, step: str, node: str = "") -> Effects:
@@ -134,6 +150,15 @@ class Interpreter:
 
     def _report(self, which: str, kind: str, step: str, message: str = "", node: str = "") -> Effects:
         return self.cluster.report(_key(which), ReportKind(kind), int(step), message, node)
+
+    def _hung(
+        self, which: str, over: str = "", *, section: str = "step", since: str = "7", **given: str
+    ) -> Effects:
+        """`hung j1/0.1 step=14 for_ms=73000`, and with `over`, that it moves again."""
+        step = int(given["step"]) if "step" in given else None
+        silent, where = int(given.get("for_ms", "61000")), given.get("where", "")
+        how = hang(section, silent, since_ns=int(since), step=step, where=where)
+        return self.cluster.hung(_key(which), how, over=over == "over", node=given.get("node", ""))
 
     def _pin(self, job: str, step: str, name: str = "") -> Effects:
         return self.cluster.pin(int(step), name, job=job)
@@ -149,6 +174,18 @@ class Interpreter:
 
     def _tick(self, after_ms: str, silent: str = "") -> Effects:
         return self.cluster.tick(int(after_ms), *silent.split(","))
+
+
+def _rule(word: str) -> Rule:
+    """`3:fail`, `sig11:retry`, `out_of_memory:fail`, `log:ignore`: what is matched, and the action."""
+    what, _, action = word.partition(":")
+    if what.isdecimal():
+        return Rule(Action(action), exit_codes=(CodeRange(int(what), int(what)),))
+    if what.startswith("sig"):
+        return Rule(Action(action), signals=(int(what[3:]),))
+    if what == "log":
+        return Rule(Action(action), log="said")
+    return Rule(Action(action), kinds=(ExitKind(what),))
 
 
 def _key(word: str) -> Key:
@@ -188,6 +225,7 @@ _SHOWN = {
         "attempt",
         "restarts",
         "not_before_ms",
+        "short_since_ms",
         "best_step",
         "master_port",
         "commit",
@@ -195,8 +233,9 @@ _SHOWN = {
         "pins",
         "dropping",
         "failed_step",
+        "excluded",
     ),
-    "Worker": ("state", "attempt", "node", "pid", "resume_step"),
+    "Worker": ("state", "attempt", "node", "pid", "resume_step", "hang"),
     "Node": ("state", "reason", "session", "ports", "strays"),
     "Prepared": (),
 }
@@ -212,7 +251,8 @@ def _write(write: Write, before: dict[str, Row]) -> str:
             return f"delete {_name(row)}"
         case Append(Entry() as entry):
             about = [f"rank {entry.rank}"] if entry.rank is not None else []
-            return f"! {' '.join([entry.kind, *about])}: {entry.message}"
+            outcome = f"; {entry.outcome}" if entry.outcome else ""
+            return f"! {' '.join([entry.kind, *about])}: {entry.message}{outcome}"
         case Append(Commit() as made):
             return f"append commit of {made.job_id} step {made.step} attempt {made.attempt}"
         case SetEpoch(epoch):
@@ -243,13 +283,17 @@ def _value(name: str, value: object) -> str:
             return f"step {value.step}" + (f" (rank {' '.join(local)} on its node alone)" if local else "")
         case Kept():
             return str(value.step)
+        case Hang():
+            return f'"in {value.section}{" acted upon" if value.acted else ""}"'
         case Pin():
             return f"{value.step}={value.name}"
         case Key():
             return _short(value)
+        case Mapping():
+            return "[" + " ".join(f"{each}: {why}" for each, why in value.items()) + "]"
         case tuple():
             return "[" + " ".join(_value(name, each) for each in value) + "]"
-        case int() if name == "not_before_ms" and value:
+        case int() if name in ("not_before_ms", "short_since_ms") and value:
             return f"+{value - T0}"
         case str() if " " in value:
             return f'"{value}"'
@@ -279,6 +323,8 @@ def _command(command: Command) -> str:
             return f"RefuseShard {_short(key)} step {step}: {reason}"
         case NoteReport(key, kind, step):
             return f"NoteReport {_short(key)} {kind} step {step}"
+        case NoteHang(key, since_ns, over):
+            return f"NoteHang {_short(key)} since {since_ns}{' over' if over else ''}"
         case ForgetJob(job_id):
             return f"ForgetJob {job_id}"
         case JobOver(job_id):

@@ -10,6 +10,7 @@ from holdfast.cli.common import (
     age,
     asynchronous,
     fail,
+    metrics,
     output_option,
     printable,
     server_option,
@@ -24,12 +25,6 @@ from holdfast.cli.exits import EXIT
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 from holdfast.worker.layout import directory
-
-
-def metrics(of: Any) -> str:
-    """What the program reported, or a dash."""
-    return " ".join(f"{name}={value:g}" for name, value in sorted(of.metrics.items())) or "-"
-
 
 COLUMNS = (
     Column("STEP", lambda c: str(c.step)),

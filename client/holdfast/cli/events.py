@@ -4,6 +4,13 @@ import click
 
 from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
 from holdfast.client import Client
+from holdfast.v1 import job_pb2
+
+
+def said(event: job_pb2.Event) -> str:
+    """What happened, why, and what is done about it."""
+    return f"{event.message}; {event.outcome}" if event.outcome else event.message
+
 
 COLUMNS = (
     Column("TIME", lambda e: e.at.ToDatetime().strftime("%H:%M:%S.%f")[:-3]),
@@ -12,7 +19,7 @@ COLUMNS = (
     Column("RANK", lambda e: str(e.rank) if e.HasField("rank") else "-"),
     Column("ATTEMPT", lambda e: str(e.attempt or "-"), wide=True),
     Column("EVENT", lambda e: e.kind),
-    Column("WHY", lambda e: e.message),
+    Column("WHY", said),
 )
 
 

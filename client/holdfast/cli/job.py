@@ -12,6 +12,7 @@ from holdfast.cli.common import (
     asynchronous,
     enum_word,
     fail,
+    metrics,
     output_option,
     printable,
     server_option,
@@ -19,13 +20,15 @@ from holdfast.cli.common import (
     show,
     show_data,
     show_table,
+    time_shares,
     to_dict,
 )
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
-from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.logs import command as logs
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
+from holdfast.cli.why import command as why
 from holdfast.client import TERMINAL, Client
 from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
@@ -40,6 +43,27 @@ def state_word(job: job_pb2.Job) -> str:
 def committed(job: job_pb2.Job) -> str:
     """The last committed step, or a dash."""
     return str(job.last_committed_step) if job.HasField("last_committed_step") else "-"
+
+
+def worker_state(worker: job_pb2.Worker) -> str:
+    """running, waiting, and so on; and whether it hangs."""
+    word = enum_word(job_pb2.WorkerState.Name(worker.state))
+    return f"{word}, hangs" if worker.HasField("hang") else word
+
+
+def hang(worker: job_pb2.Worker) -> str:
+    """What it hangs in, and for how long, or a dash."""
+    if not worker.HasField("hang"):
+        return "-"
+    found = worker.hang
+    where = f", in {found.where}" if found.where else ""
+    return f"{found.section} for {age(found.since)}{where}{', stopped by a signal' if found.stopped else ''}"
+
+
+def straggler(worker: job_pb2.Worker) -> str:
+    """How slow it is, while it is, and how often it was."""
+    score = f"{worker.straggler_score:.1f}" if worker.HasField("straggler_score") else "-"
+    return f"{score} ({worker.strikes} strikes)" if worker.strikes else score
 
 
 DEGRADED = (
@@ -67,15 +91,15 @@ COLUMNS = (
 
 WORKER_COLUMNS = (
     Column("RANK", lambda w: str(w.rank)),
-    Column("STATE", lambda w: enum_word(job_pb2.WorkerState.Name(w.state))),
+    Column("STATE", worker_state),
     Column("NODE", lambda w: w.node or "-"),
     Column("PID", lambda w: str(w.pid or "-")),
     Column("ATTEMPT", lambda w: str(w.attempt)),
     Column("STEP", lambda w: str(w.step) if w.HasField("step") else "-"),
     Column("SECTION", lambda w: w.section or "-", wide=True),
-    Column(
-        "METRICS", lambda w: " ".join(f"{k}={v:g}" for k, v in sorted(w.metrics.items())) or "-", wide=True
-    ),
+    Column("HANGS", hang, wide=True),
+    Column("SLOW", straggler, wide=True),
+    Column("METRICS", metrics, wide=True),
     Column("LAST EXIT", lambda w: w.last_exit.message or "-"),
 )
 
@@ -113,7 +137,9 @@ def command() -> None:
     """Submit, list, watch, stop and delete jobs."""
 
 
+command.add_command(logs)
 command.add_command(samples)
+command.add_command(why)
 
 
 @command.command(context_settings={"allow_interspersed_args": False})
@@ -222,28 +248,6 @@ async def watch(job_id: str, timeout: float | None, server: str) -> None:
 
 @command.command()
 @click.argument("job_id")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
-@click.option("--rank", "ranks", multiple=True, type=int, help="Only this rank; may be repeated.")
-@click.option("--attempt", type=click.IntRange(min=0), default=0, help="Only this attempt.  [default: all]")
-@server_option
-@asynchronous
-async def logs(job_id: str, ranks: tuple[int, ...], attempt: int, server: str, *, follow: bool) -> None:
-    """Print what workers wrote, with the rank in front.
-
-    \b
-    Examples:
-      holdfast job logs c7mk2xq9pd
-      holdfast job logs c7mk2xq9pd --follow --rank 0
-    """  # noqa: D301  click reads the backspaces
-    printer = LinePrinter()
-    async with Client(server) as client:
-        async for chunk in client.stream_logs(job_id, ranks=ranks, attempt=attempt, follow=follow):
-            printer.write(chunk)
-    printer.finish()
-
-
-@command.command()
-@click.argument("job_id")
 @click.option("--force", is_flag=True, help="SIGKILL at once.")
 @waiting
 @server_option
@@ -348,20 +352,24 @@ async def wait_for(
 
 def summary_rows(found: job_pb2.JobSummary) -> list[list[str]]:
     """A summary as rows of a table."""
+    steps = f"{found.steps} of {found.total_steps}" if found.total_steps else str(found.steps)
+    left = short_seconds(found.time_left.seconds) if found.HasField("time_left") else "-"
     rows = [
         ["state", enum_word(job_pb2.JobState.Name(found.state))],
         ["why", found.reason],
         ["workers", str(found.world_size)],
-        ["steps", str(found.steps) if found.HasField("steps") else "-"],
+        ["steps", steps if found.HasField("steps") else "-"],
         ["steps/s, all ranks", f"{found.steps_per_second:.1f}" if found.steps_per_second else "-"],
         ["restarts", str(found.restarts)],
         ["steps redone", str(found.steps_redone)],
         ["committed step", str(found.last_committed_step) if found.HasField("last_committed_step") else "-"],
         ["elapsed", f"{found.elapsed.ToMilliseconds() / 1000:.1f} s"],
+        ["time left", left],
         ["goodput", f"{found.goodput:.1%}" if found.HasField("goodput") else "-"],
+        ["time went into", time_shares(found) if found.HasField("goodput") else "-"],
+        ["metrics", metrics(found)],
     ]
     if found.degraded_commits:
         newest = ", the newest still is" if found.degraded else ""
         rows.append(["degraded checkpoints", f"{found.degraded_commits}{newest}"])
-    lost = [f"{cause} {short_seconds(s)}" for cause, s in sorted(found.badput_seconds.items()) if s >= 0.5]
-    return [*rows, ["lost, in rank-seconds", ", ".join(lost) or "-"]]
+    return rows

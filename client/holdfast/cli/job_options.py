@@ -41,6 +41,16 @@ _OPTIONS = (
     ),
     click.option("--backoff-cap", metavar="DURATION", help="Longest wait before a restart.  [default: 30s]"),
     click.option("--restart-budget", type=int, help="Restarts without progress.  [default: 50]"),
+    click.option(
+        "--no-progress-limit",
+        type=int,
+        help="So many exits of one kind in a row without progress end the job; 0: never.  [default: 3]",
+    ),
+    click.option(
+        "--restart-grace",
+        metavar="DURATION",
+        help="From SIGTERM to SIGKILL for those who go because another rank died.  [default: 5s]",
+    ),
     click.option("--stop-grace", metavar="DURATION", help="From SIGTERM to SIGKILL.  [default: 30s]"),
     click.option("--cpus", type=float, help="CPUs for each worker."),
     click.option("--memory", metavar="SIZE", help="Memory for each worker, e.g. 2GiB."),
@@ -74,6 +84,12 @@ _OPTIONS = (
         type=int,
         help="Processes a node that wait with the imports done, instead of one that forks.",
     ),
+    click.option(
+        "--log-metric",
+        multiple=True,
+        metavar="NAME=REGEX",
+        help="A metric in what the program prints, e.g. 'loss=loss: ([0-9.]+)'; step is the step. May be repeated.",
+    ),
     click.option("--label", multiple=True, metavar="NAME=VALUE", help="May be repeated."),
 )
 
@@ -85,6 +101,7 @@ _FLAGS = {
     "datasets": "data",
     "preload": "preload",
     "spares": "spares",
+    "log_metrics": "log_metric",
     "working_dir": "working_dir",
     "checkpoint_uri": "checkpoint_dir",
     "resume_from": "resume_from",
@@ -95,6 +112,8 @@ _FLAGS = {
     "restart.backoff": "backoff",
     "restart.backoff_cap": "backoff_cap",
     "restart.budget": "restart_budget",
+    "restart.no_progress_limit": "no_progress_limit",
+    "restart.grace": "restart_grace",
     "resources.cpus": "cpus",
     "resources.memory_bytes": "memory",
     "resources.gpus": "gpus",
@@ -120,9 +139,10 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
         raise click.UsageError("give the command, for instance: -- python train.py")
     spec.env.update(pairs([_with_value(text) for text in flags["env"]], "--env"))
     spec.labels.update(pairs(flags["label"], "--label"))
+    spec.log_metrics.update(pairs(flags["log_metric"], "--log-metric"))
     if flags["preload"]:
         spec.preload[:] = [name.strip() for text in flags["preload"] for name in text.split(",")]
-    for field in _FLAGS.keys() - {"env", "labels", "datasets", "preload"}:
+    for field in _FLAGS.keys() - {"env", "labels", "datasets", "log_metrics", "preload"}:
         if flags[_FLAGS[field]] is not None:
             _set(spec, field, flags[_FLAGS[field]])
     spec.working_dir = _absolute(spec.working_dir or ".")
@@ -220,11 +240,11 @@ def _set(spec: job_pb2.JobSpec, field: str, value: Any) -> None:
         match field:
             case "restart.scope":
                 message.scope = job_pb2.RestartScope.Value(f"RESTART_SCOPE_{value.upper()}")
-            case "restart.backoff" | "restart.backoff_cap" | "stop_grace":
+            case "restart.backoff" | "restart.backoff_cap" | "restart.grace" | "stop_grace":
                 getattr(message, name).FromTimedelta(parse_duration(value))
             case "resources.memory_bytes":
                 message.memory_bytes = parse_size(value)
-            case "world_size" | "restart.budget" | "resources.gpus" | "spares":
+            case "world_size" | "restart.budget" | "restart.no_progress_limit" | "resources.gpus" | "spares":
                 setattr(message, name, parse_whole(value))
             case _:
                 setattr(message, name, value)

@@ -1,57 +1,101 @@
 """What workers wrote, line by line with the rank in front, stdout to stdout and stderr to stderr."""
 
+import select
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 from holdfast.cli.common import coloured, printable
+from holdfast.log_text import Lines
 from holdfast.v1 import job_pb2
 
-LONGEST_LINE = 64 * 1024
-"""A line that is longer is cut: a progress bar may never end its line."""
-
 _COLOURS = (36, 33, 32, 35, 34, 31)
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 class LinePrinter:
     """Prints chunks of logs. A line that is not finished waits for its rest, so that ranks never share one.
 
-    `around` is entered for every print, for whoever else draws on the terminal.
+    `around` is entered for every print, for whoever else draws on the terminal. What logs have no more, and why, goes
+    to stderr.
     """
 
     def __init__(self, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._around = around
-        self._rests: dict[tuple[int, int, int], bytes] = {}
+        self._lines = Lines()
+        self.away = False
+        """Some of what was asked for could not be had."""
 
     def write(self, chunk: job_pb2.StreamLogsResponse) -> None:
         """Print the lines that a chunk completes."""
+        if chunk.HasField("away"):
+            self.away = True
+            what = f"what rank {chunk.away.rank} wrote on {printable(chunk.away.node)} can't be read"
+            self._say(f"{what}: {printable(chunk.away.reason)}")
+            return
         at = chunk.cursor
-        place = (at.rank, at.attempt, at.stream)
-        *lines, rest = (self._rests.pop(place, b"") + chunk.data).split(b"\n")
-        if len(rest) > LONGEST_LINE:
-            lines, rest = [*lines, rest], b""
-        if rest:
-            self._rests[place] = rest
-        if lines:
+        if chunk.skipped:
+            stream = "stderr" if at.stream == job_pb2.LOG_STREAM_STDERR else "stdout"
+            self._say(f"[{at.rank}] {_size(chunk.skipped)} of {stream} were freed before they could be read")
+        for _, block in self._lines.add(chunk):
             with self._around():
-                self._print(at.rank, at.stream, lines)
+                _print(at.rank, at.stream, block)
 
     def finish(self) -> None:
         """Print what never got its line end."""
         with self._around():
-            for (rank, _, stream), rest in self._rests.items():
-                self._print(rank, stream, [rest])
-        self._rests.clear()
+            for (rank, _, stream), _, rest in self._lines.finish():
+                _print(rank, stream, rest)
 
-    @staticmethod
-    def _print(rank: int, stream: int, lines: list[bytes]) -> None:
-        out: TextIO = sys.stderr if stream == job_pb2.LOG_STREAM_STDERR else sys.stdout
-        head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m" if coloured(out) else f"[{rank}]"
-        terminal = out.isatty()
-        for line in lines:
-            text = line.decode(errors="replace").removesuffix("\r")
-            if terminal:
-                text = printable(text.rpartition("\r")[2])  # of a progress bar, what it came to
-            out.write(f"{head} {text}\n")
-        out.flush()
+    def _say(self, sentence: str) -> None:
+        with self._around():
+            print(f"holdfast: {sentence}", file=sys.stderr, flush=True)
+
+
+def _print(rank: int, stream: int, block: bytes) -> None:
+    """Print whole lines, or a piece of one, which becomes a line."""
+    out: TextIO = sys.stderr if stream == job_pb2.LOG_STREAM_STDERR else sys.stdout
+    head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m " if coloured(out) else f"[{rank}] "
+    block = block.removesuffix(b"\n")
+    # All lines at once: what a job writes may be millions.
+    if block.isascii() and b"\r" not in block and not out.isatty():
+        raw_head = head.encode()
+        _write(out, b"%b%b\n" % (raw_head, block.replace(b"\n", b"\n" + raw_head)))
+        return
+    text = block.decode(errors="replace")
+    if "\r" in text:
+        text = text.removesuffix("\r").replace("\r\n", "\n")
+    if out.isatty():
+        # Of a progress bar, what it came to.
+        text = "\n".join(printable(line.rpartition("\r")[2]) for line in text.split("\n"))
+    text = f"{head}{text.replace(chr(10), chr(10) + head)}\n"
+    _write(out, text.encode(out.encoding or "utf-8", errors="replace"))
+
+
+def _write(out: TextIO, data: bytes) -> None:
+    """Write all of it at once, past the buffers.
+
+    Where PYTHONUNBUFFERED is set there are none, and whoever writes text loses what a write leaves over that was
+    interrupted, as by Ctrl-Z or a debugger.
+    """
+    buffer = getattr(out, "buffer", None)
+    if buffer is None:
+        out.write(data.decode(out.encoding or "utf-8"))
+        return
+    out.flush()
+    raw = getattr(buffer, "raw", buffer)
+    left = memoryview(data)
+    while left:
+        done = raw.write(left)
+        if done is None:  # it does not block, and is full
+            select.select([], [raw], [])
+        else:
+            left = left[done:]
+
+
+def _size(count: int) -> str:
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.0f} {_UNITS[unit]}" if not unit else f"{size:.1f} {_UNITS[unit]}"

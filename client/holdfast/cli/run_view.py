@@ -15,12 +15,23 @@ from pathlib import Path
 
 import click
 
-from holdfast.cli.common import coloured, printable, short_seconds
+from holdfast.cli.common import coloured, printable, time_shares
+from holdfast.cli.events import said
 from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
-NOTED = ("RestartDecided", "CheckpointQuarantined", "CheckpointDegraded", "CheckpointDrained")
+NOTED = (
+    "RestartDecided",
+    "WorkerHung",
+    "HangOver",
+    "StragglerNoticed",
+    "ExitIgnored",
+    "NodeExcluded",
+    "CheckpointQuarantined",
+    "CheckpointDegraded",
+    "CheckpointDrained",
+)
 
 
 class View:
@@ -55,7 +66,7 @@ class View:
         """Note what the timeline has that was not noted yet; `quietly`, pass over it."""
         async for event in client.list_events(job_id, after=self._seen):
             if event.kind in NOTED and not quietly:
-                self.note(event.message)
+                self.note(said(event))
             self._seen = event.seq
 
     async def end(self) -> None:
@@ -122,10 +133,8 @@ def show_summary(summary: job_pb2.JobSummary, run: Path, checkpoints: str) -> No
     if summary.HasField("steps"):
         rows.append(("steps redone", str(summary.steps_redone)))
     if summary.HasField("goodput"):
-        lost = [
-            f"{cause} {short_seconds(s)}" for cause, s in sorted(summary.badput_seconds.items()) if s >= 0.5
-        ]
-        rows.append(("goodput", f"{summary.goodput:.1%}" + (f" (lost: {', '.join(lost)})" if lost else "")))
+        lost = time_shares(summary, without="kept")
+        rows.append(("goodput", f"{summary.goodput:.1%}" + (f" (the rest: {lost})" if lost else "")))
     rows.append(("logs", _from_here(str(run / "agent" / "jobs" / summary.job_id))))
     if summary.HasField("last_committed_step"):
         where = _from_here(checkpoints)

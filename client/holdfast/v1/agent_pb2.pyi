@@ -13,6 +13,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from holdfast.v1 import job_pb2 as _job_pb2
 from holdfast.v1 import node_pb2 as _node_pb2
@@ -40,6 +41,7 @@ class AgentMessage(_message.Message):
     SHARD_PREPARED_FIELD_NUMBER: _builtins.int
     PORTS_OFFERED_FIELD_NUMBER: _builtins.int
     CHECKPOINT_REPORTED_FIELD_NUMBER: _builtins.int
+    WORKER_HUNG_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Of the session's Welcome; 0 in Hello."""
     @_builtins.property
@@ -56,6 +58,8 @@ class AgentMessage(_message.Message):
     def ports_offered(self) -> Global___PortsOffered: ...
     @_builtins.property
     def checkpoint_reported(self) -> Global___CheckpointReported: ...
+    @_builtins.property
+    def worker_hung(self) -> Global___WorkerHung: ...
     def __init__(
         self,
         *,
@@ -67,12 +71,13 @@ class AgentMessage(_message.Message):
         shard_prepared: Global___ShardPrepared | None = ...,
         ports_offered: Global___PortsOffered | None = ...,
         checkpoint_reported: Global___CheckpointReported | None = ...,
+        worker_hung: Global___WorkerHung | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_started", b"worker_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_reported", b"checkpoint_reported", "epoch", b"epoch", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "ports_offered", b"ports_offered", "shard_prepared", b"shard_prepared", "worker_exited", b"worker_exited", "worker_hung", b"worker_hung", "worker_started", b"worker_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "worker_started", "worker_exited", "shard_prepared", "ports_offered", "checkpoint_reported", "worker_hung"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -93,6 +98,7 @@ class CoordinatorMessage(_message.Message):
     OPEN_LOG_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
     NOTE_REPORT_FIELD_NUMBER: _builtins.int
+    NOTE_HANG_FIELD_NUMBER: _builtins.int
     JOB_OVER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
@@ -116,6 +122,8 @@ class CoordinatorMessage(_message.Message):
     @_builtins.property
     def note_report(self) -> Global___NoteReport: ...
     @_builtins.property
+    def note_hang(self) -> Global___NoteHang: ...
+    @_builtins.property
     def job_over(self) -> Global___JobOver: ...
     def __init__(
         self,
@@ -131,13 +139,14 @@ class CoordinatorMessage(_message.Message):
         open_log: Global___OpenLog | None = ...,
         pace: Global___Pace | None = ...,
         note_report: Global___NoteReport | None = ...,
+        note_hang: Global___NoteHang | None = ...,
         job_over: Global___JobOver | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "job_over", b"job_over", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "forget_job", b"forget_job", "job_over", b"job_over", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "job_over", b"job_over", "message", b"message", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "epoch", b"epoch", "forget_job", b"forget_job", "job_over", b"job_over", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "job_over"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "note_hang", "job_over"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -203,6 +212,7 @@ class Hello(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    MONOTONIC_NS_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Unique in the fleet."""
     instance_id: _builtins.str
@@ -212,6 +222,8 @@ class Hello(_message.Message):
     address: _builtins.str
     """Where other nodes reach this one."""
     agent_version: _builtins.str
+    monotonic_ns: _builtins.int
+    """The machine's CLOCK_MONOTONIC now, in nanoseconds."""
     @_builtins.property
     def capacity(self) -> _node_pb2.Capacity: ...
     @_builtins.property
@@ -236,10 +248,11 @@ class Hello(_message.Message):
         agent_version: _builtins.str = ...,
         inventory: _abc.Iterable[Global___WorkerRecord] | None = ...,
         ports: _abc.Iterable[_builtins.int] | None = ...,
+        monotonic_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "node", b"node", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "monotonic_ns", b"monotonic_ns", "node", b"node", "ports", b"ports"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -287,22 +300,40 @@ class Exit(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     NEVER_RAN_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    ENDED_NS_FIELD_NUMBER: _builtins.int
+    MATCHED_RULES_FIELD_NUMBER: _builtins.int
     never_ran: _builtins.bool
     """True when the command could not be started at all."""
+    tail: _builtins.str
+    """The last lines of its stderr, or of stdout where that is empty: at most 50,
+    and 8 KiB, without control characters.
+    """
+    ended_ns: _builtins.int
+    """When it ended, by CLOCK_MONOTONIC in nanoseconds; 0: not known, or before the
+    machine was booted.
+    """
     @_builtins.property
     def status(self) -> _job_pb2.ExitStatus: ...
     @_builtins.property
     def progress(self) -> Global___Progress: ...
+    @_builtins.property
+    def matched_rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The rules of the spec, from 0, whose `log` is found in its last lines."""
+
     def __init__(
         self,
         *,
         status: _job_pb2.ExitStatus | None = ...,
         progress: Global___Progress | None = ...,
         never_ran: _builtins.bool = ...,
+        tail: _builtins.str = ...,
+        ended_ns: _builtins.int = ...,
+        matched_rules: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["never_ran", b"never_ran", "progress", b"progress", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_ns", b"ended_ns", "matched_rules", b"matched_rules", "never_ran", b"never_ran", "progress", b"progress", "status", b"status", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,16 +370,42 @@ class Progress(_message.Message):
     STEPPING_FIELD_NUMBER: _builtins.int
     SECTION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    SETUP_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    ASIDE_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     steps_done: _builtins.int
     """Steps done by this attempt."""
     section: _builtins.str
+    total_steps: _builtins.int
+    """How many steps there will be in all; 0: not known."""
     @_builtins.property
     def stepping(self) -> _duration_pb2.Duration:
         """From its first to its last report of a step."""
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def setup(self) -> _duration_pb2.Duration:
+        """From the start of its process to its first report of a step."""
+
+    @_builtins.property
+    def checkpoint(self) -> _duration_pb2.Duration:
+        """In the section "checkpoint" since, and in other sections without steps."""
+
+    @_builtins.property
+    def other(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def aside(self) -> _duration_pb2.Duration:
+        """How much of those two lies between its first and its last report."""
+
+    @_builtins.property
+    def waiting(self) -> _duration_pb2.Duration:
+        """Of all that, what it spent in the section "wait": for other ranks."""
+
     def __init__(
         self,
         *,
@@ -357,10 +414,16 @@ class Progress(_message.Message):
         stepping: _duration_pb2.Duration | None = ...,
         section: _builtins.str = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        setup: _duration_pb2.Duration | None = ...,
+        checkpoint: _duration_pb2.Duration | None = ...,
+        other: _duration_pb2.Duration | None = ...,
+        aside: _duration_pb2.Duration | None = ...,
+        total_steps: _builtins.int = ...,
+        waiting: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step", "stepping", b"stepping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "other", b"other", "setup", b"setup", "step", b"step", "stepping", b"stepping", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "metrics", b"metrics", "section", b"section", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "aside", b"aside", "checkpoint", b"checkpoint", "metrics", b"metrics", "other", b"other", "section", b"section", "setup", b"setup", "step", b"step", "stepping", b"stepping", "steps_done", b"steps_done", "total_steps", b"total_steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -552,6 +615,75 @@ class CheckpointReported(_message.Message):
 Global___CheckpointReported: _TypeAlias = CheckpointReported  # noqa: Y015
 
 @_typing.final
+class WorkerHung(_message.Message):
+    """A worker does not move, or moves again after that was told. Sent again after
+    every reconnect until it is noted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    SECTION_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    since_ns: _builtins.int
+    """When it last moved, in nanoseconds of the node's CLOCK_MONOTONIC: names this hang."""
+    over: _builtins.bool
+    """It moves again."""
+    section: _builtins.str
+    step: _builtins.int
+    """The last one it reported; absent before the first."""
+    learned: _builtins.bool
+    """The limit was learned, not set in the spec."""
+    stopped: _builtins.bool
+    """It is stopped by a signal (SIGSTOP)."""
+    where: _builtins.str
+    """The innermost frame of its main thread, where it could be had."""
+    evidence: _builtins.str
+    """The stacks of its threads, what the kernel says of them, the end of its log;
+    at most 16 KiB.
+    """
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    @_builtins.property
+    def silent(self) -> _duration_pb2.Duration:
+        """How long it had not moved when this was noticed, or until it moved again."""
+
+    @_builtins.property
+    def limit(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        since_ns: _builtins.int = ...,
+        over: _builtins.bool = ...,
+        section: _builtins.str = ...,
+        step: _builtins.int | None = ...,
+        silent: _duration_pb2.Duration | None = ...,
+        limit: _duration_pb2.Duration | None = ...,
+        learned: _builtins.bool = ...,
+        stopped: _builtins.bool = ...,
+        where: _builtins.str = ...,
+        evidence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "key", b"key", "limit", b"limit", "silent", b"silent", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "evidence", b"evidence", "key", b"key", "learned", b"learned", "limit", b"limit", "over", b"over", "section", b"section", "silent", b"silent", "since_ns", b"since_ns", "step", b"step", "stopped", b"stopped", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___WorkerHung: _TypeAlias = WorkerHung  # noqa: Y015
+
+@_typing.final
 class PortsOffered(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -712,9 +844,12 @@ class StopWorkers(_message.Message):
     KEYS_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
     force: _builtins.bool
     """SIGKILL at once: the attempt is superseded, or the user forced it."""
     reason: _builtins.str
+    restart: _builtins.bool
+    """Another rank of their gang died: restart.grace in place of stop_grace."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerKey]: ...
     def __init__(
@@ -723,10 +858,11 @@ class StopWorkers(_message.Message):
         keys: _abc.Iterable[Global___WorkerKey] | None = ...,
         force: _builtins.bool = ...,
         reason: _builtins.str = ...,
+        restart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "keys", b"keys", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "keys", b"keys", "reason", b"reason", "restart", b"restart"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -852,6 +988,34 @@ class NoteReport(_message.Message):
 Global___NoteReport: _TypeAlias = NoteReport  # noqa: Y015
 
 @_typing.final
+class NoteHang(_message.Message):
+    """The hang, or its end, is durable, or about something that is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SINCE_NS_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
+    since_ns: _builtins.int
+    over: _builtins.bool
+    @_builtins.property
+    def key(self) -> Global___WorkerKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___WorkerKey | None = ...,
+        since_ns: _builtins.int = ...,
+        over: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "over", b"over", "since_ns", b"since_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NoteHang: _TypeAlias = NoteHang  # noqa: Y015
+
+@_typing.final
 class ForgetJob(_message.Message):
     """The job was deleted: its logs and scratch files on this node go too."""
 
@@ -905,6 +1069,9 @@ class OpenLog(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     CURSORS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    FIRST_ATTEMPT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The agent repeats it in PushLogsRequest."""
     job_id: _builtins.str
@@ -912,8 +1079,15 @@ class OpenLog(_message.Message):
     attempt: _builtins.int
     """0: every attempt on disk, oldest first."""
     follow: _builtins.bool
+    tail: _builtins.int
+    first_attempt: _builtins.int
+    """Attempts before this one are not read."""
     @_builtins.property
     def cursors(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.LogCursor]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """As in StreamLogsRequest, of logs without a cursor."""
+
     def __init__(
         self,
         *,
@@ -923,12 +1097,17 @@ class OpenLog(_message.Message):
         attempt: _builtins.int = ...,
         follow: _builtins.bool = ...,
         cursors: _abc.Iterable[_job_pb2.LogCursor] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        tail: _builtins.int | None = ...,
+        first_attempt: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursors", b"cursors", "follow", b"follow", "job_id", b"job_id", "rank", b"rank", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "attempt", b"attempt", "cursors", b"cursors", "first_attempt", b"first_attempt", "follow", b"follow", "job_id", b"job_id", "rank", b"rank", "request_id", b"request_id", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
 
 Global___OpenLog: _TypeAlias = OpenLog  # noqa: Y015
 

@@ -22,6 +22,86 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExitKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXIT_KIND_UNSPECIFIED: _ExitKind.ValueType  # 0
+    EXIT_KIND_EXITED: _ExitKind.ValueType  # 1
+    """By an exit code."""
+    EXIT_KIND_SIGNALLED: _ExitKind.ValueType  # 2
+    """By a signal."""
+    EXIT_KIND_OUT_OF_MEMORY: _ExitKind.ValueType  # 3
+    """The kernel killed it, or it said itself that it got no memory: the machine's or a GPU's."""
+    EXIT_KIND_DISK_FULL: _ExitKind.ValueType  # 4
+    """It said so itself, or the disk that its output goes to was full."""
+    EXIT_KIND_NEVER_RAN: _ExitKind.ValueType  # 5
+    """The command could not be started at all."""
+    EXIT_KIND_SHIM_LOST: _ExitKind.ValueType  # 6
+    """Its shim was killed, so that nobody saw how it ended."""
+    EXIT_KIND_ABANDONED: _ExitKind.ValueType  # 7
+    """Stopped by its own agent or shim, which had been on its own for too long."""
+    EXIT_KIND_LOST: _ExitKind.ValueType  # 8
+    """Its node was lost, or it was gone when its agent came back."""
+
+class ExitKind(_ExitKind, metaclass=_ExitKindEnumTypeWrapper):
+    """How a worker ended, as far as that is known for certain."""
+
+EXIT_KIND_UNSPECIFIED: ExitKind.ValueType  # 0
+EXIT_KIND_EXITED: ExitKind.ValueType  # 1
+"""By an exit code."""
+EXIT_KIND_SIGNALLED: ExitKind.ValueType  # 2
+"""By a signal."""
+EXIT_KIND_OUT_OF_MEMORY: ExitKind.ValueType  # 3
+"""The kernel killed it, or it said itself that it got no memory: the machine's or a GPU's."""
+EXIT_KIND_DISK_FULL: ExitKind.ValueType  # 4
+"""It said so itself, or the disk that its output goes to was full."""
+EXIT_KIND_NEVER_RAN: ExitKind.ValueType  # 5
+"""The command could not be started at all."""
+EXIT_KIND_SHIM_LOST: ExitKind.ValueType  # 6
+"""Its shim was killed, so that nobody saw how it ended."""
+EXIT_KIND_ABANDONED: ExitKind.ValueType  # 7
+"""Stopped by its own agent or shim, which had been on its own for too long."""
+EXIT_KIND_LOST: ExitKind.ValueType  # 8
+"""Its node was lost, or it was gone when its agent came back."""
+Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
+
+class _RuleAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RuleActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RuleAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RULE_ACTION_UNSPECIFIED: _RuleAction.ValueType  # 0
+    RULE_ACTION_RETRY: _RuleAction.ValueType  # 1
+    """Restart, as without a rule; charged to the budget."""
+    RULE_ACTION_FAIL: _RuleAction.ValueType  # 2
+    """End the job."""
+    RULE_ACTION_EXCLUDE_NODE: _RuleAction.ValueType  # 3
+    """Restart, and never again on this node; not charged to the budget."""
+    RULE_ACTION_IGNORE: _RuleAction.ValueType  # 4
+    """Take the rank as having finished."""
+    RULE_ACTION_RESTART_GANG: _RuleAction.ValueType  # 5
+    """Restart all ranks, also in restart scope "rank"."""
+
+class RuleAction(_RuleAction, metaclass=_RuleActionEnumTypeWrapper):
+    """What to do about an exit."""
+
+RULE_ACTION_UNSPECIFIED: RuleAction.ValueType  # 0
+RULE_ACTION_RETRY: RuleAction.ValueType  # 1
+"""Restart, as without a rule; charged to the budget."""
+RULE_ACTION_FAIL: RuleAction.ValueType  # 2
+"""End the job."""
+RULE_ACTION_EXCLUDE_NODE: RuleAction.ValueType  # 3
+"""Restart, and never again on this node; not charged to the budget."""
+RULE_ACTION_IGNORE: RuleAction.ValueType  # 4
+"""Take the rank as having finished."""
+RULE_ACTION_RESTART_GANG: RuleAction.ValueType  # 5
+"""Restart all ranks, also in restart scope "rank"."""
+Global___RuleAction: _TypeAlias = RuleAction  # noqa: Y015
+
 class _RestartScope:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -137,6 +217,31 @@ WORKER_STATE_LOST: WorkerState.ValueType  # 8
 """Its node was lost, or it was gone when its agent came back."""
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
 
+class _HangAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HangActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HangAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HANG_ACTION_UNSPECIFIED: _HangAction.ValueType  # 0
+    HANG_ACTION_NOTIFY: _HangAction.ValueType  # 1
+    """Tell it, with evidence, in the job's events."""
+    HANG_ACTION_RESTART: _HangAction.ValueType  # 2
+    """And restart the gang, as if the worker had exited."""
+    HANG_ACTION_OFF: _HangAction.ValueType  # 3
+    """Do not look."""
+
+class HangAction(_HangAction, metaclass=_HangActionEnumTypeWrapper): ...
+
+HANG_ACTION_UNSPECIFIED: HangAction.ValueType  # 0
+HANG_ACTION_NOTIFY: HangAction.ValueType  # 1
+"""Tell it, with evidence, in the job's events."""
+HANG_ACTION_RESTART: HangAction.ValueType  # 2
+"""And restart the gang, as if the worker had exited."""
+HANG_ACTION_OFF: HangAction.ValueType  # 3
+"""Do not look."""
+Global___HangAction: _TypeAlias = HangAction  # noqa: Y015
+
 class _MetricMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -220,6 +325,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class LogMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
@@ -233,8 +358,13 @@ class JobSpec(_message.Message):
     RETENTION_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
     RESUME_FROM_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    HANG_FIELD_NUMBER: _builtins.int
+    STRAGGLERS_FIELD_NUMBER: _builtins.int
     PRELOAD_FIELD_NUMBER: _builtins.int
     SPARES_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    LOG_METRICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Shown to people; need not be unique. Letters, digits, '-', '_' and '.'."""
     world_size: _builtins.int
@@ -281,9 +411,32 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rule]:
+        """What to do about which exit, the first that matches; then the built-in ones.
+        At most 64.
+        """
+
+    @_builtins.property
+    def hang(self) -> Global___HangPolicy:
+        """Absent: hangs are noticed and told, by limits that are learned."""
+
+    @_builtins.property
+    def stragglers(self) -> Global___StragglerPolicy: ...
+    @_builtins.property
     def preload(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Modules that a process on each node imports once, to fork the job's workers from: warm starts. Names as in
         `import a.b`. Empty: workers start cold.
+        """
+
+    @_builtins.property
+    def logs(self) -> Global___LogPolicy:
+        """What is kept of the workers' output. Absent: the defaults."""
+
+    @_builtins.property
+    def log_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For programs that do not use the library: regular expressions of Python's re,
+        each with one group around a number, that find metrics in what workers write.
+        "step" is the step.
         """
 
     def __init__(
@@ -302,16 +455,220 @@ class JobSpec(_message.Message):
         retention: Global___RetentionPolicy | None = ...,
         datasets: _abc.Iterable[Global___DataSet] | None = ...,
         resume_from: _builtins.str = ...,
+        rules: _abc.Iterable[Global___Rule] | None = ...,
+        hang: Global___HangPolicy | None = ...,
+        stragglers: Global___StragglerPolicy | None = ...,
         preload: _abc.Iterable[_builtins.str] | None = ...,
         spares: _builtins.int = ...,
+        logs: Global___LogPolicy | None = ...,
+        log_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hang", b"hang", "logs", b"logs", "resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace", "stragglers", b"stragglers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "labels", b"labels", "name", b"name", "preload", b"preload", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "spares", b"spares", "stop_grace", b"stop_grace", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "hang", b"hang", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "preload", b"preload", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "rules", b"rules", "spares", b"spares", "stop_grace", b"stop_grace", "stragglers", b"stragglers", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class LogPolicy(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEEP_BYTES_FIELD_NUMBER: _builtins.int
+    keep_bytes: _builtins.int
+    """So many bytes on each node, of all its workers and attempts together; then
+    the oldest are freed. Default 1 GiB.
+    """
+    def __init__(
+        self,
+        *,
+        keep_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes", "keep_bytes", b"keep_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes", "keep_bytes", b"keep_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_bytes: _TypeAlias = _typing.Literal["keep_bytes"]  # noqa: Y015
+    _WhichOneofArgType__keep_bytes: _TypeAlias = _typing.Literal["_keep_bytes", b"_keep_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_bytes) -> _WhichOneofReturnType__keep_bytes | None: ...
+
+Global___LogPolicy: _TypeAlias = LogPolicy  # noqa: Y015
+
+@_typing.final
+class HangPolicy(_message.Message):
+    """What is done about a worker that hangs: that has neither reported a step nor
+    gone to another section for longer than the limit of the section it is in.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LimitsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _duration_pb2.Duration: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
+    action: Global___HangAction.ValueType
+    """Default notify."""
+    factor: _builtins.float
+    """A section without a limit gets so many times the longest time that it was
+    seen to take, and no less than the floor. Not "setup", nor "touch", nor what
+    was not seen yet. Defaults 10 and 10 minutes.
+    """
+    @_builtins.property
+    def limits(self) -> _containers.MessageMap[_builtins.str, _duration_pb2.Duration]:
+        """By section: "setup", "step", "checkpoint", "eval", or a name of the user's;
+        "touch" for a program that only touches its heartbeat file. At least 1 s.
+        """
+
+    @_builtins.property
+    def floor(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        action: Global___HangAction.ValueType = ...,
+        limits: _abc.Mapping[_builtins.str, _duration_pb2.Duration] | None = ...,
+        factor: _builtins.float | None = ...,
+        floor: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "factor", b"factor", "floor", b"floor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_factor", b"_factor", "action", b"action", "factor", b"factor", "floor", b"floor", "limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__factor: _TypeAlias = _typing.Literal["factor"]  # noqa: Y015
+    _WhichOneofArgType__factor: _TypeAlias = _typing.Literal["_factor", b"_factor"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__factor) -> _WhichOneofReturnType__factor | None: ...
+
+Global___HangPolicy: _TypeAlias = HangPolicy  # noqa: Y015
+
+@_typing.final
+class StragglerPolicy(_message.Message):
+    """What is done about a rank whose steps take longer than those of its peers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    STRIKES_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    """The score from which on a rank is a straggler; see docs/hangs.md. Default 3."""
+    strikes: _builtins.int
+    """After so many windows of being one its node is left. Default 0: it is only
+    marked.
+    """
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.float | None = ...,
+        strikes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "strikes", b"strikes", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___StragglerPolicy: _TypeAlias = StragglerPolicy  # noqa: Y015
+
+@_typing.final
+class Rule(_message.Message):
+    """Matches an exit of which all that is given here is true. Exit code 0 is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODES_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    LOG_FIELD_NUMBER: _builtins.int
+    SECTION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIRST_STEP_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    log: _builtins.str
+    """A regular expression (Python's), searched for in each of the last lines
+    of the output. At most 500 characters.
+    """
+    section: _builtins.str
+    """What the worker was in: "setup", "step", "checkpoint", "eval" or a name of the user's."""
+    before_first_step: _builtins.bool
+    """Whether this attempt had not reported a step yet."""
+    action: Global___RuleAction.ValueType
+    @_builtins.property
+    def exit_codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CodeRange]:
+        """Any of these."""
+
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Any of these, by their numbers on Linux."""
+
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ExitKind.ValueType]:
+        """Any of these."""
+
+    def __init__(
+        self,
+        *,
+        exit_codes: _abc.Iterable[Global___CodeRange] | None = ...,
+        signals: _abc.Iterable[_builtins.int] | None = ...,
+        kinds: _abc.Iterable[Global___ExitKind.ValueType] | None = ...,
+        log: _builtins.str = ...,
+        section: _builtins.str = ...,
+        before_first_step: _builtins.bool | None = ...,
+        action: Global___RuleAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before_first_step", b"_before_first_step", "before_first_step", b"before_first_step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before_first_step", b"_before_first_step", "action", b"action", "before_first_step", b"before_first_step", "exit_codes", b"exit_codes", "kinds", b"kinds", "log", b"log", "section", b"section", "signals", b"signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before_first_step: _TypeAlias = _typing.Literal["before_first_step"]  # noqa: Y015
+    _WhichOneofArgType__before_first_step: _TypeAlias = _typing.Literal["_before_first_step", b"_before_first_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before_first_step) -> _WhichOneofReturnType__before_first_step | None: ...
+
+Global___Rule: _TypeAlias = Rule  # noqa: Y015
+
+@_typing.final
+class CodeRange(_message.Message):
+    """From first to last, both included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    last: _builtins.int
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeRange: _TypeAlias = CodeRange  # noqa: Y015
 
 @_typing.final
 class DataSet(_message.Message):
@@ -448,12 +805,18 @@ class RestartPolicy(_message.Message):
     JITTER_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    NO_PROGRESS_LIMIT_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     scope: Global___RestartScope.ValueType
     """Default gang."""
     jitter: _builtins.float
     budget: _builtins.int
     """How many restarts without progress inside the window before the job fails.
     Default 50.
+    """
+    no_progress_limit: _builtins.int
+    """So many exits of the same kind in a row, the program's own doing and none
+    further than the one before, end the job. Default 3; 0: never.
     """
     @_builtins.property
     def backoff(self) -> _duration_pb2.Duration:
@@ -467,6 +830,12 @@ class RestartPolicy(_message.Message):
     def window(self) -> _duration_pb2.Duration:
         """Default: the whole life of the job."""
 
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """For those who have to go because another rank died, from SIGTERM to
+        SIGKILL. What they still do is in vain. Default 5 s, or stop_grace if that is shorter.
+        """
+
     def __init__(
         self,
         *,
@@ -476,19 +845,25 @@ class RestartPolicy(_message.Message):
         jitter: _builtins.float | None = ...,
         budget: _builtins.int | None = ...,
         window: _duration_pb2.Duration | None = ...,
+        no_progress_limit: _builtins.int | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "jitter", b"jitter", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "_no_progress_limit", b"_no_progress_limit", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "grace", b"grace", "jitter", b"jitter", "no_progress_limit", b"no_progress_limit", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "jitter", b"jitter", "scope", b"scope", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget", b"_budget", "_jitter", b"_jitter", "_no_progress_limit", b"_no_progress_limit", "backoff", b"backoff", "backoff_cap", b"backoff_cap", "budget", b"budget", "grace", b"grace", "jitter", b"jitter", "no_progress_limit", b"no_progress_limit", "scope", b"scope", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__budget: _TypeAlias = _typing.Literal["budget"]  # noqa: Y015
     _WhichOneofArgType__budget: _TypeAlias = _typing.Literal["_budget", b"_budget"]  # noqa: Y015
     _WhichOneofReturnType__jitter: _TypeAlias = _typing.Literal["jitter"]  # noqa: Y015
     _WhichOneofArgType__jitter: _TypeAlias = _typing.Literal["_jitter", b"_jitter"]  # noqa: Y015
+    _WhichOneofReturnType__no_progress_limit: _TypeAlias = _typing.Literal["no_progress_limit"]  # noqa: Y015
+    _WhichOneofArgType__no_progress_limit: _TypeAlias = _typing.Literal["_no_progress_limit", b"_no_progress_limit"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__budget) -> _WhichOneofReturnType__budget | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__jitter) -> _WhichOneofReturnType__jitter | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__no_progress_limit) -> _WhichOneofReturnType__no_progress_limit | None: ...
 
 Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
@@ -596,6 +971,9 @@ class Worker(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     RESUME_STEP_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
+    HANG_FIELD_NUMBER: _builtins.int
+    STRAGGLER_SCORE_FIELD_NUMBER: _builtins.int
+    STRIKES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     node: _builtins.str
     pid: _builtins.int
@@ -608,6 +986,10 @@ class Worker(_message.Message):
     restarts: _builtins.int
     resume_step: _builtins.int
     """Where this attempt resumed from; absent: from the beginning."""
+    straggler_score: _builtins.float
+    """Set while it is a straggler: how far it is from its peers."""
+    strikes: _builtins.int
+    """For how many windows it was one, on the node that it is on."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     @_builtins.property
@@ -616,6 +998,10 @@ class Worker(_message.Message):
 
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def hang(self) -> Global___Hang:
+        """Set while it hangs."""
+
     def __init__(
         self,
         *,
@@ -631,21 +1017,71 @@ class Worker(_message.Message):
         restarts: _builtins.int = ...,
         resume_step: _builtins.int | None = ...,
         started_at: _timestamp_pb2.Timestamp | None = ...,
+        hang: Global___Hang | None = ...,
+        straggler_score: _builtins.float | None = ...,
+        strikes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "last_exit", b"last_exit", "resume_step", b"resume_step", "started_at", b"started_at", "step", b"step"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "_straggler_score", b"_straggler_score", "hang", b"hang", "last_exit", b"last_exit", "resume_step", b"resume_step", "started_at", b"started_at", "step", b"step", "straggler_score", b"straggler_score"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "attempt", b"attempt", "last_exit", b"last_exit", "metrics", b"metrics", "node", b"node", "pid", b"pid", "rank", b"rank", "restarts", b"restarts", "resume_step", b"resume_step", "section", b"section", "started_at", b"started_at", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step", "_step", b"_step", "_straggler_score", b"_straggler_score", "attempt", b"attempt", "hang", b"hang", "last_exit", b"last_exit", "metrics", b"metrics", "node", b"node", "pid", b"pid", "rank", b"rank", "restarts", b"restarts", "resume_step", b"resume_step", "section", b"section", "started_at", b"started_at", "state", b"state", "step", b"step", "straggler_score", b"straggler_score", "strikes", b"strikes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resume_step: _TypeAlias = _typing.Literal["resume_step"]  # noqa: Y015
     _WhichOneofArgType__resume_step: _TypeAlias = _typing.Literal["_resume_step", b"_resume_step"]  # noqa: Y015
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    _WhichOneofReturnType__straggler_score: _TypeAlias = _typing.Literal["straggler_score"]  # noqa: Y015
+    _WhichOneofArgType__straggler_score: _TypeAlias = _typing.Literal["_straggler_score", b"_straggler_score"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_step) -> _WhichOneofReturnType__resume_step | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__straggler_score) -> _WhichOneofReturnType__straggler_score | None: ...
 
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
+
+@_typing.final
+class Hang(_message.Message):
+    """How a worker hangs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECTION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    section: _builtins.str
+    learned: _builtins.bool
+    """The limit was learned, not set in the spec."""
+    stopped: _builtins.bool
+    """It is stopped by a signal (SIGSTOP)."""
+    where: _builtins.str
+    """The innermost frame of its main thread, where it could be had."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it last moved."""
+
+    @_builtins.property
+    def limit(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        section: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        limit: _duration_pb2.Duration | None = ...,
+        learned: _builtins.bool = ...,
+        stopped: _builtins.bool = ...,
+        where: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learned", b"learned", "limit", b"limit", "section", b"section", "since", b"since", "stopped", b"stopped", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hang: _TypeAlias = Hang  # noqa: Y015
 
 @_typing.final
 class ExitStatus(_message.Message):
@@ -655,12 +1091,19 @@ class ExitStatus(_message.Message):
     SIGNAL_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """0..255, or -1 when a signal ended it or it never ran."""
     signal: _builtins.int
     """0 when no signal ended it."""
     message: _builtins.str
     """In words: "exit code 1", "killed by SIGKILL", "command not found: …"."""
+    kind: Global___ExitKind.ValueType
+    line: _builtins.str
+    """The line of its output that matters: the last of a Python traceback, or else
+    the last one.
+    """
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -670,10 +1113,12 @@ class ExitStatus(_message.Message):
         signal: _builtins.int = ...,
         message: _builtins.str = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        kind: Global___ExitKind.ValueType = ...,
+        line: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "code", b"code", "message", b"message", "signal", b"signal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "code", b"code", "kind", b"kind", "line", b"line", "message", b"message", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1023,7 +1468,27 @@ class JobSummary(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
-    class BadputSecondsEntry(_message.Message):
+    class TimeSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
         KEY_FIELD_NUMBER: _builtins.int
@@ -1054,9 +1519,12 @@ class JobSummary(_message.Message):
     STEPS_PER_SECOND_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
     GOODPUT_FIELD_NUMBER: _builtins.int
-    BADPUT_SECONDS_FIELD_NUMBER: _builtins.int
+    TIME_SECONDS_FIELD_NUMBER: _builtins.int
     DEGRADED_COMMITS_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    TOTAL_STEPS_FIELD_NUMBER: _builtins.int
+    TIME_LEFT_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
     state: Global___JobState.ValueType
@@ -1078,13 +1546,29 @@ class JobSummary(_message.Message):
     """Checkpoints so far of which files lay on nodes alone when they were committed."""
     degraded: _builtins.bool
     """Whether those of the newest do now."""
+    total_steps: _builtins.int
+    """How many steps there will be in all; 0: not known."""
     @_builtins.property
-    def elapsed(self) -> _duration_pb2.Duration: ...
+    def elapsed(self) -> _duration_pb2.Duration:
+        """Since it was created."""
+
     @_builtins.property
-    def badput_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Rank-seconds lost, by cause: "setup" (start-up, restore, whatever is no step), "redone" (steps done
-        again) and "waiting" (no process: backoff, placement, a lost node).
+    def time_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Where the elapsed time went, the mean of all ranks; sums to it. "kept" and
+        "redone" (steps that were kept, and that had to be done again), "checkpoint"
+        (the training loop was stopped for one), "setup" (start-up and restore),
+        "restart" (no process, though there was room for one), "waiting" (no room on
+        the nodes), "hang", "other" (sections of the program's own), "finished"
+        (other ranks were not yet).
         """
+
+    @_builtins.property
+    def time_left(self) -> _duration_pb2.Duration:
+        """Until then, if it goes on as it did. Absent: not known."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the ranks reported last, the mean of those that did."""
 
     def __init__(
         self,
@@ -1101,13 +1585,16 @@ class JobSummary(_message.Message):
         steps_per_second: _builtins.float = ...,
         elapsed: _duration_pb2.Duration | None = ...,
         goodput: _builtins.float | None = ...,
-        badput_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        time_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         degraded_commits: _builtins.int = ...,
         degraded: _builtins.bool = ...,
+        total_steps: _builtins.int = ...,
+        time_left: _duration_pb2.Duration | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "elapsed", b"elapsed", "goodput", b"goodput", "last_committed_step", b"last_committed_step", "steps", b"steps"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "elapsed", b"elapsed", "goodput", b"goodput", "last_committed_step", b"last_committed_step", "steps", b"steps", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "badput_seconds", b"badput_seconds", "degraded", b"degraded", "degraded_commits", b"degraded_commits", "elapsed", b"elapsed", "goodput", b"goodput", "job_id", b"job_id", "last_committed_step", b"last_committed_step", "name", b"name", "reason", b"reason", "restarts", b"restarts", "state", b"state", "steps", b"steps", "steps_per_second", b"steps_per_second", "steps_redone", b"steps_redone", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goodput", b"_goodput", "_last_committed_step", b"_last_committed_step", "_steps", b"_steps", "degraded", b"degraded", "degraded_commits", b"degraded_commits", "elapsed", b"elapsed", "goodput", b"goodput", "job_id", b"job_id", "last_committed_step", b"last_committed_step", "metrics", b"metrics", "name", b"name", "reason", b"reason", "restarts", b"restarts", "state", b"state", "steps", b"steps", "steps_per_second", b"steps_per_second", "steps_redone", b"steps_redone", "time_left", b"time_left", "time_seconds", b"time_seconds", "total_steps", b"total_steps", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__goodput: _TypeAlias = _typing.Literal["goodput"]  # noqa: Y015
     _WhichOneofArgType__goodput: _TypeAlias = _typing.Literal["_goodput", b"_goodput"]  # noqa: Y015
@@ -1133,18 +1620,30 @@ class StreamLogsRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     CURSORS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     attempt: _builtins.int
     """0: every attempt that is still on disk."""
     follow: _builtins.bool
     """Go on as the workers write, until the job has ended."""
+    tail: _builtins.int
+    """Only the last so many lines of each worker's stdout, and of its stderr, and
+    with `follow` what comes after them.
+    """
     @_builtins.property
     def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Empty: all."""
 
     @_builtins.property
     def cursors(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogCursor]:
-        """Where to go on after a reconnect."""
+        """Where to go on after a reconnect. For a log that has none, `since` and `tail`
+        say where it begins.
+        """
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only what was written then or later, to a second, by the node's clock."""
 
     def __init__(
         self,
@@ -1154,12 +1653,16 @@ class StreamLogsRequest(_message.Message):
         attempt: _builtins.int = ...,
         follow: _builtins.bool = ...,
         cursors: _abc.Iterable[Global___LogCursor] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        tail: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cursors", b"cursors", "follow", b"follow", "job_id", b"job_id", "ranks", b"ranks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail", b"_tail", "attempt", b"attempt", "cursors", b"cursors", "follow", b"follow", "job_id", b"job_id", "ranks", b"ranks", "since", b"since", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__tail: _TypeAlias = _typing.Literal["tail"]  # noqa: Y015
+    _WhichOneofArgType__tail: _TypeAlias = _typing.Literal["_tail", b"_tail"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail) -> _WhichOneofReturnType__tail | None: ...
 
 Global___StreamLogsRequest: _TypeAlias = StreamLogsRequest  # noqa: Y015
 
@@ -1199,25 +1702,65 @@ class StreamLogsResponse(_message.Message):
 
     CURSOR_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Raw bytes as the worker wrote them, cut at line ends where there are any."""
+    """Raw bytes as the worker wrote them, at most 128 KiB, cut at line ends where
+    there are any. May be empty: the log begins here.
+    """
+    skipped: _builtins.int
+    """So many bytes before these were freed before they could be read."""
     @_builtins.property
     def cursor(self) -> Global___LogCursor:
         """Where data begins."""
+
+    @_builtins.property
+    def away(self) -> Global___LogsAway:
+        """Set, and nothing else: what this says."""
 
     def __init__(
         self,
         *,
         cursor: Global___LogCursor | None = ...,
         data: _builtins.bytes = ...,
+        skipped: _builtins.int = ...,
+        away: Global___LogsAway | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "cursor", b"cursor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["away", b"away", "cursor", b"cursor", "data", b"data", "skipped", b"skipped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamLogsResponse: _TypeAlias = StreamLogsResponse  # noqa: Y015
+
+@_typing.final
+class LogsAway(_message.Message):
+    """Logs that can't be had from where they were written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    node: _builtins.str
+    reason: _builtins.str
+    """In one sentence."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        node: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "rank", b"rank", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogsAway: _TypeAlias = LogsAway  # noqa: Y015
 
 @_typing.final
 class ListCheckpointsRequest(_message.Message):
@@ -1513,6 +2056,139 @@ class PinCheckpointResponse(_message.Message):
 Global___PinCheckpointResponse: _TypeAlias = PinCheckpointResponse  # noqa: Y015
 
 @_typing.final
+class ExplainJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    incidents: _builtins.int
+    """How many incidents, the newest. Default 10, at most 1,000."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        incidents: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
+
+@_typing.final
+class ExplainJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def story(self) -> Global___JobStory: ...
+    def __init__(
+        self,
+        *,
+        story: Global___JobStory | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["story", b"story"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["story", b"story"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobResponse: _TypeAlias = ExplainJobResponse  # noqa: Y015
+
+@_typing.final
+class JobStory(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    left_out: _builtins.int
+    """How many older ones are not among them."""
+    @_builtins.property
+    def summary(self) -> Global___JobSummary: ...
+    @_builtins.property
+    def incidents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Incident]:
+        """Oldest first."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """What is worth knowing although no attempt ended with it."""
+
+    def __init__(
+        self,
+        *,
+        summary: Global___JobSummary | None = ...,
+        incidents: _abc.Iterable[Global___Incident] | None = ...,
+        left_out: _builtins.int = ...,
+        notes: _abc.Iterable[Global___Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incidents", b"incidents", "left_out", b"left_out", "notes", b"notes", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobStory: _TypeAlias = JobStory  # noqa: Y015
+
+@_typing.final
+class Incident(_message.Message):
+    """The end of an attempt that was not its success."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    FELL_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The one that ended."""
+    rank: _builtins.int
+    """Whose end was the first. Absent: it was none's."""
+    node: _builtins.str
+    cause: _builtins.str
+    """How it ended, in one sentence."""
+    fell: _builtins.str
+    """Who ended with it, and who was stopped."""
+    decided: _builtins.str
+    cost: _builtins.str
+    """Until all were up again, and steps done once more. Empty: they are not yet."""
+    evidence: _builtins.str
+    """The last lines of its log, its stacks."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        attempt: _builtins.int = ...,
+        rank: _builtins.int | None = ...,
+        node: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        fell: _builtins.str = ...,
+        decided: _builtins.str = ...,
+        cost: _builtins.str = ...,
+        evidence: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "rank", b"rank"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "cause", b"cause", "cost", b"cost", "decided", b"decided", "evidence", b"evidence", "fell", b"fell", "node", b"node", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
+    _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
+
+Global___Incident: _TypeAlias = Incident  # noqa: Y015
+
+@_typing.final
 class ListEventsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1580,6 +2256,7 @@ class Event(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     job_id: _builtins.str
     node: _builtins.str
@@ -1593,6 +2270,8 @@ class Event(_message.Message):
     """What that rests on, as it was found: the last lines of a log, the stacks of
     a worker that hung. May have many lines; of its size the newest 16 KiB.
     """
+    outcome: _builtins.str
+    """What came of it or is done about it, in one sentence; empty: nothing."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -1607,10 +2286,11 @@ class Event(_message.Message):
         kind: _builtins.str = ...,
         message: _builtins.str = ...,
         evidence: _builtins.str = ...,
+        outcome: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "evidence", b"evidence", "job_id", b"job_id", "kind", b"kind", "message", b"message", "node", b"node", "rank", b"rank", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "evidence", b"evidence", "job_id", b"job_id", "kind", b"kind", "message", b"message", "node", b"node", "outcome", b"outcome", "rank", b"rank", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015

@@ -94,6 +94,11 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointResponse.FromString,
                 _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/holdfast.v1.JobService/ExplainJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.ExplainJobResponse.FromString,
+                _registered_method=True)
         self.ListEvents = channel.unary_unary(
                 '/holdfast.v1.JobService/ListEvents',
                 request_serializer=holdfast_dot_v1_dot_job__pb2.ListEventsRequest.SerializeToString,
@@ -186,6 +191,13 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainJob(self, request, context):
+        """The story of a job: what ended its attempts, what was done, what it cost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEvents(self, request, context):
         """The timeline, oldest first.
         """
@@ -255,6 +267,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.PinCheckpoint,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.PinCheckpointResponse.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.ExplainJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.ExplainJobResponse.SerializeToString,
             ),
             'ListEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEvents,
@@ -586,6 +603,33 @@ class JobService:
             '/holdfast.v1.JobService/PinCheckpoint',
             holdfast_dot_v1_dot_job__pb2.PinCheckpointRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.PinCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/ExplainJob',
+            holdfast_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.ExplainJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,8 @@ class JobServiceStub:
     """
     PinCheckpoint: _grpc.UnaryUnaryMultiCallable[_job_pb2.PinCheckpointRequest, _job_pb2.PinCheckpointResponse]
     """Keeps a checkpoint under a name, whatever the retention policy says."""
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.ExplainJobRequest, _job_pb2.ExplainJobResponse]
+    """The story of a job: what ended its attempts, what was done, what it cost."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListEventsRequest, _job_pb2.ListEventsResponse]
     """The timeline, oldest first."""
 
@@ -83,6 +85,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     PinCheckpoint: _aio.UnaryUnaryMultiCallable[_job_pb2.PinCheckpointRequest, _job_pb2.PinCheckpointResponse]  # type: ignore[assignment]
     """Keeps a checkpoint under a name, whatever the retention policy says."""
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ExplainJobRequest, _job_pb2.ExplainJobResponse]  # type: ignore[assignment]
+    """The story of a job: what ended its attempts, what was done, what it cost."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_job_pb2.ListEventsRequest, _job_pb2.ListEventsResponse]  # type: ignore[assignment]
     """The timeline, oldest first."""
 
@@ -181,6 +185,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.PinCheckpointResponse, _abc.Awaitable[_job_pb2.PinCheckpointResponse]]:
         """Keeps a checkpoint under a name, whatever the retention policy says."""
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _job_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.ExplainJobResponse, _abc.Awaitable[_job_pb2.ExplainJobResponse]]:
+        """The story of a job: what ended its attempts, what was done, what it cost."""
 
     @_abc_1.abstractmethod
     def ListEvents(

@@ -52,6 +52,7 @@ class Run:
         self._heartbeat = _heartbeat(identity.heartbeat_file)
         self._step = 0
         self._metrics: dict[str, Any] = {}
+        self._total_steps: int | None = None
         self._datasets: list[Dataset] = []
         self._cursors: list[dict[str, Any]] = []
         self._saver: Saver | None = None
@@ -77,6 +78,21 @@ class Run:
             for name, value in metrics.items():
                 beat.metric(name, float(value))
         return step
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps there will be in all, which gives the job an ETA; None: not known.
+
+        Known from a data set with an end, if there is one data set; a program may set it otherwise.
+        """
+        if self._total_steps is None and len(self._datasets) == 1 and self._datasets[0].done is not None:
+            return len(self._datasets[0])
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, steps: int) -> None:
+        self._total_steps = steps
+        self._heartbeat.expect(steps)
 
     @contextlib.contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -122,6 +138,7 @@ class Run:
             source, self._identity, batch_size, seed=seed, epochs=epochs, partition=partition, window=window
         )
         self._datasets.append(dataset)
+        self._heartbeat.expect(self.total_steps or 0)
         if len(self._cursors) >= len(self._datasets):
             dataset.restore(self._cursors[len(self._datasets) - 1])
         return dataset

@@ -1,9 +1,9 @@
 """Where the time of a rank went, and what a job's numbers are: goodput, badput, steps."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
-from holdfast_coordinator.core.model import LIVE, Account, Gang, Job, Progress, Worker, WorkerState
+from holdfast_coordinator.core.model import LIVE, TERMINAL, Account, Gang, Job, Progress, Worker, WorkerState
 
 
 def close_attempt(worker: Worker, committed: int | None) -> Worker:
@@ -14,19 +14,47 @@ def close_attempt(worker: Worker, committed: int | None) -> Worker:
     """
     if worker.exit is None or not worker.started_ms or worker.state in LIVE:
         return worker
-    progress = worker.progress
-    kept = _steps_kept(worker, committed)
     alive = max(0, worker.exit.at_ms - worker.started_ms)
-    stepping = min(progress.stepping_ms, alive)
-    old = worker.account
-    account = Account(
-        steps_done=old.steps_done + progress.steps_done,
-        steps_redone=old.steps_redone + progress.steps_done - kept,
-        alive_ms=old.alive_ms + alive,
-        stepping_ms=old.stepping_ms + stepping,
-        kept_ms=old.kept_ms + (stepping * kept // progress.steps_done if progress.steps_done else 0),
+    attempt, rest = _split(worker.progress, alive)
+    done, kept = worker.progress.steps_done, _steps_kept(worker, committed)
+    attempt = replace(
+        attempt,
+        steps_redone=done - kept,
+        kept_ms=attempt.stepping_ms * kept // done if done else 0,
     )
-    return replace(worker, account=account, started_ms=0)
+    hung = min(rest, worker.exit.hung_ms)
+    attempt, rest = replace(attempt, hang_ms=hung), rest - hung
+    if worker.state is WorkerState.SUCCEEDED:
+        attempt = replace(attempt, other_ms=attempt.other_ms + rest)
+    else:  # in a step that it did not end
+        attempt = replace(attempt, stepping_ms=attempt.stepping_ms + rest)
+    return replace(worker, account=_plus(worker.account, attempt), started_ms=0)
+
+
+def _split(progress: Progress, alive: int) -> tuple[Account, int]:
+    """Where `alive` milliseconds of an attempt went, and what is left of them since its last report of a step.
+
+    What a worker says is taken in this order, and none of it beyond the time that there was.
+    """
+    if not progress.steps_done:
+        return Account(alive_ms=alive, setup_ms=alive), 0
+    left = alive
+    spent: dict[str, int] = {}
+    for name, ms in (
+        ("stepping_ms", progress.stepping_ms - progress.aside_ms),
+        ("checkpoint_ms", progress.checkpoint_ms),
+        ("other_ms", progress.other_ms),
+        ("setup_ms", progress.setup_ms or left),
+    ):
+        spent[name] = min(max(0, ms), left)
+        left -= spent[name]
+    return Account(steps_done=progress.steps_done, alive_ms=alive, **spent), left
+
+
+def waited(worker: Worker, ms: int) -> Worker:
+    """Count time in which there was no room for the worker."""
+    account = worker.account
+    return replace(worker, account=replace(account, waiting_ms=account.waiting_ms + max(0, ms)))
 
 
 def retract(worker: Worker, steps: int | None) -> Worker:
@@ -51,16 +79,23 @@ def _steps_kept(worker: Worker, committed: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A job in numbers. Times in milliseconds; `badput_ms` in rank-milliseconds by cause."""
+    """A job in numbers. Times in milliseconds."""
 
     restarts: int
     steps: int | None
+    total_steps: int
     last_committed_step: int | None
     steps_redone: int
     steps_per_second: float
     elapsed_ms: int
+    """Since it was created."""
     goodput: float | None
-    badput_ms: dict[str, int]
+    time_ms: dict[str, float]
+    """Where the elapsed time went, the mean of all ranks; the parts sum to it. See `_parts`."""
+    metrics: dict[str, float]
+    """The newest of each rank that reports it, their mean."""
+    left_ms: int | None
+    """Until the last step, if it goes on like that; None: nobody knows."""
     degraded_commits: int
     degraded: bool
 
@@ -70,36 +105,78 @@ def summarize(
 ) -> Summary:
     """Sum up a job. `running` holds the newest progress of the ranks that are running, by rank."""
     gangs, workers = list(gangs), list(workers)
-    commits = {gang.index: gang.commit.step if gang.commit else None for gang in gangs}
+    by_index = {gang.index: gang for gang in gangs}
     totals = Account()
-    reached: list[int | None] = []
+    newest = {worker.rank: running.get(worker.rank, worker.progress) for worker in workers}
     for worker in workers:
-        progress = running.get(worker.rank, worker.progress)
-        reached.append(progress.step if progress.step is not None else worker.resume_step)
-        totals = _plus(totals, close_attempt(worker, commits[worker.gang]).account)
+        gang = by_index[worker.gang]
+        committed = gang.commit.step if gang.commit else None
+        totals = _plus(totals, close_attempt(worker, committed).account)
         if worker.state in LIVE:
-            totals = _plus(totals, _so_far(worker, progress, now))
+            totals = _plus(totals, _so_far(worker, newest[worker.rank], now))
+        elif gang.short_since_ms and worker.state is WorkerState.WAITING:
+            totals = _plus(totals, Account(waiting_ms=max(0, now - gang.short_since_ms)))
     world = len(workers)
-    elapsed = max(0, (job.finished_ms or now) - (job.started_ms or job.finished_ms or now))
-    rank_ms = sum(_needed_ms(job, worker, elapsed) for worker in workers)
-    stepping_seconds = totals.stepping_ms / 1000 / world
-    steps = [step for step in reached if step is not None]
+    elapsed = max(0, (job.finished_ms or now) - job.created_ms)
+    needed = sum(_needed_ms(job, worker, elapsed) for worker in workers)
+    restarts = sum(gang.restarts for gang in gangs)
+    rate = totals.steps_done / (totals.stepping_ms / 1000 / world) if totals.stepping_ms else 0.0
+    reached = [
+        progress.step if progress.step is not None else worker.resume_step
+        for worker, progress in zip(workers, newest.values(), strict=True)
+    ]
+    steps = min((step for step in reached if step is not None), default=None) if None not in reached else None
+    total = max((progress.total_steps for progress in newest.values()), default=0)
     return Summary(
-        restarts=sum(gang.restarts for gang in gangs),
-        steps=min(steps) if len(steps) == world else None,
+        restarts=restarts,
+        steps=steps,
+        total_steps=total,
         last_committed_step=last_committed(gangs),
         steps_redone=totals.steps_redone,
-        steps_per_second=totals.steps_done / stepping_seconds if stepping_seconds else 0.0,
+        steps_per_second=rate,
         elapsed_ms=elapsed,
-        goodput=min(1.0, totals.kept_ms / rank_ms) if totals.steps_done and rank_ms else None,
-        badput_ms={
-            "setup": max(0, totals.alive_ms - totals.stepping_ms),
-            "redone": max(0, totals.stepping_ms - totals.kept_ms),
-            "waiting": max(0, rank_ms - totals.alive_ms),
-        },
+        goodput=min(1.0, totals.kept_ms / needed) if totals.steps_done and needed else None,
+        time_ms=_parts(totals, world, elapsed, needed, restarted=restarts > 0),
+        metrics=_mean_metrics(newest.values()),
+        left_ms=_left_ms(job, steps, total, rate / world),
         degraded_commits=sum(gang.degraded_commits for gang in gangs),
         degraded=any(gang.commit.degraded for gang in gangs if gang.commit),
     )
+
+
+def _parts(totals: Account, world: int, elapsed: int, needed: int, *, restarted: bool) -> dict[str, float]:
+    """Where the time went, as the mean of the ranks.
+
+    "kept" and "redone" are steps; "restart" is being without a process that could have been, "waiting" being without
+    for want of room; "finished" is having nothing more to do while other ranks do.
+    """
+    without = max(0, needed - totals.alive_ms - totals.waiting_ms)
+    parts = {
+        "kept": totals.kept_ms,
+        "redone": totals.stepping_ms - totals.kept_ms,
+        "checkpoint": totals.checkpoint_ms,
+        "setup": totals.setup_ms + (0 if restarted else without),
+        "restart": without if restarted else 0,
+        "waiting": totals.waiting_ms,
+        "hang": totals.hang_ms,
+        "other": totals.other_ms,
+        "finished": world * elapsed - needed,
+    }
+    return {name: ms / world for name, ms in parts.items()}
+
+
+def _mean_metrics(progress: Iterable[Progress]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for each in progress:
+        for name, value in each.metrics.items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _left_ms(job: Job, steps: int | None, total: int, rate: float) -> int | None:
+    if job.state in TERMINAL or not rate or total <= 0:
+        return None
+    return round(max(0, total - (steps or 0)) / rate * 1000)
 
 
 def last_committed(gangs: Iterable[Gang]) -> int | None:
@@ -112,25 +189,17 @@ def last_committed(gangs: Iterable[Gang]) -> int | None:
 def _needed_ms(job: Job, worker: Worker, elapsed: int) -> int:
     """How much of the job's time was this rank's: until it succeeded, or all of it."""
     if worker.state is WorkerState.SUCCEEDED and worker.exit is not None:
-        return min(elapsed, max(0, worker.exit.at_ms - job.started_ms))
+        return min(elapsed, max(0, worker.exit.at_ms - job.created_ms))
     return elapsed
 
 
 def _so_far(worker: Worker, progress: Progress, now: int) -> Account:
     """Count the attempt that still runs as if all of it will be kept."""
-    return Account(
-        steps_done=progress.steps_done,
-        alive_ms=now - worker.started_ms,
-        stepping_ms=progress.stepping_ms,
-        kept_ms=progress.stepping_ms,
-    )
+    account, rest = _split(progress, max(0, now - worker.started_ms))
+    hung = min(rest, max(0, now - worker.hang.since_ms)) if worker.hang is not None else 0
+    stepping = account.stepping_ms + rest - hung
+    return replace(account, stepping_ms=stepping, kept_ms=stepping, hang_ms=hung)
 
 
 def _plus(a: Account, b: Account) -> Account:
-    return Account(
-        a.steps_done + b.steps_done,
-        a.steps_redone + b.steps_redone,
-        a.alive_ms + b.alive_ms,
-        a.stepping_ms + b.stepping_ms,
-        a.kept_ms + b.kept_ms,
-    )
+    return Account(*(getattr(a, each.name) + getattr(b, each.name) for each in fields(Account)))

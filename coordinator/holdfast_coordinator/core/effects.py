@@ -126,6 +126,8 @@ class StopWorkers:
     keys: tuple[Key, ...]
     force: bool
     reason: str
+    restart: bool = False
+    """Another rank of their gang died: the grace for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,15 @@ class JobOver:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteHang:
+    """The hang, or its end, is durable, or about something that is over."""
+
+    key: Key
+    since_ns: int
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetJob:
     """Remove the job's logs and scratch files."""
 
@@ -195,6 +206,7 @@ Command = (
     | AckCommit
     | RefuseShard
     | NoteReport
+    | NoteHang
     | ForgetJob
     | JobOver
     | CloseSession

@@ -7,7 +7,18 @@ that no longer speaks for its node they are dropped.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from holdfast_coordinator.core.model import Capacity, Commit, Exit, JobSpec, Key, Progress, ReportKind, Shard
+from holdfast_coordinator.core.model import (
+    Capacity,
+    Commit,
+    Exit,
+    Hang,
+    JobSpec,
+    Key,
+    Output,
+    Progress,
+    ReportKind,
+    Shard,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,7 @@ class Found:
     pid_start: int = 0
     exit: Exit | None = None
     progress: Progress = Progress()
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,8 @@ class AgentJoined:
     ports: tuple[int, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     agent_version: str = ""
+    clock_offset_ns: int = 0
+    """As in Node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,7 @@ class WorkerExited:
     key: Key
     exit: Exit
     progress: Progress = Progress()
+    output: Output = Output()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +191,31 @@ class CheckpointPinRequested:
     """As in CheckpointReported."""
 
 
-AgentEvent = StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered | CheckpointReported
+@dataclass(frozen=True, slots=True)
+class WorkerHung:
+    """A worker has not moved for longer than it may; with `over`, it moves again."""
+
+    at: int
+    node: str
+    session: str
+    key: Key
+    hang: Hang
+    over: bool = False
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepsCompared:
+    """What ranks of a job took for a step, in milliseconds, over one window: those that reported all through it."""
+
+    at: int
+    job_id: str
+    step_ms: Mapping[Key, float]
+
+
+AgentEvent = (
+    StreamLost | WorkerStarted | WorkerExited | ShardPrepared | PortsOffered | CheckpointReported | WorkerHung
+)
 CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
 ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested | CheckpointRequest
-Event = LeaderElected | Ticked | AgentJoined | AgentEvent | ClientEvent
+Event = LeaderElected | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent

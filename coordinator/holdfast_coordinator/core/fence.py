@@ -2,9 +2,34 @@
 
 from dataclasses import replace
 
-from holdfast_coordinator.core.model import Gang
+from holdfast_coordinator.core import blame
+from holdfast_coordinator.core.model import Gang, Job, JobState, Worker
 from holdfast_coordinator.core.restart import Retry
 from holdfast_coordinator.core.turn import Turn
+
+
+def tell_of_end(turn: Turn, gang: Gang) -> str:
+    """Say who was first when an attempt has come to its end; return what its end was due to."""
+    found = blame.verdict(turn.state.members(gang))
+    if found is None or turn.rank_of(gang) is not None:
+        return gang.cause
+    culprit, cause = found.culprit, blame.cause(found.culprit)
+    with_it = [f"{blame.shown(w.rank for w in found.victims)} fell with it"] if found.victims else []
+    if found.stopped:
+        with_it.append(f"{blame.shown(w.rank for w in found.stopped)} stopped")
+    turn.tell_worker("AttemptEnded", cause, culprit, outcome="; ".join(with_it))
+    return cause
+
+
+def tell_of_start(turn: Turn, gang: Gang) -> None:
+    """Say what a restart cost when all of the gang are up again."""
+    after = max(0, turn.at - gang.broke_ms) / 1000
+    steps = "1 step is" if gang.redone == 1 else f"{gang.redone} steps are"
+    redone = f"; {steps} done again" if gang.redone else ""
+    count = len(turn.state.members(gang))
+    who = "it is" if count == 1 else f"all {count} ranks are"
+    turn.tell_gang("GangUp", f"{who} up again after {after:.1f} s{redone}", gang)
+    turn.put(replace(gang, broke_ms=0, redone=0))
 
 
 def supersede(turn: Turn, gang: Gang, decision: Retry, cause: str) -> None:
@@ -21,7 +46,15 @@ def supersede(turn: Turn, gang: Gang, decision: Retry, cause: str) -> None:
         not_before_ms=turn.at + decision.delay_ms if decision.delay_ms else 0,
         cause=cause,
         failed_step=-1,
+        broke_ms=gang.broke_ms or turn.at,
+        redone=0,
     )
     turn.put(gang)
     resume = f"from step {gang.commit.step}" if gang.commit else "from the beginning"
-    turn.tell_gang("RestartDecided", f"{cause}; restarts {resume} ({decision.reason})", gang)
+    turn.tell_gang("RestartDecided", cause, gang, outcome=f"restarts {resume} ({decision.reason})")
+
+
+def give_up(turn: Turn, job: Job, worker: Worker, reason: str) -> None:
+    """End the job for what became of a worker; what still runs of it is stopped by `reconcile.settle`."""
+    turn.put(replace(job, ending=JobState.FAILED, reason=reason))
+    turn.tell_worker("JobGivenUp", reason, worker)

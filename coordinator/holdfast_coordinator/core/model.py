@@ -76,7 +76,40 @@ class ReportKind(StrEnum):
     DROPPED = "dropped"
 
 
+class HangAction(StrEnum):
+    """What is done about a worker that hangs."""
+
+    NOTIFY = "notify"
+    RESTART = "restart"
+    OFF = "off"
+
+
+class ExitKind(StrEnum):
+    """How a worker ended, as far as that is known for certain; see job.proto."""
+
+    EXITED = "exited"
+    SIGNALLED = "signalled"
+    OUT_OF_MEMORY = "out_of_memory"
+    DISK_FULL = "disk_full"
+    NEVER_RAN = "never_ran"
+    SHIM_LOST = "shim_lost"
+    ABANDONED = "abandoned"
+    LOST = "lost"
+
+
+class Action(StrEnum):
+    """What a rule says to do about an exit."""
+
+    RETRY = "retry"
+    FAIL = "fail"
+    EXCLUDE_NODE = "exclude_node"
+    IGNORE = "ignore"
+    RESTART_GANG = "restart_gang"
+
+
 DEFAULT_STOP_GRACE_MS = 30_000
+DEFAULT_RESTART_GRACE_MS = 5_000
+DEFAULT_LOG_BYTES = 2**30
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
 """Job states that nothing leaves."""
@@ -108,6 +141,32 @@ class RestartPolicy:
     budget: int = 50
     window_ms: int = 0
     """0: the whole life of the job."""
+    no_progress_limit: int = 3
+    """So many exits of the same kind in a row without progress end the job; 0: never."""
+    grace_ms: int = DEFAULT_RESTART_GRACE_MS
+    """For those who have to go because another rank died."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRange:
+    """Exit codes, the first and the last included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to do about an exit of which all that is given here is true."""
+
+    action: Action
+    exit_codes: tuple[CodeRange, ...] = ()
+    signals: tuple[int, ...] = ()
+    kinds: tuple[ExitKind, ...] = ()
+    log: str = ""
+    """Searched for by the agent, which has the log."""
+    section: str = ""
+    before_first_step: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +201,26 @@ class RetentionPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class HangPolicy:
+    """When a worker hangs, and what is done about it; see job.proto."""
+
+    action: HangAction = HangAction.NOTIFY
+    limits_ms: Mapping[str, int] = field(default_factory=dict)
+    """By section."""
+    factor: float = 10.0
+    floor_ms: int = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class StragglerPolicy:
+    """When a rank is a straggler, and what is done about it; see stragglers.py."""
+
+    threshold: float = 3.0
+    strikes: int = 0
+    """0: it is only marked."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """What the user asked for; never changed after the job was created."""
 
@@ -160,6 +239,14 @@ class JobSpec:
     """None: every checkpoint is kept."""
     resume_from: str = ""
     """A checkpoint of another job, to begin with while there is none of its own."""
+    rules: tuple[Rule, ...] = ()
+    """The first that matches an exit decides; see rules.py."""
+    log_bytes: int = DEFAULT_LOG_BYTES
+    """Kept of the workers' output on each node."""
+    log_metrics: Mapping[str, str] = field(default_factory=dict)
+    """Regular expressions that find metrics in it, by name."""
+    hang: HangPolicy = HangPolicy()
+    stragglers: StragglerPolicy = StragglerPolicy()
     preload: tuple[str, ...] = ()
     """Modules that are imported once on each node; see job.proto."""
     spares: int = 0
@@ -251,6 +338,16 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Exits that were the program's own doing, of one kind, in a row and without progress."""
+
+    how: str = ""
+    times: int = 0
+    node: str = ""
+    """Where all of them were; empty when they were not on one node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Gang:
     """Ranks that are placed, restarted and committed together.
 
@@ -284,6 +381,15 @@ class Gang:
     """The furthest step of this attempt of which a rank could not write its file."""
     degraded_commits: int = 0
     """How many of its commits lay on nodes alone when they were made."""
+    repeat: Repeat = Repeat()
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that it is not placed on any more, and why not."""
+    short_since_ms: int = 0
+    """Since when it could start and there is no room for it; 0: it does not wait."""
+    broke_ms: int = 0
+    """When the attempt before this one came to its end; 0 when all of this one are up."""
+    redone: int = 0
+    """How many steps that one had done in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +401,23 @@ class Exit:
     message: str
     at_ms: int
     never_ran: bool = False
+    hung_ms: int = 0
+    """How long it had not moved when it ended, if it was noticed to hang."""
+    kind: ExitKind = ExitKind.EXITED
+    line: str = ""
+    """The line of its output that matters."""
+    ended_ns: int = 0
+    """When, in nanoseconds since the Unix epoch by the coordinator's clock, to which those of all machines are aligned;
+    0: not known. An agent gives it by its machine's own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the output of an attempt that has ended says; it goes to the timeline, and no further."""
+
+    tail: str = ""
+    matched: tuple[int, ...] = ()
+    """The rules of the spec, from 0, whose `log` was found in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +427,53 @@ class Progress:
     step: int | None = None
     steps_done: int = 0
     stepping_ms: int = 0
+    """From its first to its last report of a step."""
     section: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    setup_ms: int = 0
+    """From the start of its process to its first report."""
+    checkpoint_ms: int = 0
+    """In the section "checkpoint" since its first report."""
+    other_ms: int = 0
+    """The same in other sections in which no step is reported."""
+    aside_ms: int = 0
+    """How much of those two is part of `stepping_ms`."""
+    total_steps: int = 0
+    """How many there will be in all; 0: not known."""
+    waiting_ms: int = 0
+    """For other ranks, in the section "wait"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """How a worker hangs, as its agent noticed it."""
+
+    since_ns: int
+    """Names it: when the worker last moved, by its node's CLOCK_MONOTONIC."""
+    since_ms: int
+    section: str
+    step: int | None
+    silent_ms: int
+    """How long it had not moved when that was noticed."""
+    limit_ms: int
+    learned: bool
+    """The limit was not set in the spec."""
+    stopped: bool = False
+    """By a signal."""
+    where: str = ""
+    """The innermost frame of its main thread, where it could be had."""
+    acted: bool = False
+    """It is being stopped for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Straggler:
+    """How a rank compares with its peers, on the node that it is on."""
+
+    score: float | None = None
+    """Set while it is a straggler."""
+    strikes: int = 0
+    """For how many windows it was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +483,17 @@ class Account:
     steps_done: int = 0
     steps_redone: int = 0
     alive_ms: int = 0
+    setup_ms: int = 0
+    """Before its first steps."""
     stepping_ms: int = 0
+    """In steps, those that were kept and those that are done again."""
     kept_ms: int = 0
+    checkpoint_ms: int = 0
+    other_ms: int = 0
+    """In sections of the program's own, for instance "eval", and after its last step."""
+    hang_ms: int = 0
+    waiting_ms: int = 0
+    """Without a process, for want of room on the nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +521,9 @@ class Worker:
     progress: Progress = Progress()
     """As it was when the attempt ended; while it runs, see the engine's telemetry."""
     account: Account = Account()
+    hang: Hang | None = None
+    """Set while it hangs."""
+    straggler: Straggler = Straggler()
 
     @property
     def key(self) -> "Key":
@@ -402,6 +582,8 @@ class Node:
     """Held free by its agent for MASTER_PORT."""
     strays: tuple[Key, ...] = ()
     """Superseded workers that are still being killed there; nothing is placed on it before they are gone."""
+    clock_offset_ns: int = 0
+    """From its CLOCK_MONOTONIC to nanoseconds since the Unix epoch by the coordinator's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,3 +600,5 @@ class Entry:
     attempt: int = 0
     evidence: str = ""
     """What the message rests on, as it was found: the last lines of a log, a stack."""
+    outcome: str = ""
+    """What came of it or is done about it, in one sentence; empty: nothing."""

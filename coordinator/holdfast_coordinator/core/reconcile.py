@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from holdfast_coordinator.core import account, placement
+from holdfast_coordinator.core import account, exclusion, placement
 from holdfast_coordinator.core.effects import Assignment, JobOver, StartWorkers, StopWorkers
+from holdfast_coordinator.core.fence import tell_of_end, tell_of_start
 from holdfast_coordinator.core.model import (
     DEAD,
     LIVE,
@@ -18,11 +19,13 @@ from holdfast_coordinator.core.model import (
     Job,
     JobState,
     Scope,
+    Straggler,
     Worker,
     WorkerState,
 )
 from holdfast_coordinator.core.turn import Turn
 
+_NOT_UP = (WorkerState.STARTING, WorkerState.WAITING, WorkerState.STOPPING, *sorted(DEAD))
 _UNSTOPPED = (WorkerState.STARTING, WorkerState.RUNNING)
 _RESTARTING = (WorkerState.WAITING, WorkerState.STOPPING, *sorted(DEAD))
 
@@ -37,7 +40,10 @@ def settle(turn: Turn, job_id: str, gangs: Iterable[int]) -> None:
             stop_live(turn, turn.state.workers_of(job), force=job.force, reason=job.reason)
         return
     for index in gangs:
-        _renew(turn, job, turn.state.gangs[job_id, index])
+        gang = turn.state.gangs[job_id, index]
+        _renew(turn, job, gang)
+        if gang.broke_ms and not _any(turn.state.gang_tallies[job_id, index], _NOT_UP):
+            tell_of_start(turn, gang)
 
 
 def _renew(turn: Turn, job: Job, gang: Gang) -> None:
@@ -45,20 +51,23 @@ def _renew(turn: Turn, job: Job, gang: Gang) -> None:
         return
     tally = turn.state.gang_tallies[job.id, gang.index]
     if _any(tally, _UNSTOPPED):
-        stop_live(turn, turn.state.members(gang), force=False, reason=gang.cause)
+        stop_live(turn, turn.state.members(gang), force=False, reason=gang.cause, restart=True)
     if _any(tally, LIVE):
         return
     committed = gang.commit.step if gang.commit else None
     best = gang.best_step if committed is None else max(gang.best_step, committed)
+    cause, redone = tell_of_end(turn, gang), 0
     for worker in turn.state.members(gang):
         step = worker.progress.step
         best = best if step is None else max(best, step)
         closed = account.close_attempt(worker, committed)
+        redone = max(redone, closed.account.steps_redone - worker.account.steps_redone)
         turn.put(
             replace(closed, state=WorkerState.WAITING, attempt=gang.attempt, pid=0, pid_start=0, gpus=())
         )
-    if best != gang.best_step:
-        turn.put(replace(gang, best_step=best))
+    renewed = replace(gang, best_step=best, cause=cause, redone=redone)
+    if renewed != gang:
+        turn.put(renewed)
 
 
 def _superseded(turn: Turn, job: Job, gang: Gang) -> bool:
@@ -71,14 +80,25 @@ def _any(tally: Mapping[WorkerState, int], states: Iterable[WorkerState]) -> boo
     return any(tally[state] for state in states)
 
 
-def stop_live(turn: Turn, workers: list[Worker], *, force: bool, reason: str, again: bool = False) -> None:
-    """Tell the live ones among the workers to stop; those that were told before only `again`."""
+def stop_live(
+    turn: Turn,
+    workers: list[Worker],
+    *,
+    force: bool,
+    reason: str,
+    again: bool = False,
+    restart: bool = False,
+) -> None:
+    """Tell the live ones among the workers to stop; those that were told before only `again`.
+
+    With `restart` they have the grace of those who have to go because another rank died.
+    """
     by_node: dict[str, list[Worker]] = {}
     for worker in workers:
         if worker.state in LIVE and (again or worker.state is not WorkerState.STOPPING):
             by_node.setdefault(worker.node, []).append(worker)
     for node, there in sorted(by_node.items()):
-        turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason))
+        turn.send(node, StopWorkers(tuple(w.key for w in there), force, reason, restart))
         for worker in there:
             turn.put(replace(worker, state=WorkerState.STOPPING))
 
@@ -117,27 +137,44 @@ def _place(turn: Turn, job: Job, gangs: list[Gang]) -> None:
     rooms = [
         placement.Room.of(node, [(w, state.jobs[w.job_id].spec.resources) for w in state.live_on(node.name)])
         for node in state.nodes.values()
-        if placement.usable(node)
+        if placement.usable(node) and not any(node.name in gang.excluded for gang in gangs)
     ]
     spots, shortage = placement.place(ranks, job.spec.resources, rooms)
     if not spots:
-        _note_shortage(turn, job, shortage)
+        excluded = exclusion.named(gangs)
+        if excluded and not rooms:
+            shortage = "no other node is ready"
+        _note_shortage(turn, job, gangs, "; ".join(filter(None, (shortage, excluded))))
         return
     if job.spec.restart.scope is Scope.GANG and not _reserve_port(turn, gangs[0], spots[0].node):
-        _note_shortage(turn, job, f"node {spots[0].node} has no free port to offer yet")
+        _note_shortage(turn, job, gangs, f"node {spots[0].node} has no free port to offer yet")
         return
+    for gang in gangs:
+        _end_shortage(turn, turn.state.gangs[gang.job_id, gang.index])
     _assign(turn, job, spots)
     for name in sorted({spot.node for spot in spots}):
         started = [state.workers[job.id, spot.rank] for spot in spots if spot.node == name]
         turn.send(name, start_command(turn, job, started))
 
 
-def _note_shortage(turn: Turn, job: Job, shortage: str) -> None:
+def _end_shortage(turn: Turn, gang: Gang) -> None:
+    """Count how long there was no room for a gang."""
+    if gang.short_since_ms:
+        for worker in turn.state.members(gang):
+            turn.put(account.waited(worker, turn.at - gang.short_since_ms))
+        turn.put(replace(gang, short_since_ms=0))
+
+
+def _note_shortage(turn: Turn, job: Job, gangs: Iterable[Gang], shortage: str) -> None:
     """Say why the job waits; once on the timeline, though the numbers in the reason follow the fleet."""
     reason = f"waits for room: {shortage}"
     if not turn.state.jobs[job.id].reason.startswith("waits for room"):
         turn.tell("JobWaiting", reason, job_id=job.id)
     turn.put(replace(turn.state.jobs[job.id], reason=reason))
+    for each in gangs:
+        gang = turn.state.gangs[each.job_id, each.index]
+        if not gang.short_since_ms:
+            turn.put(replace(gang, short_since_ms=turn.at))
 
 
 def _reserve_port(turn: Turn, gang: Gang, master: str) -> bool:
@@ -162,9 +199,11 @@ def _assign(turn: Turn, job: Job, spots: tuple[placement.Spot, ...]) -> None:
         taken[spot.node].add(local)
         worker = state.workers[job.id, spot.rank]
         gang = state.gangs[job.id, worker.gang]
+        strikes = worker.straggler.strikes if worker.node == spot.node else 0
         turn.put(
             replace(
                 worker,
+                straggler=Straggler(strikes=strikes),
                 state=WorkerState.STARTING,
                 node=spot.node,
                 homes=tuple(dict.fromkeys((*worker.homes, spot.node))),
@@ -222,10 +261,18 @@ def observe(turn: Turn, job_id: str) -> None:
         else:
             _end(turn, job, job.ending, job.reason)
     elif tally[WorkerState.SUCCEEDED] == tally.total():
-        _end(turn, job, JobState.SUCCEEDED, "every rank exited with code 0")
+        _end(turn, job, JobState.SUCCEEDED, _success(turn.state.workers_of(job)))
     else:
         state, reason = _unfinished(turn, job, tally)
         turn.put(replace(job, state=state, reason=reason))
+
+
+def _success(workers: list[Worker]) -> str:
+    ignored = [str(w.rank) for w in workers if w.exit is not None and (w.exit.code or w.exit.signal)]
+    if not ignored:
+        return "every rank exited with code 0"
+    ranks = f"rank {ignored[0]} is" if len(ignored) == 1 else f"{len(ignored)} ranks are"
+    return f"every rank has finished; {ranks} taken as such by a rule of the spec"
 
 
 def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobState, str]:
@@ -250,6 +297,9 @@ def _unfinished(turn: Turn, job: Job, tally: Counter[WorkerState]) -> tuple[JobS
 
 def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
     for gang in turn.state.gangs_of(job):
+        _end_shortage(turn, gang)
+        if state is JobState.FAILED:
+            tell_of_end(turn, gang)
         committed = gang.commit.step if gang.commit else None
         for worker in turn.state.members(gang):
             closed = account.close_attempt(worker, committed)

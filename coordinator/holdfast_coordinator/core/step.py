@@ -7,7 +7,7 @@ the difference.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import checkpoints, liveness, restart
+from holdfast_coordinator.core import blame, checkpoints, exits, hangs, liveness, restart, stragglers
 from holdfast_coordinator.core.effects import (
     CloseSession,
     Effects,
@@ -31,23 +31,28 @@ from holdfast_coordinator.core.events import (
     LeaderElected,
     PortsOffered,
     ShardPrepared,
+    StepsCompared,
     StreamLost,
     Ticked,
     WorkerExited,
+    WorkerHung,
     WorkerStarted,
 )
+from holdfast_coordinator.core.exclusion import lift
 from holdfast_coordinator.core.fence import supersede
 from holdfast_coordinator.core.model import (
     LIVE,
     TERMINAL,
     Desired,
     Exit,
+    ExitKind,
     Gang,
     Job,
     JobState,
     Key,
     Node,
     NodeState,
+    Output,
     Progress,
     Scope,
     Worker,
@@ -100,6 +105,8 @@ def _handle(turn: Turn, event: Event) -> None:
             checkpoints.delete_requested(turn, event)
         case CheckpointPinRequested():
             checkpoints.pin_requested(turn, event)
+        case StepsCompared():
+            stragglers.steps_compared(turn, event)
         case AgentJoined():
             _agent_joined(turn, event)
         case _:
@@ -120,11 +127,13 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
         case WorkerStarted():
             _worker_started(turn, event)
         case WorkerExited():
-            _worker_exited(turn, event.node, event.key, event.exit, event.progress)
+            _worker_exited(turn, event.node, event.key, event.exit, event.progress, event.output)
         case ShardPrepared():
             checkpoints.shard_prepared(turn, event)
         case CheckpointReported():
             checkpoints.checkpoint_reported(turn, event)
+        case WorkerHung():
+            hangs.worker_hung(turn, event)
 
 
 # Jobs
@@ -274,8 +283,11 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
             agent_version=event.agent_version,
             ports=_not_taken(turn, event.node, event.ports),
             strays=strays,
+            clock_offset_ns=event.clock_offset_ns,
         )
     )
+    if old is not None and (old.state is NodeState.LOST or old.boot_id != event.boot_id):
+        lift(turn, event.node)
     turn.send(event.node, Welcome())
     turn.tell("AgentJoined", _joined_message(event, expected), node=event.node)
     if strays:
@@ -285,7 +297,7 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
     found = {f.key: f for f in event.inventory}
     for key, item in found.items():
         if key not in expected and item.exit is not None:
-            _worker_exited(turn, event.node, key, item.exit, item.progress)
+            _worker_exited(turn, event.node, key, item.exit, item.progress, item.output)
 
 
 def _not_taken(turn: Turn, node: str, ports: tuple[int, ...]) -> tuple[int, ...]:
@@ -318,7 +330,7 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, kn
     for key, worker in expected.items():
         item = found.get(key)
         if item is not None and item.exit is not None:
-            _worker_exited(turn, event.node, key, item.exit, item.progress)
+            _worker_exited(turn, event.node, key, item.exit, item.progress, item.output)
         elif item is not None:
             if worker.state is WorkerState.STOPPING:
                 stop_again.append(key)
@@ -333,11 +345,17 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, kn
     for job_id, workers in never_arrived.items():
         # Those whose gang was superseded by a loss found above are stopped, not started, by `settle`.
         turn.send(event.node, start_command(turn, turn.state.jobs[job_id], workers))
-    by_force = {key: turn.state.jobs[key.job_id].force for key in stop_again}
-    for force in (False, True):
-        keys = tuple(key for key in stop_again if by_force[key] is force)
-        if keys:
-            turn.send(event.node, StopWorkers(keys, force, "it was told to stop before"))
+    _stop_again(turn, event.node, stop_again)
+
+
+def _stop_again(turn: Turn, node: str, keys: list[Key]) -> None:
+    """Say what was said before: the job is being stopped, perhaps by force, or their gang restarts."""
+    by_way: dict[tuple[bool, bool], list[Key]] = {}
+    for key in keys:
+        job = turn.state.jobs[key.job_id]
+        by_way.setdefault((job.force, job.ending is None), []).append(key)
+    for (force, restarts), told in sorted(by_way.items()):
+        turn.send(node, StopWorkers(tuple(told), force, "it was told to stop before", restarts))
 
 
 # Workers
@@ -365,7 +383,7 @@ def _note_start(turn: Turn, job_id: str, at: int) -> None:
         turn.put(replace(job, started_ms=at))
 
 
-def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progress) -> None:
+def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progress, output: Output) -> None:
     turn.send(node, ReleaseWorkers((key,)))
     there = turn.state.nodes[node]
     if key in there.strays:
@@ -374,42 +392,33 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
     if worker is None or worker.key != key or worker.node != node or worker.state not in LIVE:
         turn.drop(f"{key} is not expected on node {node}")
         return
-    at = min(max(ended.at_ms, worker.started_ms), turn.at)
-    ended = replace(ended, at_ms=at)
-    if worker.state is WorkerState.STOPPING:
+    ended = exits.align(ended, there.clock_offset_ns, worker.started_ms, turn.at)
+    hung_ms = max(0, ended.at_ms - worker.hang.since_ms) if worker.hang is not None else 0
+    ended = replace(ended, hung_ms=hung_ms, message=f"{ended.message}{hangs.because(worker)}")
+    before, ignored = worker.state, ""
+    worker = replace(worker, exit=ended, progress=progress)
+    if before is WorkerState.STOPPING:
         state = WorkerState.STOPPED
-    elif ended.code == 0 and not ended.signal:
+    elif ended.code == 0 and not ended.signal and ended.kind is not ExitKind.ABANDONED:
         state = WorkerState.SUCCEEDED
     else:
-        state = WorkerState.FAILED
-    worker = replace(worker, state=state, exit=ended, progress=progress)
+        ignored = exits.ignored_by(turn, worker, output)
+        state = WorkerState.SUCCEEDED if ignored else WorkerState.FAILED
+    worker = replace(worker, state=state, hang=None)
     turn.put(worker)
     _note_start(turn, key.job_id, worker.started_ms)
-    at_step = "" if progress.step is None else f" at step {progress.step}"
-    turn.tell_worker("WorkerExited", f"{ended.message}{at_step}", worker)
+    said = blame.describe(worker)
+    tally = turn.state.gang_tallies[worker.job_id, worker.gang]
+    turn.tell_worker("WorkerExited", said, worker, evidence=exits.evidence(tally, worker, output))
+    if ignored:
+        turn.tell_worker("ExitIgnored", f"{said}; {ignored} takes that as finished", worker)
     if state is WorkerState.FAILED:
-        _after_exit(turn, worker, f"rank {worker.rank} on node {node}: {ended.message}{at_step}")
-
-
-def _after_exit(turn: Turn, worker: Worker, cause: str) -> None:
-    job = turn.state.jobs[worker.job_id]
-    gang = turn.state.gangs[worker.job_id, worker.gang]
-    if job.ending is not None or worker.attempt < gang.attempt or worker.exit is None:
-        return  # the job is being stopped, or this one fell with its gang: nothing to decide
-    committed = gang.commit.step if gang.commit else -1
-    reached = worker.progress.step if worker.progress.step is not None else -1
-    best = max(committed, reached)
-    decision = restart.after_exit(job.spec.restart, gang, worker.exit, cause, best)
-    if isinstance(decision, restart.GiveUp):
-        turn.put(replace(job, ending=JobState.FAILED, reason=decision.reason))
-        turn.tell_worker("JobGivenUp", decision.reason, worker)
-        return
-    supersede(turn, gang, decision, cause)
+        exits.decide(turn, worker, output, blame.cause(worker))
 
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
-    lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at)
-    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress()))
+    lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at, kind=ExitKind.LOST)
+    turn.put(replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None))
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]
     gang = turn.state.gangs[worker.job_id, worker.gang]

@@ -106,13 +106,18 @@ class Turn:
         rank: int | None = None,
         attempt: int = 0,
         evidence: str = "",
+        outcome: str = "",
     ) -> None:
         """Add a line to the timeline."""
-        entry = Entry(self.state.next_seq, self.at, kind, message, job_id, node, rank, attempt, evidence)
+        entry = Entry(
+            self.state.next_seq, self.at, kind, message, job_id, node, rank, attempt, evidence, outcome
+        )
         self.state.next_seq += 1
         self._writes.append(Append(entry))
 
-    def tell_worker(self, kind: str, message: str, worker: Worker, evidence: str = "") -> None:
+    def tell_worker(
+        self, kind: str, message: str, worker: Worker, *, evidence: str = "", outcome: str = ""
+    ) -> None:
         """Add a line about a worker to the timeline."""
         self.tell(
             kind,
@@ -122,11 +127,19 @@ class Turn:
             rank=worker.rank,
             attempt=worker.attempt,
             evidence=evidence,
+            outcome=outcome,
         )
 
-    def tell_gang(self, kind: str, message: str, gang: Gang) -> None:
+    def tell_gang(self, kind: str, message: str, gang: Gang, outcome: str = "") -> None:
         """Add a line about a gang to the timeline."""
-        self.tell(kind, message, job_id=gang.job_id, rank=self.rank_of(gang), attempt=gang.attempt)
+        self.tell(
+            kind,
+            message,
+            job_id=gang.job_id,
+            rank=self.rank_of(gang),
+            attempt=gang.attempt,
+            outcome=outcome,
+        )
 
     def rank_of(self, gang: Gang) -> int | None:
         """The rank of a gang of one by scope; None for a gang of all ranks."""

@@ -41,7 +41,9 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         session = Session(secrets.token_hex(8))
         engine.open_session(session)
         engine.heard(hello.node)
-        await engine.post(codec.joined_from_proto(hello, session=session.id, at=engine.clock.now()))
+        now_ns = engine.clock.now_ns()
+        joined = codec.joined_from_proto(hello, session=session.id, at=now_ns // 1_000_000, at_ns=now_ns)
+        await engine.post(joined)
         reader = asyncio.create_task(self._read(session, hello.node, requests))
         try:
             async for item in session.outgoing():

@@ -2,12 +2,13 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 from google.rpc import code_pb2
 
 from holdfast.v1 import job_pb2, job_pb2_grpc
 from holdfast_coordinator import codec
+from holdfast_coordinator.core import story
 from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.checkpoints import find_gang, no_checkpoint
 from holdfast_coordinator.core.effects import Problem, Refusal
@@ -18,8 +19,9 @@ from holdfast_coordinator.core.events import (
     JobStopRequested,
     JobSubmitted,
 )
-from holdfast_coordinator.core.model import TERMINAL, Commit, Gang, Job, JobState
+from holdfast_coordinator.core.model import TERMINAL, Commit, Entry, Gang, Job, JobState
 from holdfast_coordinator.core.state import State
+from holdfast_coordinator.core.story import Story
 from holdfast_coordinator.core.validate import Violation, pin_violations, violations
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.rpc import paging
@@ -28,6 +30,8 @@ from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
+INCIDENTS, MOST_INCIDENTS = 10, 1_000
+ENTRIES_AT_ONCE = 1_000
 WATCH_PAUSE_S_A_RANK = 0.0001
 """Between two looks at a watched job: one of 10,000 ranks is shown once a second, however many heartbeats come."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
@@ -110,15 +114,19 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def GetJobSummary(
         self, request: job_pb2.GetJobSummaryRequest, context: Context
     ) -> job_pb2.GetJobSummaryResponse:
-        def ask(state: State) -> job_pb2.JobSummary:
-            job = _find(state, request.job_id)
-            workers = state.workers_of(job)
-            running = self._engine.running(job, workers)
-            numbers = summarize(job, state.gangs_of(job), workers, running, self._engine.clock.now())
-            return codec.summary_to_proto(job, numbers)
+        return job_pb2.GetJobSummaryResponse(summary=await self._summary(context, request.job_id))
 
-        summary = await _served(context, lambda: self._engine.read(ask))
-        return job_pb2.GetJobSummaryResponse(summary=summary)
+    async def ExplainJob(
+        self, request: job_pb2.ExplainJobRequest, context: Context
+    ) -> job_pb2.ExplainJobResponse:
+        summary = await self._summary(context, request.job_id)
+        most = min(request.incidents, MOST_INCIDENTS) or INCIDENTS
+
+        def ask(store: Store) -> Story:
+            return story.tell(_all_entries(store, request.job_id), most)
+
+        told = await _served(context, lambda: self._engine.history(ask))
+        return job_pb2.ExplainJobResponse(story=codec.story_to_proto(summary, told))
 
     async def StreamLogs(
         self, request: job_pb2.StreamLogsRequest, context: Context
@@ -229,6 +237,16 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
         return await _served(context, lambda: self._engine.read(ask))
 
+    async def _summary(self, context: Context, job_id: str) -> job_pb2.JobSummary:
+        def ask(state: State) -> job_pb2.JobSummary:
+            job = _find(state, job_id)
+            workers = state.workers_of(job)
+            running = self._engine.running(job, workers)
+            numbers = summarize(job, state.gangs_of(job), workers, running, self._engine.clock.now())
+            return codec.summary_to_proto(job, numbers)
+
+        return await _served(context, lambda: self._engine.read(ask))
+
     async def _history(self, context: Context, ask: Callable[[Store], list[paging.T]]) -> list[paging.T]:
         return await _served(context, lambda: self._engine.history(ask))
 
@@ -249,6 +267,14 @@ async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> 
         return await call()
     except (RefusedError, NotLeadingError, StoreError) as error:
         await abort_refused(context, error)
+
+
+def _all_entries(store: Store, job_id: str) -> Iterator[Entry]:
+    """Every line about a job, oldest first, a piece at a time."""
+    after = 0
+    while found := store.entries(job_id=job_id, after=after, limit=ENTRIES_AT_ONCE):
+        yield from found
+        after = found[-1].seq
 
 
 def _find(state: State, job_id: str) -> Job:

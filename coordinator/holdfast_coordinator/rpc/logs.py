@@ -4,15 +4,18 @@ An agent is told to open a log (OpenLog) and answers with a PushLogs stream that
 is a small bounded queue: a reader that is slow slows the agent's reading down and nothing else.
 
 Following goes on until the job has ended. Then whatever the followers had not read yet is read once more from
-where each of them was: a worker's log is complete on disk before its exit is reported, so nothing is missed.
+where each of them was: a worker's log is complete on disk before its exit is reported, so nothing is missed. What lies
+on a node whose agent is not connected is named, so that the reader can look for it in the archive.
 """
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 
 import structlog
 
+from holdfast.log_cursors import Cursors
 from holdfast.v1 import agent_pb2, job_pb2
 from holdfast_coordinator.core.model import TERMINAL
 from holdfast_coordinator.core.state import State
@@ -36,6 +39,7 @@ class _Feed:
         self.chunks: Chunks = asyncio.Queue(CHUNKS_QUEUED)
         self.begun = asyncio.Event()
         self.unwanted = asyncio.Event()
+        self.complete = False
 
     async def receive(
         self, first: agent_pb2.PushLogsRequest, rest: AsyncIterator[agent_pb2.PushLogsRequest]
@@ -46,6 +50,7 @@ class _Feed:
                 await self.chunks.put(first.chunk)
             async for message in rest:
                 await self.chunks.put(message.chunk)
+            self.complete = True
         finally:
             if not self.unwanted.is_set():
                 await self.chunks.put(None)
@@ -72,8 +77,8 @@ class LogRelay:
         """Yield what the call asked for. The job is there, and has the ranks."""
         return _Reading(self, self._engine, request).chunks()
 
-    async def pump(self, opened: agent_pb2.OpenLog, session: Session, into: Chunks) -> None:
-        """Ask an agent for a log and move what it pushes into a queue, until it has pushed all of it."""
+    async def pump(self, opened: agent_pb2.OpenLog, session: Session, into: Chunks) -> bool:
+        """Ask an agent for a log and move what it pushes into a queue. False when it does not push all of it."""
         feed = _Feed()
         self._feeds[opened.request_id] = feed
         try:
@@ -87,6 +92,21 @@ class LogRelay:
         finally:
             feed.unwanted.set()
             del self._feeds[opened.request_id]
+        return feed.complete
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """A node that holds logs of a rank."""
+
+    rank: int
+    node: str
+    session: Session | None
+    """None: its agent is not connected."""
+    attempt: int
+    """The newest of the rank, if this is the node that it is on; otherwise 0."""
+    newest: int
+    """The newest of the rank, wherever it is; 0: nobody knows where."""
 
 
 class _Reading:
@@ -97,48 +117,52 @@ class _Reading:
         self._engine = engine
         self._request = request
         self._chunks: Chunks = asyncio.Queue(CHUNKS_QUEUED)
-        self._cursors = {(c.rank, c.attempt, c.stream): c for c in request.cursors}
+        self._cursors = Cursors(request.cursors)
 
     async def chunks(self) -> AsyncIterator[job_pb2.StreamLogsResponse]:
         producer = asyncio.create_task(self._produce())
         try:
             while (chunk := await self._chunks.get()) is not None:
-                yield chunk
-                self._pass(chunk)
+                # An agent that was restarted is asked anew while what the one before pushed is still on its way.
+                if chunk.HasField("away") or self._cursors.take(chunk):
+                    yield chunk
                 self._chunks.task_done()
         finally:
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
-
-    def _pass(self, chunk: job_pb2.StreamLogsResponse) -> None:
-        """Note how far the reader is after this chunk."""
-        at = chunk.cursor
-        end = at.offset + len(chunk.data)
-        after = job_pb2.LogCursor(rank=at.rank, attempt=at.attempt, stream=at.stream, offset=end)
-        self._cursors[at.rank, at.attempt, at.stream] = after
 
     async def _produce(self) -> None:
         try:
             if self._request.follow:
                 await self._follow()
                 await self._chunks.join()  # the cursors are then where the reader is
-            for rank, session in await self._engine.read(self._logs_of_ranks):
-                await self._relay.pump(self._open(rank, follow=False), session, self._chunks)
+            homes = self._wanted(await self._engine.read(self._homes), follow=False)
+            for (
+                home
+            ) in homes:  # first of all: what the archive has of them comes before what was written later
+                if home.session is None:
+                    await self._tell_away(home, "its agent is not connected")
+            for home in homes:
+                if home.session is not None:
+                    pushed = await self._relay.pump(
+                        self._open(home, follow=False), home.session, self._chunks
+                    )
+                    if not pushed:
+                        await self._tell_away(home, "its agent did not send all of it")
         except Exception as error:  # noqa: BLE001  the reader must be told that no more comes
             log.warning("a log could not be read to its end", job=self._request.job_id, error=repr(error))
         await self._chunks.put(None)
 
     async def _follow(self) -> None:
         """Follow each rank on each node it is placed on, until the job has ended."""
-        pumps: dict[tuple[int, str], asyncio.Task[None]] = {}
+        pumps: dict[tuple[int, str], asyncio.Task[bool]] = {}
         try:
             with self._engine.watch(self._request.job_id) as changed:
                 while await self._engine.read(self._unfinished):
-                    for rank, session in await self._engine.read(self._logs_of_ranks):
-                        if (rank, session.id) not in pumps:
-                            opened = self._open(rank, follow=True)
-                            pump = self._relay.pump(opened, session, self._chunks)
-                            pumps[rank, session.id] = asyncio.create_task(pump)
+                    for home in self._wanted(await self._engine.read(self._homes), follow=True):
+                        if home.session is not None and (home.rank, home.session.id) not in pumps:
+                            pump = self._relay.pump(self._open(home, follow=True), home.session, self._chunks)
+                            pumps[home.rank, home.session.id] = asyncio.create_task(pump)
                     await changed.wait()
                     changed.clear()
         finally:
@@ -150,27 +174,54 @@ class _Reading:
         job = state.jobs.get(self._request.job_id)
         return job is not None and job.state not in TERMINAL
 
-    def _logs_of_ranks(self, state: State) -> list[tuple[int, Session]]:
-        """Every connected node that holds logs of a rank that was asked for."""
+    def _homes(self, state: State) -> list[_Home]:
+        """Every node that holds logs of a rank that was asked for."""
         job = state.jobs.get(self._request.job_id)
         if job is None:
             return []
         ranks: Iterable[int] = self._request.ranks or range(job.spec.world_size)
         found = []
         for rank in ranks:
-            for home in state.workers[job.id, rank].homes:
-                node = state.nodes.get(home)
+            worker = state.workers[job.id, rank]
+            for name in worker.homes:
+                node = state.nodes.get(name)
                 session = self._engine.session_of(node.session) if node else None
-                if session is not None:
-                    found.append((rank, session))
+                attempt = worker.attempt if worker.node == name else 0
+                newest = worker.attempt if worker.node else 0
+                found.append(_Home(rank, name, session, attempt, newest))
         return found
 
-    def _open(self, rank: int, *, follow: bool) -> agent_pb2.OpenLog:
-        return agent_pb2.OpenLog(
+    def _wanted(self, homes: list[_Home], *, follow: bool) -> list[_Home]:
+        """Those to read from: of a tail, what was written before the newest attempt elsewhere is no part."""
+        if follow or not self._request.HasField("tail") or self._request.attempt:
+            return homes
+        return [
+            home
+            for home in homes
+            if home.attempt or not home.newest or self._cursors.first_attempt(home.rank)
+        ]
+
+    async def _tell_away(self, home: _Home, reason: str) -> None:
+        away = job_pb2.LogsAway(rank=home.rank, node=home.node, reason=reason)
+        await self._chunks.put(job_pb2.StreamLogsResponse(away=away))
+
+    def _open(self, home: _Home, *, follow: bool) -> agent_pb2.OpenLog:
+        asked, rank = self._request, home.rank
+        opened = agent_pb2.OpenLog(
             request_id=secrets.token_hex(8),
-            job_id=self._request.job_id,
+            job_id=asked.job_id,
             rank=rank,
-            attempt=self._request.attempt,
+            attempt=asked.attempt,
             follow=follow,
-            cursors=[cursor for cursor in self._cursors.values() if cursor.rank == rank],
+            cursors=self._cursors.of(rank),
+            since=asked.since if asked.HasField("since") else None,
         )
+        if asked.HasField("tail"):
+            # The last lines are taken once, where the rank is; from there on everything counts, wherever it goes.
+            if begun := self._cursors.first_attempt(rank):
+                opened.first_attempt = begun
+            elif home.attempt or not home.newest or asked.attempt:
+                opened.tail = asked.tail
+            else:
+                opened.first_attempt = home.newest + 1
+        return opened

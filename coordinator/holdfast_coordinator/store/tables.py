@@ -50,6 +50,11 @@ gangs = Table(
     Column("dropping", JSON, nullable=False),
     Column("failed_step", BigInteger, nullable=False),
     Column("degraded_commits", Integer, nullable=False),
+    Column("repeat", JSON, nullable=False),
+    Column("excluded", JSON, nullable=False),
+    Column("short_since_ms", BigInteger, nullable=False),
+    Column("broke_ms", BigInteger, nullable=False),
+    Column("redone", BigInteger, nullable=False),
 )
 
 workers = Table(
@@ -73,6 +78,8 @@ workers = Table(
     Column("exit", JSON(none_as_null=True)),
     Column("progress", JSON, nullable=False),
     Column("account", JSON, nullable=False),
+    Column("hang", JSON(none_as_null=True)),
+    Column("straggler", JSON, nullable=False),
 )
 
 nodes = Table(
@@ -91,6 +98,7 @@ nodes = Table(
     Column("agent_version", String, nullable=False),
     Column("ports", JSON, nullable=False),
     Column("strays", JSON, nullable=False),
+    Column("clock_offset_ns", BigInteger, nullable=False),
 )
 
 # Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.
@@ -118,6 +126,7 @@ entries = Table(
     Column("rank", Integer),
     Column("attempt", Integer, nullable=False),
     Column("evidence", String, nullable=False),
+    Column("outcome", String, nullable=False),
     Index("entries_by_job", "job_id", "seq"),
 )
 

@@ -34,6 +34,7 @@ def _leader_and_nodes() -> None:
         sa.Column("agent_version", sa.String, nullable=False),
         sa.Column("ports", sa.JSON, nullable=False),
         sa.Column("strays", sa.JSON, nullable=False),
+        sa.Column("clock_offset_ns", sa.BigInteger, nullable=False),
     )
 
 
@@ -70,6 +71,11 @@ def _jobs() -> None:
         sa.Column("dropping", sa.JSON, nullable=False),
         sa.Column("failed_step", sa.BigInteger, nullable=False),
         sa.Column("degraded_commits", sa.Integer, nullable=False),
+        sa.Column("repeat", sa.JSON, nullable=False),
+        sa.Column("excluded", sa.JSON, nullable=False),
+        sa.Column("short_since_ms", sa.BigInteger, nullable=False),
+        sa.Column("broke_ms", sa.BigInteger, nullable=False),
+        sa.Column("redone", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "workers",
@@ -91,6 +97,8 @@ def _jobs() -> None:
         sa.Column("exit", sa.JSON(none_as_null=True)),
         sa.Column("progress", sa.JSON, nullable=False),
         sa.Column("account", sa.JSON, nullable=False),
+        sa.Column("hang", sa.JSON(none_as_null=True)),
+        sa.Column("straggler", sa.JSON, nullable=False),
     )
 
 
@@ -126,5 +134,6 @@ def _checkpoints_and_history() -> None:
         sa.Column("rank", sa.Integer),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("evidence", sa.String, nullable=False),
+        sa.Column("outcome", sa.String, nullable=False),
     )
     op.create_index("entries_by_job", "entries", ["job_id", "seq"])

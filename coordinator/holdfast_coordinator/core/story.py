@@ -1,0 +1,122 @@
+"""The story of a job, told from its timeline: what ended its attempts, what was done about it, what it cost."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from holdfast_coordinator.core.model import Entry
+
+NOTED = (
+    "JobWaiting",
+    "CheckpointFailed",
+    "CheckpointQuarantined",
+    "CheckpointDegraded",
+    "CheckpointDrained",
+    "CheckpointFilesLeft",
+)
+"""What is worth telling although nothing ended with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One end of an attempt that was not its success."""
+
+    at_ms: int
+    attempt: int
+    cause: str
+    rank: int | None = None
+    """The culprit; None: no rank alone."""
+    node: str = ""
+    fell: str = ""
+    """Who ended with it, in words."""
+    decided: str = ""
+    cost: str = ""
+    evidence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Incidents and notes, oldest first, and how many older incidents are left out."""
+
+    incidents: tuple[Incident, ...] = ()
+    notes: tuple[Entry, ...] = ()
+    left_out: int = 0
+
+
+def tell(entries: Iterable[Entry], most: int) -> Story:
+    """Tell the story of one job from its entries, oldest first; of its incidents the newest `most`."""
+    teller = _Teller()
+    for entry in entries:
+        teller.hear(entry)
+    incidents = teller.incidents()
+    return Story(
+        incidents=tuple(incidents[-most:]),
+        notes=tuple(teller.notes[-most:]),
+        left_out=max(0, len(incidents) - most),
+    )
+
+
+class _Teller:
+    """Puts together what entries of one end say apart from each other.
+
+    The end of an attempt is decided about (RestartDecided or JobGivenUp) when its first death is known; who was really
+    first (AttemptEnded) when all are gone; and what it cost (GangUp) when all are up again.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[Entry] = []
+        self._incidents: list[Incident] = []
+        self._open: dict[int | None, int] = {}
+        """By gang: None, or its rank. The newest incident."""
+        self._last: dict[tuple[int, int], Entry] = {}
+        """What was last told of a rank and attempt."""
+
+    def incidents(self) -> list[Incident]:
+        return [self._with_evidence(incident) for incident in self._incidents]
+
+    def hear(self, entry: Entry) -> None:
+        match entry.kind:
+            case "RestartDecided":
+                self._begin(entry, entry.attempt - 1, entry.outcome)
+            case "JobGivenUp":
+                self._begin(entry, entry.attempt, "the job ends")
+            case "AttemptEnded":
+                self._name(entry)
+            case "GangUp":
+                self._cost(entry)
+            case "WorkerExited" | "WorkerLost":
+                if entry.rank is not None:
+                    self._last[entry.rank, entry.attempt] = entry
+            case kind if kind in NOTED:
+                self.notes.append(entry)
+
+    def _begin(self, entry: Entry, attempt: int, decided: str) -> None:
+        self._open[entry.rank] = len(self._incidents)
+        incident = Incident(entry.at_ms, attempt, entry.message, entry.rank, entry.node, decided=decided)
+        self._incidents.append(incident)
+
+    def _name(self, entry: Entry) -> None:
+        """Whoever was first is the culprit, whoever the coordinator heard of first."""
+        for gang in (None, entry.rank):
+            at = self._open.get(gang)
+            if at is not None and self._incidents[at].attempt == entry.attempt:
+                self._incidents[at] = replace(
+                    self._incidents[at],
+                    cause=entry.message,
+                    fell=entry.outcome,
+                    rank=entry.rank,
+                    node=entry.node,
+                )
+                return
+
+    def _cost(self, entry: Entry) -> None:
+        at = self._open.get(entry.rank)
+        if at is not None:
+            self._incidents[at] = replace(self._incidents[at], cost=entry.message)
+
+    def _with_evidence(self, incident: Incident) -> Incident:
+        if incident.rank is None:
+            return incident
+        found = self._last.get((incident.rank, incident.attempt))
+        if found is None:
+            return incident
+        return replace(incident, node=found.node, evidence=found.evidence)
