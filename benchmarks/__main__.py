@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, loader, logs, recovery, step, supervision
+from benchmarks import checkpoints, commits, heartbeats, loader, logs, recovery, step, supervision, warm
 from benchmarks.figures import machine
 
 PARTS = {
     "recovery": recovery.measure,
     "supervision": supervision.measure,
+    "warm": warm.measure,
     "step": step.measure,
     "heartbeats": heartbeats.measure,
     "commits": commits.measure,

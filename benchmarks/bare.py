@@ -6,17 +6,32 @@ Usage: python -m benchmarks.bare {rank|gang} N -- COMMAND...
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 
 
-def start(command: list[str], rank: int, world: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world)})
+def start(command: list[str], rank: int, world: int, port: int) -> subprocess.Popen[bytes]:
+    place = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return subprocess.Popen(command, env={**os.environ, **place})
+
+
+def free_port() -> int:
+    """One that the gang has not used before: what is left of an attempt must not answer the next."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def main() -> None:
     scope, world, command = sys.argv[1], int(sys.argv[2]), sys.argv[4:]
-    workers = {rank: start(command, rank, world) for rank in range(world)}
+    port = free_port()
+    workers = {rank: start(command, rank, world, port) for rank in range(world)}
     poller = select.poll()
     ranks: dict[int, int] = {}
 
@@ -44,8 +59,9 @@ def main() -> None:
                     workers[other].send_signal(signal.SIGTERM)
                     workers[other].wait()
                     forget(poller, ranks, other_fd)
+            port = free_port()
             for one in again:
-                workers[one] = start(command, one, world)
+                workers[one] = start(command, one, world, port)
                 watch(one)
 
 

@@ -4,7 +4,8 @@ It goes on after the last step that its predecessor reported, so that its first 
 into a small mapped file of its rank under BENCH_DIR: pid, step, CLOCK_MONOTONIC nanoseconds of its first
 step, and of its last.
 
-`plain` uses no library at all. `library` is the same with holdfast.init() and run.step().
+`plain` uses no library at all. `library` is the same with holdfast.init() and run.step(). In `gloo` each step is an
+all_reduce of torch.distributed.
 """
 
 import mmap
@@ -28,6 +29,7 @@ def main() -> None:
         import holdfast
 
         run = holdfast.init()
+    reduce = ready_to_reduce() if sys.argv[1] == "gloo" else None
     weights = np.zeros((64, 64))
     first = 0
     while not os.path.exists(os.path.join(os.environ["BENCH_DIR"], "stop")):
@@ -35,10 +37,22 @@ def main() -> None:
         step += 1
         if run is not None:
             run.step(step)
+        if reduce is not None:
+            reduce()
         now = time.monotonic_ns()
         first = first or now
         REPORT.pack_into(page, 0, os.getpid(), step, first, now)
         time.sleep(0.001)
+
+
+def ready_to_reduce():
+    """Join the gang, and give what makes a step with it."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    gradients = torch.ones(1000)
+    return lambda: dist.all_reduce(gradients)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from holdfast_agent import asks, convert, core, groups, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
 from holdfast_agent.drainer import Drainer
-from holdfast_agent.environment import Place, uses_s3_in, worker_environment
+from holdfast_agent.environment import Place, is_ours, uses_s3_in, worker_environment
 from holdfast_agent.hang_reports import Report, Reports, watched
 from holdfast_agent.hang_watch import HANG, HangWatch, tell
 from holdfast_agent.inotify import Inotify
@@ -30,10 +30,6 @@ from holdfast_agent.workdir import StateDir, StateDirError
 from holdfast_agent.worker_link import WorkerLink
 
 log = structlog.get_logger(__name__)
-
-_NOT_INHERITED = ("HOLDFAST_", "TORCHELASTIC_")
-_OF_NODE = ("HOLDFAST_CACHE_DIR", "HOLDFAST_CACHE_BYTES", "HOLDFAST_DATA_MIRROR")
-"""But these say what there is on the machine, and not who a worker is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +112,7 @@ class Agent:
         self._address = config.address or node.address_towards(config.coordinator)
         self._working_dir = Path.cwd()
         self._pages: dict[Key, bytes] = {}
+        self._preloads: agent_pb2.Preloads | None = None
         self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: asyncio.TimerHandle | None = None
@@ -192,6 +189,9 @@ class Agent:
     def _heard(self, message: agent_pb2.CoordinatorMessage) -> None:
         if message.HasField("open_log"):
             self._push_log(message.open_log)
+            return
+        if message.HasField("job_over"):
+            self._crew.warm.end(message.job_over.job_id)
             return
         if message.HasField("note_hang"):
             noted = message.note_hang
@@ -273,6 +273,7 @@ class Agent:
     def _dispatch(self, event: core.Event) -> None:
         for action in core.handle(self._core, event):
             self._do(action)
+        self._crew.warm.note_live(self._live_jobs)
 
     def _do(self, action: core.Action) -> None:
         match action:
@@ -313,6 +314,7 @@ class Agent:
                 told = convert.notice_to_proto(notice, self._now())
                 self._session.send(agent_pb2.AgentMessage(node_notice=told))
             case core.RemoveJob(job_id):
+                self._crew.warm.end(job_id)
                 self._in_background(asyncio.to_thread(self._state_dir.remove_job, job_id))
             case core.Disconnect(reason):
                 self._session.drop(reason)
@@ -345,9 +347,7 @@ class Agent:
         )
         env = worker_environment(
             place,
-            inherited={
-                k: v for k, v in os.environ.items() if k in _OF_NODE or not k.startswith(_NOT_INHERITED)
-            },
+            inherited={name: value for name, value in os.environ.items() if not is_ours(name)},
             asked=spec.env,
             checkpoint_uri=spec.checkpoint_uri,
             node_checkpoints=str(self._state_dir.path / "checkpoints"),
@@ -379,6 +379,7 @@ class Agent:
             begin,
             resume.SerializeToString() if resume is not None else b"",
             convert.datasets_to_disk(spec) if to_write else b"",
+            convert.warmth(spec, begin) if spec.preload else None,
         )
 
     def _mark_released(self, key: Key) -> None:
@@ -423,6 +424,7 @@ class Agent:
         hello.capacity.memory_bytes = machine.memory_bytes
         hello.capacity.gpus = machine.gpus
         self._pages.clear()  # a new session may be a new leader, who knows no progress yet
+        self._preloads = None
         return hello
 
     def _beat(self) -> agent_pb2.Heartbeat:
@@ -436,4 +438,8 @@ class Agent:
                 self._pages[worker.key] = page
                 progress = convert.progress_to_proto(heartbeat.read(page))
                 beat.workers.add(key=convert.key_to_proto(worker.key), progress=progress)
+        preloads = convert.preloads_to_proto(self._crew.warm.preloads())
+        if preloads != (self._preloads or agent_pb2.Preloads()):
+            self._preloads = preloads
+            beat.preloads.CopyFrom(preloads)
         return beat

@@ -113,7 +113,8 @@ def _limit_memory(directory: str, limit: int) -> None:
 def fork_into(place: dict[str, Any]) -> tuple[int, list[str]]:
     """Fork into the groups. The child gets 0, and those that it has to `enter` itself, before it does anything else.
 
-    Being forked into a group costs a third of moving there, and no other fork on the machine waits for it.
+    Being forked into a group costs a third of moving there, and no other fork on the machine waits for it. But the C
+    library knows nothing of it, and goes on taking the child's main thread for its parent's: the child has to exec.
     """
     dirs = place["dirs"]
     if dirs and os.path.exists(f"{dirs[0]}/cgroup.kill"):  # noqa: PTH110
@@ -137,11 +138,11 @@ def _clone_into(directory: str) -> int | None:
     return pid if pid > 0 else None
 
 
-def enter(directories: list[str]) -> None:
-    """Move this process. Where it may not, the worker is better outside than not started."""
+def enter(directories: list[str], pid: int = 0) -> None:
+    """Move a process; 0: this one. Where that may not be, the worker is better outside than not started."""
     for directory in directories:
         with contextlib.suppress(OSError):
-            _write(f"{directory}/cgroup.procs", "0")
+            _write(f"{directory}/cgroup.procs", str(pid))
 
 
 def end(place: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """proto <-> core: the only translation on the agent's side."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
@@ -9,17 +9,22 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast import heartbeat
 from holdfast.data import shards
-from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
-from holdfast_agent import asks, core, hangs, verdict
+from holdfast.v1 import agent_pb2, job_pb2, node_pb2, worker_pb2
+from holdfast_agent import asks, core, hangs, verdict, warm
 from holdfast_agent.core import Ended, Key
+from holdfast_agent.environment import shared_environment
 from holdfast_agent.evidence import Evidence
 from holdfast_agent.notices import Notice
+from holdfast_agent.python_command import python_program
 from holdfast_agent.shim import LOG_BYTES
 
 DEFAULT_HANG_FACTOR, DEFAULT_HANG_FLOOR_MS = 10.0, 600_000
 """Where a coordinator says nothing; it says always what it has decided."""
 LONGEST_MESSAGE = 1_000
 """Of a report: a sentence. The coordinator keeps no more of it, and this agent may have to hold many."""
+
+LINGER_S = 10.0
+"""How long what is preloaded for a job waits for its next worker, beyond the longest backoff."""
 
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -181,8 +186,8 @@ def hung_to_proto(hung: hangs.Hung, found: Evidence) -> agent_pb2.WorkerHung:
         since_ns=hung.since_ns,
         section=hung.section,
         step=hung.step,
-        silent=_duration(hung.silent_ns / 1e9),
-        limit=_duration(hung.limit_ns / 1e9),
+        silent=_from_ns(hung.silent_ns),
+        limit=_from_ns(hung.limit_ns),
         learned=hung.learned,
         stopped=found.stopped,
         where=found.where,
@@ -198,7 +203,7 @@ def moved_to_proto(moved: hangs.Moved) -> agent_pb2.WorkerHung:
         over=True,
         section=moved.section,
         step=moved.step,
-        silent=_duration(moved.silent_ns / 1e9),
+        silent=_from_ns(moved.silent_ns),
     )
 
 
@@ -284,6 +289,41 @@ def datasets_to_disk(spec: job_pb2.JobSpec) -> bytes:
     )
 
 
+def warmth(spec: job_pb2.JobSpec, start: dict[str, Any]) -> warm.Warmth:
+    """Read how the workers of a job start warm; `start` is the content of the start.json of any of them."""
+    linger_s = spec.restart.backoff_cap.ToMilliseconds() / 1000 + LINGER_S
+    program = python_program(start["argv"])
+    if isinstance(program, str):
+        return warm.Warmth({"preload": list(spec.preload)}, spec.spares, linger_s, program)
+    plan = {
+        "argv": start["argv"],
+        "env": shared_environment(start["env"]),
+        "cwd": start["cwd"],
+        "probe": [*program.interpreter, "-c", ""],
+        "runs": list(program.runs),
+        "preload": list(spec.preload),
+    }
+    return warm.Warmth(plan, spec.spares, linger_s)
+
+
+def preloads_to_proto(preloads: Iterable[warm.Preload]) -> agent_pb2.Preloads:
+    """Write what is preloaded. Memory in whole mebibytes, so that it does not change with every heartbeat."""
+    return agent_pb2.Preloads(
+        preloads=[
+            node_pb2.Preload(
+                job_id=p.job_id,
+                modules=p.modules,
+                pids=p.pids,
+                memory_bytes=p.memory_bytes >> 20 << 20,
+                started=p.started,
+                forks=p.forks,
+                reason=p.reason,
+            )
+            for p in preloads
+        ]
+    )
+
+
 def logs_to_disk(spec: job_pb2.JobSpec, assignment: agent_pb2.Assignment) -> dict[str, Any]:
     """What start.json says of logs: each worker that starts here has an equal share of what its job may keep."""
     most = spec.logs.keep_bytes if spec.logs.HasField("keep_bytes") else LOG_BYTES
@@ -313,6 +353,12 @@ def scope_name(spec: job_pb2.JobSpec) -> str:
 def _duration(seconds: float) -> Duration:
     made = Duration()
     made.FromMicroseconds(int(seconds * 1e6))
+    return made
+
+
+def _from_ns(ns: int) -> Duration:
+    made = Duration()
+    made.FromNanoseconds(ns)
     return made
 
 

@@ -12,11 +12,13 @@ import structlog
 
 from holdfast_agent import core
 from holdfast_agent.core import Ended, Key, Phase, Stop
+from holdfast_agent.fork_link import NurseryLostError, SpawnError, Started
 from holdfast_agent.groups import Groups, name_of
 from holdfast_agent.log_care import LogCare
 from holdfast_agent.readable import readable
 from holdfast_agent.shim import EXIT, SHIM, start_time
-from holdfast_agent.spawn import Nursery, NurseryLostError, SpawnError, signal_shim
+from holdfast_agent.spawn import Nursery, signal_shim
+from holdfast_agent.warm import Warm, Warmth
 from holdfast_agent.witness import Witness, never_begun
 from holdfast_agent.workdir import Attempt, StateDir
 
@@ -29,12 +31,16 @@ _SIGNALS = {Stop.GRACE: signal.SIGTERM, Stop.RESTART: signal.SIGUSR2, Stop.FORCE
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to start: the content of start.json, of resume, and of datasets.json where it is still to be written."""
+    """What to start: the content of start.json, of resume, and of datasets.json where it is still to be written.
+
+    With `warmth` it starts warm where it can.
+    """
 
     key: Key
     start: dict[str, Any]
     resume: bytes
     datasets: bytes = b""
+    warmth: Warmth | None = None
 
 
 class Crew:
@@ -57,6 +63,7 @@ class Crew:
         self._groups = groups
         self._witness = Witness(boot_id)
         self._nursery = Nursery(foreground=foreground)
+        self.warm = Warm(state_dir, self._nursery, foreground=foreground)
         self._pidfds: dict[Key, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
@@ -75,6 +82,7 @@ class Crew:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.warm.stop()
         self._nursery.stop()
         self._groups.close()
         self._witness.close()
@@ -149,7 +157,7 @@ class Crew:
             if order.datasets:
                 self._state_dir.write_datasets(key.job_id, order.datasets)
             attempt, lock = self._state_dir.create(key, order.start, order.resume)
-            started = await self._nursery.shim(attempt, lock)
+            started = await self._shim(attempt, lock, order.warmth)
         except NurseryLostError:
             # With its last breath it may have forked the shim.
             await self._adopt(self._state_dir.attempt(key))
@@ -161,6 +169,33 @@ class Crew:
             if started.pid:
                 self._spawned(attempt, started.pid, started.pid_start)
             await self._see_to_its_end(attempt, started.pid, started.pid_start)
+
+    async def _shim(self, attempt: Attempt, lock: int, warmth: Warmth | None) -> Started:
+        """Start the shim of an attempt, warm or cold. Closes `lock`. Raises SpawnError and NurseryLostError."""
+        if warmth is None:
+            return await self._nursery.shim(attempt, lock)
+        try:
+            started = await self.warm.shim(attempt, lock, warmth)
+        except (NurseryLostError, SpawnError):
+            started = None
+        except BaseException:
+            os.close(lock)
+            raise
+        if started is None or not (started.pid or attempt.begun):
+            if started is not None:
+                os.close(started.pidfd)
+            # Without ours, the lock tells whether there is a shim; where there never was one, start it cold.
+            # While it is held, the shim is just about to begin, or who held it for the shim is about to be gone.
+            os.close(lock)
+            while (again := attempt.try_lock()) is None and not attempt.begun:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            if again is None or attempt.begun:
+                if again is not None:
+                    os.close(again)
+                raise NurseryLostError
+            return await self._nursery.shim(attempt, again)
+        os.close(lock)
+        return started
 
     async def _adopt(self, attempt: Attempt) -> None:
         """See to the end of a worker whose shim this agent was not given: it lives, or is gone, or has just begun."""

@@ -3,6 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+OF_NODE = ("HOLDFAST_CACHE_DIR", "HOLDFAST_CACHE_BYTES", "HOLDFAST_DATA_MIRROR")
+"""What begins like ours, but says what there is on the machine, and not who a worker is."""
+_OF_WORKER = frozenset(
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
+    | {"CUDA_VISIBLE_DEVICES"}
+)
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -76,6 +82,16 @@ def worker_environment(
     if place.gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, place.gpus))
     return env
+
+
+def shared_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """What of a worker's environment is the same for all workers of its job on a node: where modules are preloaded."""
+    return {name: value for name, value in env.items() if name not in _OF_WORKER and not is_ours(name)}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a variable says who a worker is, so that nobody inherits it from an agent."""
+    return name.startswith(("HOLDFAST_", "TORCHELASTIC_")) and name not in OF_NODE
 
 
 def uses_s3_in(env: Mapping[str, str]) -> bool:

@@ -9,7 +9,8 @@ Requests come over a SOCK_SEQPACKET socket, answers go back in the same order:
 ======= ============================================== =============================
         data                                           descriptors
 ======= ============================================== =============================
-request path of the attempt's directory                its lock; the report pipe
+request ``shim`` and path of the attempt's directory   its lock; the report pipe
+request ``spare`` and path of a plan (see spare.py)    its two sockets
 answer  pid of the shim, or ``error <errno>``          a pidfd of the shim
 ======= ============================================== =============================
 
@@ -17,21 +18,42 @@ It ends when the agent does, which closes the socket; the shims go on.
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
-from holdfast_agent import shim
+from holdfast_agent import shim, spare
 
-REQUEST_BYTES = 4096
+REQUEST_BYTES = 8192
+SHIM, SPARE = "shim", "spare"
 
 
 def main() -> None:
     """Serve the socket on descriptor argv[1]; with argv[2], shims die with the agent of that pid."""
     link = socket.socket(fileno=int(sys.argv[1]))
     agent = os.pidfd_open(int(sys.argv[2])) if len(sys.argv) > 2 else None
+
+    def be_shim(request: str, passed: list[int]) -> NoReturn:
+        kind, _, path = request.partition(" ")
+        if kind == SPARE:
+            spare.run(path, socket.socket(fileno=passed[0]), passed[1], agent)
+        shim.run(path, passed[1], agent)
+
+    serve(link, be_shim)
+
+
+def serve(
+    link: socket.socket,
+    child: Callable[[str, list[int]], None],
+    *,
+    may_fork: Callable[[], bool] = lambda: True,
+) -> None:
+    """Fork a `child` for every request, until nobody can ask any more."""
     readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writable)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -43,25 +65,23 @@ def main() -> None:
             if fd == readable:
                 os.read(readable, REQUEST_BYTES)
                 _reap()
-            elif not _serve(link, agent):
+            elif not _serve(link, child, may_fork):
                 return
 
 
-def _serve(link: socket.socket, agent: int | None) -> bool:
-    path, passed, _, _ = socket.recv_fds(link, REQUEST_BYTES, 2)
-    if not path:
+def _serve(
+    link: socket.socket, child: Callable[[str, list[int]], None], may_fork: Callable[[], bool]
+) -> bool:
+    request, passed, _, _ = socket.recv_fds(link, REQUEST_BYTES, 2)
+    if not request:
         return False
     for fd in passed:
         os.set_inheritable(fd, False)  # neither is the worker's business
-    try:
-        pid = os.fork()
-    except OSError as error:
-        link.send(f"error {error.errno}".encode())
-        pid = -1
+    pid = _fork(link, may_fork)
     if pid == 0:
         signal.set_wakeup_fd(-1)
         link.close()
-        shim.run(path.decode(), passed[1], agent)
+        child(os.fsdecode(request), passed)
     if pid > 0:
         # Not reaped yet, so that the pid can't be anybody else's.
         pidfd = os.pidfd_open(pid)
@@ -70,6 +90,17 @@ def _serve(link: socket.socket, agent: int | None) -> bool:
     for fd in passed:
         os.close(fd)
     return True
+
+
+def _fork(link: socket.socket, may_fork: Callable[[], bool]) -> int:
+    why: int | None = errno.EDEADLK
+    if may_fork():
+        try:
+            return os.fork()
+        except OSError as error:
+            why = error.errno
+    link.send(f"error {why}".encode())
+    return -1
 
 
 def _reap() -> None:

@@ -5,7 +5,8 @@ worker and everything that its worker started: being a subreaper, it inherits wh
 session of its own, and it ends none of it alive (P8).
 
 It is forked by the nursery, so that it costs a fork and no interpreter; what is imported here takes the standard
-library alone.
+library alone. Its worker is forked and exec'd; or, in a shim that a zygote forked, is a fork that runs the program in
+the zygote's own interpreter; or is a spare that has been exec'd before, and is told now what it is.
 
 =========  ================================================================================
 signal     meaning to a shim
@@ -24,9 +25,11 @@ import json
 import os
 import select
 import signal
+import socket
 import time
 import traceback
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeAlias
 
 from holdfast_agent import cgroups
 from holdfast_agent.log_file import CHUNK, STDERR, STDOUT, WorkerLogs
@@ -47,30 +50,70 @@ LONELY_LOOK_S = 60.0
 _NOWHERE: dict[str, Any] = {"dirs": [], "kill": "", "memory": "", "own": False, "limit": 0}
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+CAUGHT = (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+"""Signals whose handlers a shim changes."""
 _RESETTABLE = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
+Hatch: TypeAlias = Callable[[dict[str, Any], list[int], int, int], NoReturn]
+"""Called in a worker that was just forked: what to start, its two outputs, where to say what failed, its parent."""
 
-def run(directory: str, report: int, agent: int | None) -> NoReturn:
+
+def run(
+    directory: str,
+    report: int,
+    agent: int | None,
+    *,
+    hatch: Hatch | None = None,
+    spare: "Spare | None" = None,
+) -> NoReturn:
     """Be the shim of the attempt in `directory`.
 
     `report` is a pipe that learns the worker's pid and start time; `agent` a pidfd of the agent to die with, if any.
-    The lock of the directory is held by a descriptor that was inherited, and ends with this process.
+    The lock of the directory is held by a descriptor that was inherited, and ends with this process. The worker is
+    exec'd, unless there is a `spare`, or `hatch` makes one of a fork: whatever that raises is the worker's own.
     """
+    if spare is None:
+        detach()
+    set_name("holdfast-shim")
+    found = _Shim(directory, report, agent, hatch or _exec, spare)
+    try:
+        found.run()
+        os._exit(0)
+    except BaseException:  # nothing may unwind into the nursery, whose fork this is
+        if found.hatching:
+            raise
+        with open(os.path.join(directory, "shim.log"), "w") as file:  # noqa: PTH118, PTH123
+            traceback.print_exc(file=file)
+        os._exit(1)
+
+
+def detach() -> None:
+    """In a fork of a nursery or a zygote: have a session of one's own, nobody's output, and all orphans from below."""
     os.setsid()
     os.chdir("/")
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in range(3):
         os.dup2(nothing, fd)  # whoever reads what the agent prints must not wait for its workers
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _prctl(_PR_SET_NAME, b"holdfast-shim", 0, 0, 0)
-    try:
-        _Shim(directory, report, agent).run()
-        os._exit(0)
-    except BaseException:  # noqa: BLE001  nothing may unwind into the nursery, whose fork this is
-        with open(os.path.join(directory, "shim.log"), "w") as file:  # noqa: PTH118, PTH123
-            traceback.print_exc(file=file)
-        os._exit(1)
+    set_subreaper(wanted=True)
+
+
+def set_subreaper(*, wanted: bool) -> None:
+    """Inherit the orphans among this process's descendants, or no more."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def set_name(name: str) -> None:
+    """Set the name that ps shows."""
+    _prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+class Spare:
+    """A process that was started to become a worker, and the socket over which it is told which."""
+
+    def __init__(self, pid: int, link: socket.socket) -> None:
+        self.pid = pid
+        self.link = link
 
 
 def start_time(pid: int) -> int:
@@ -101,10 +144,16 @@ class _Record:
 
 
 class _Shim:
-    def __init__(self, directory: str, report: int, agent: int | None) -> None:
+    def __init__(
+        self, directory: str, report: int, agent: int | None, hatch: Hatch, spare: Spare | None
+    ) -> None:
         self._directory = directory
         self._report = report
         self._agent = agent
+        self._hatch = hatch
+        self._spare = spare
+        self.hatching = False
+        """This process is not the shim, but its worker."""
         self._pid = 0
         self._status: int | None = None
         self._kill_at: float | None = None
@@ -168,10 +217,9 @@ class _Shim:
         """Have signals written to a pipe as they come, so that one poll waits for everything."""
         readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writable)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, lambda _number, _frame: None)
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        for number in CAUGHT:
+            ignored = number in (signal.SIGINT, signal.SIGHUP)
+            signal.signal(number, signal.SIG_IGN if ignored else lambda _number, _frame: None)
         return readable
 
     def _spawn(self, start: dict[str, Any]) -> dict[str, Any] | None:
@@ -182,20 +230,51 @@ class _Shim:
             os.set_blocking(readable, False)
             self._pipes[readable] = name
             ends.append(writable)
-        failures, failing = os.pipe2(os.O_CLOEXEC)
-        shim = os.getpid()
-        self._pid, groups = cgroups.fork_into(self._place)
-        if self._pid == 0:
-            _become_worker(start, ends, failing, shim, groups)
-        for fd in (*ends, failing):
+        failures = self._adopt_spare(self._spare, ends) if self._spare else self._fork(start, ends)
+        for fd in ends:
             os.close(fd)
-        message = os.read(failures, CHUNK)  # ends at the exec, which closes it
+        try:
+            message = os.read(failures, CHUNK)  # ends when the worker is its program, or is dead
+        except ConnectionResetError:
+            message = b""
         os.close(failures)
         if not message:
             return None
         os.waitpid(self._pid, 0)
         failed: dict[str, Any] = json.loads(message)
         return failed
+
+    def _fork(self, start: dict[str, Any], ends: list[int]) -> int:
+        """Fork the worker. Returns where it says what failed."""
+        failures, failing = os.pipe2(os.O_CLOEXEC)
+        shim = os.getpid()
+        if self._hatch is _exec:
+            self._pid, groups = cgroups.fork_into(self._place)
+        else:
+            self._pid, groups = os.fork(), self._place["dirs"]
+        if self._pid == 0:
+            self.hatching = True
+            cgroups.enter(groups)
+            self._hatch(start, ends, failing, shim)
+        os.close(failing)
+        return failures
+
+    def _adopt_spare(self, spare: Spare, ends: list[int]) -> int:
+        """Tell the spare who it is. Returns where it says what failed."""
+        self._pid = spare.pid
+        self._take_in()
+        with contextlib.suppress(ConnectionError):  # it has just died, which is seen as any worker's death
+            socket.send_fds(spare.link, [os.fsencode(self._directory)], ends)
+        return spare.link.detach()
+
+    def _take_in(self) -> None:
+        """Move what runs already into the attempt's groups: the spare, and what its imports have left behind."""
+        if not self._place["dirs"]:
+            return
+        found = children(os.getpid())
+        for pid in found:  # what one starts after it was moved is in the groups by itself
+            cgroups.enter(self._place["dirs"], pid)
+            found += children(pid)
 
     def _note_start(self, record: _Record) -> None:
         shim, worker_start = os.getpid(), start_time(self._pid)
@@ -222,6 +301,7 @@ class _Shim:
         waking.register(signals, select.POLLIN)
         if self._agent is not None:
             poller.register(self._agent, select.POLLIN)
+        self._reap()  # a spare may have ended before its signal was heard here
         while self._status is None:
             moved = self._moved
             for fd, _ in poller.poll(self._until_due()):
@@ -299,7 +379,7 @@ class _Shim:
                 return True
 
     def _end_descendants(self) -> None:
-        """Kill and reap everything that the worker left behind; it is our child by now, or its child is soon."""
+        """Kill and reap everything that the worker left behind, and remove its groups."""
         kills = cgroups.oom_kills(self._place["memory"])
         self._memory = {
             "kills_before": self._kills_before,
@@ -310,20 +390,8 @@ class _Shim:
         }
         if self._place["kill"]:
             cgroups.kill(self._place["kill"])
-        self._reap_all()
+        end_descendants()
         cgroups.end(self._place)
-
-    def _reap_all(self) -> None:
-        while True:
-            try:
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
-            except ChildProcessError:
-                return
-            killed = [pid for pid in _children(os.getpid()) if _kill(pid)]
-            if not killed:
-                return  # what is left has become another user's
-            os.waitpid(-1, 0)
 
     def _note_end(self, record: _Record, how: dict[str, Any]) -> None:
         said = {
@@ -384,6 +452,20 @@ class _Alone:
         return True
 
 
+def end_descendants() -> None:
+    """Kill and reap everything that a subreaper's child left behind; it is our child by now, or its child is soon."""
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        killed = [pid for pid in children(os.getpid()) if _kill(pid)]
+        if not killed:
+            return  # what is left has become another user's
+        os.waitpid(-1, 0)
+
+
 def _kill(pid: int) -> bool:
     try:
         os.kill(pid, signal.SIGKILL)
@@ -392,32 +474,53 @@ def _kill(pid: int) -> bool:
     return True
 
 
-def _become_worker(
-    start: dict[str, Any], outputs: list[int], failing: int, shim: int, groups: list[str]
-) -> NoReturn:
-    """In the forked child: be the worker, or say why not."""
-    what, in_directory = start["cwd"], False
+def leave(parent: int) -> None:
+    """In a child that is to be a worker: lead a session, and die with `parent`."""
+    os.setsid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before it could be watched
+    signal.set_wakeup_fd(-1)
+
+
+def settle_in(start: dict[str, Any], outputs: list[int]) -> bytes:
+    """Write to `outputs` and work where `start` says. Returns what failed; empty when nothing did."""
+    os.dup2(outputs[0], 1)
+    os.dup2(outputs[1], 2)
     try:
-        cgroups.enter(groups)
-        os.setsid()
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != shim:
-            os._exit(1)  # the shim died before it could be watched
-        signal.set_wakeup_fd(-1)
-        for number in _RESETTABLE:  # exec would hand on what is ignored: by Python, by us, or under nohup
-            signal.signal(number, signal.SIG_DFL)
-        os.dup2(outputs[0], 1)
-        os.dup2(outputs[1], 2)
-        os.chdir(what)
-        what, in_directory = start["argv"][0], True
-        os.execvpe(what, start["argv"], start["env"])  # noqa: S606  argv, as the user gave it
+        os.chdir(start["cwd"])
     except (OSError, ValueError) as error:
-        why = error.errno if isinstance(error, OSError) else errno.EINVAL  # a null byte in an argument
-        os.write(failing, json.dumps({"errno": why, "what": what, "cwd": not in_directory}).encode())
+        return failure(error, start["cwd"], cwd=True)
+    return b""
+
+
+def failure(error: OSError | ValueError, what: str, *, cwd: bool) -> bytes:
+    """Why a worker can't be started, as it says it to its shim."""
+    why = error.errno if isinstance(error, OSError) else errno.EINVAL  # a null byte in an argument
+    return json.dumps({"errno": why, "what": what, "cwd": cwd}).encode()
+
+
+def exec_program(argv: list[str], env: dict[str, str]) -> bytes:
+    """Exec, with signals as a shell would leave them. Returns what failed."""
+    for number in _RESETTABLE:  # exec would hand on what is ignored: by Python, by us, or under nohup
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvpe(argv[0], argv, env)  # noqa: S606  argv, as the user gave it
+    except (OSError, ValueError) as error:
+        return failure(error, argv[0], cwd=False)
+
+
+def _exec(start: dict[str, Any], outputs: list[int], failing: int, parent: int) -> NoReturn:
+    """In the forked child: be the worker, or say why not."""
+    with contextlib.suppress(BaseException):
+        leave(parent)
+        failed = settle_in(start, outputs) or exec_program(start["argv"], start["env"])
+        os.write(failing, failed)
     os._exit(127)
 
 
-def _children(parent: int) -> list[int]:
+def children(parent: int) -> list[int]:
+    """The pids of its children."""
     found = []
     for name in os.listdir("/proc"):  # noqa: PTH208
         if name.isdecimal():

@@ -4,6 +4,7 @@
 ``instance_id``                        tells this agent from another one of the same name
 ``lock``                               held by the agent that uses the directory
 ``jobs/<job>/datasets.json``           the data sets of the job's spec, for its workers
+``jobs/<job>/preload.json``            how its workers start warm (spare.py); mode 0600 as start.json
 ``jobs/<job>/<rank>-<attempt>/``       an attempt; while it is there, no attempt up to it starts again
 ``… start.json``                       what to run; mode 0600, for the environment may hold secrets
 ``… resume``                           the commit to resume from, a serialized CommitRecord
@@ -45,6 +46,7 @@ from holdfast_agent.core import Key
 from holdfast_agent.shim import EXIT, EXIT_TO_COME, START
 
 RELEASED, RESUME, HEARTBEAT, DATASETS = "released", "resume", "heartbeat", "datasets.json"
+PLAN = "preload.json"
 ARCHIVED, LOG_PAGE = "archived", "log_metrics"
 HANG_JSON = "hang.json"
 FENCED = "fenced"
@@ -254,6 +256,21 @@ class StateDir:
             making = path.with_name(f".{DATASETS}")
             making.write_bytes(content)
             making.rename(path)
+
+    def write_plan(self, job_id: str, plan: dict[str, Any]) -> Path:
+        """Write how to preload a job. Raises OSError."""
+        path = self._jobs / job_id / PLAN
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        making = path.with_name(f".{PLAN}-{uuid.uuid4().hex}")
+        fd = os.open(making, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "w") as file:
+                json.dump(plan, file)
+            making.rename(path)
+        except OSError:
+            making.unlink()
+            raise
+        return path
 
     def job(self, job_id: str) -> Path:
         """The directory of a job."""

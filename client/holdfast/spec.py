@@ -46,6 +46,12 @@ def _words(value: object) -> object:
     return value
 
 
+def _modules(value: object) -> object:
+    if not isinstance(value, list):
+        raise ValueError("is no list; write e.g. [numpy, torch]")
+    return value
+
+
 def _action(value: object) -> object:
     """YAML takes the word off, without quotes, for a false."""
     return "off" if value is False else value
@@ -56,6 +62,7 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 Number = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(parse_whole)]
 Words = Annotated[list[StrictStr], BeforeValidator(_words)]
+Modules = Annotated[list[StrictStr], BeforeValidator(_modules)]
 
 
 class _Part(BaseModel):
@@ -159,6 +166,8 @@ class SpecPart(_Part):
     log_metrics: dict[StrictStr, StrictStr] | None = None
     hang: HangPart | None = None
     stragglers: StragglerPart | None = None
+    preload: Modules | None = None
+    spares: Whole | None = None
 
     def to_proto(self) -> job_pb2.JobSpec:
         """Write it as a JobSpec. What is absent stays absent, but for the world size, which is 1 then."""
@@ -178,6 +187,8 @@ class SpecPart(_Part):
             log_metrics=self.log_metrics or {},
             hang=self.hang.to_proto() if self.hang is not None else None,
             stragglers=self.stragglers.to_proto() if self.stragglers is not None else None,
+            preload=self.preload or [],
+            spares=self.spares or 0,
         )
         if self.logs is not None and self.logs.keep is not None:
             spec.logs.keep_bytes = self.logs.keep

@@ -98,6 +98,8 @@ def spec_from_proto(spec: job_pb2.JobSpec) -> jobspec.JobSpec:
         log_metrics=dict(spec.log_metrics),
         hang=codec_hangs.hang_policy_from_proto(spec.hang),
         stragglers=codec_hangs.straggler_policy_from_proto(spec.stragglers),
+        preload=tuple(spec.preload),
+        spares=spec.spares,
     )
 
 
@@ -147,6 +149,8 @@ def spec_to_proto(spec: jobspec.JobSpec, *, datasets: bool = True) -> job_pb2.Jo
         log_metrics=spec.log_metrics,
         hang=codec_hangs.hang_policy_to_proto(spec.hang),
         stragglers=codec_hangs.straggler_policy_to_proto(spec.stragglers),
+        preload=spec.preload,
+        spares=spec.spares,
     )
 
 
@@ -241,8 +245,10 @@ def _step(worker: model.Worker, gang: model.Gang, progress: model.Progress) -> i
     return commit.step if progress.step is None else max(commit.step, progress.step)
 
 
-def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.Node:
-    """Write a node."""
+def node_to_proto(
+    node: model.Node, slots_used: int, heard_ms: int, preloads: Iterable[node_pb2.Preload] = ()
+) -> node_pb2.Node:
+    """Write a node. `preloads` are as its agent said them."""
     return node_pb2.Node(
         name=node.name,
         state=_NODE_STATES[node.state],
@@ -264,6 +270,7 @@ def node_to_proto(node: model.Node, slots_used: int, heard_ms: int) -> node_pb2.
         draining=node.cordon is not None and node.cordon.draining,
         drained=node.cordon is not None and node.cordon.drained,
         drain_by=_timestamp(node.cordon.drain_by_ms) if node.cordon else None,
+        preloads=preloads,
     )
 
 
@@ -523,6 +530,8 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
             )
         case effects.ForgetJob(job_id):
             message.forget_job.job_id = job_id
+        case effects.JobOver(job_id):
+            message.job_over.job_id = job_id
         case effects.Welcome() | effects.CloseSession():
             raise ValueError(f"{command} is the session's own business")
     return message

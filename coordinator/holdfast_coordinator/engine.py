@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from holdfast.v1 import agent_pb2
+from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec
 from holdfast_coordinator.core import checkpoints, liveness, stragglers
 from holdfast_coordinator.core.effects import (
@@ -43,7 +43,7 @@ from holdfast_coordinator.core.events import (
     StepsCompared,
     Ticked,
 )
-from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Progress, Worker
+from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Node, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
 from holdfast_coordinator.session import Session
@@ -133,6 +133,7 @@ class Engine:
         self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
         self._heard: dict[str, int] = {}
+        self._preloads: dict[str, tuple[str, agent_pb2.Preloads]] = {}
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
         self._paces: dict[str, stragglers.Paces] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -214,6 +215,15 @@ class Engine:
             if known is None or known[0] <= attempt:
                 ranks[rank] = attempt, report.progress
                 self._wake(job_id)
+
+    def note_preloads(self, node: str, session: str, preloads: agent_pb2.Preloads) -> None:
+        """Note what a node says that it has preloaded. Writes nothing."""
+        self._preloads[node] = session, preloads
+
+    def preloads_of(self, node: Node) -> Iterable[node_pb2.Preload]:
+        """What a node has preloaded, as it said last in the session that speaks for it."""
+        session, found = self._preloads.get(node.name, ("", None))
+        return found.preloads if found is not None and session == node.session else ()
 
     def heard_at(self, node: str) -> int:
         """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""

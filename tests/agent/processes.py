@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 from holdfast_agent import cgroups
@@ -11,6 +12,8 @@ from tests.agent.fake_coordinator import PATIENCE_S
 
 MARK = "TEST_HOUSE"
 """In the environment of every process that a test starts, directly or not."""
+PYTHON = Path(sys.executable).name
+"""What `name` says of the processes of this interpreter: it was started by one of several names."""
 
 
 def alive(pid):

@@ -50,6 +50,7 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
         "--backoff-cap 1m --restart-budget 0 --no-progress-limit 7 "
         "--restart-grace 9s --stop-grace 90s --cpus 1.5 --memory 2GiB --gpus 1 "
         "--checkpoint-dir ckpt --label team=vision --resume-from ./old --keep-last 3 --keep-every 100 "
+        "--preload numpy,torch --preload a.b --spares 2 "
         r"--log-metric step=step=(\d+)"
     ).split()
     assert holdfast("job", "submit", *flags, "--", "python", "train.py", "--lr", "0.10").exit_code == 0
@@ -64,6 +65,8 @@ def test_flags_say_everything(accepting, holdfast, tmp_path, monkeypatch):
         labels={"team": "vision"},
         resume_from=str(tmp_path / "old"),
         retention=job_pb2.RetentionPolicy(keep_last=3, keep_every=100),
+        preload=["numpy", "torch", "a.b"],
+        spares=2,
         log_metrics={"step": r"step=(\d+)"},
     )
     want.stop_grace.FromSeconds(90)

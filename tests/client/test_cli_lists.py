@@ -85,6 +85,43 @@ def test_nodes_in_full(holdfast):
     """)
 
 
+def test_a_node(holdfast):
+    assert holdfast("node", "get", "n2").stdout == lines("""
+        NODE  STATE  SLOTS  CPUS  MEMORY  GPUS  HEARD  REASON
+        n2    lost   0/0    0     0 B     0     -      not heard from for 10.0 s
+    """)
+
+
+def test_a_node_that_is_not_there(holdfast):
+    result = holdfast("node", "get", "n9")
+    assert (result.exit_code, result.stderr) == (
+        EXIT.NOT_FOUND,
+        "Error: there is no node n9; list the nodes\n",
+    )
+
+
+def test_what_a_node_has_preloaded(coordinator, holdfast):
+    node = node_pb2.Node(name="n3", state=node_pb2.NODE_STATE_READY)
+    node.preloads.add(
+        job_id=JOB, modules=["numpy", "torch"], pids=[77], memory_bytes=230 << 20, started=5, forks=True
+    )
+    why = "gRPC was imported, which does not survive a fork"
+    node.preloads.add(job_id="other", modules=["grpc"], pids=[8, 9], memory_bytes=80 << 20, reason=why)
+    node.preloads.add(job_id="third", modules=["nosuch"], reason="import nosuch: ModuleNotFoundError")
+    coordinator.nodes = [node]
+    assert holdfast("node", "get", "n3").stdout == lines("""
+        NODE  STATE  SLOTS  CPUS  MEMORY  GPUS  HEARD  REASON
+        n3    ready  0/0    0     0 B     0     -
+
+        JOB         PRELOADED    AS      PIDS  MEMORY     STARTED  REASON
+        k7m2p9xq4w  numpy,torch  zygote  77    230.0 MiB  5
+        other       grpc         spares  8,9   80.0 MiB   0        gRPC was imported, which does not survive a fork
+        third       nosuch       -       -     0 B        0        import nosuch: ModuleNotFoundError
+    """)
+    assert ParseDict(json.loads(holdfast("node", "get", "n3", "-o", "json").stdout), node_pb2.Node()) == node
+    assert holdfast("node", "get", "n3", "-o", "name").stdout == "n3\n"
+
+
 def test_checkpoints(holdfast):
     assert holdfast("checkpoint", "list", JOB).stdout == lines("""
         STEP  RANK  ATTEMPT  SHARDS  SIZE     AGE  PIN   STATE

@@ -42,6 +42,8 @@ retention:
 resume_from: s3://bucket/old/k7m2p9xq4w
 datasets:
   train: s3://bucket/train/
+preload: [numpy, torch.distributed]
+spares: 2
 logs: {keep: 64MiB}
 log_metrics:
   loss: 'loss[= ]([0-9.eE+-]+)'
@@ -98,6 +100,9 @@ WRONG = [
     ("retention: {mode: best}", 'retention.mode: "best" is neither min nor max'),
     ("retention: {keep_lats: 3}", 'retention.keep_lats: unknown key; did you mean "keep_last"?'),
     ("retention: {keep_last: some}", 'retention.keep_last: "some" is not a whole number; write e.g. 4'),
+    ("preload: numpy", "job.yaml:1: preload: is no list; write e.g. [numpy, torch]"),
+    ("preload:\n- numpy\n- 3", "job.yaml:3: preload.1: 3 is not a string; put it in quotes"),
+    ("spares: some", 'job.yaml:1: spares: "some" is not a whole number; write e.g. 4'),
     ("logs: {keep: much}", 'logs.keep: "much" is no size; write e.g. 512MiB or 2GiB'),
     ("logs: {kepe: 1GiB}", 'logs.kepe: unknown key; did you mean "keep"?'),
     ("log_metrics: {loss: 3}", "log_metrics.loss: 3 is not a string; put it in quotes"),
@@ -168,6 +173,8 @@ def test_every_key_arrives(read):
             keep_last=3, keep_every=1000, best=2, metric="accuracy", mode=job_pb2.METRIC_MODE_MAX
         ),
         datasets=[job_pb2.DataSet(name="train", uri="s3://bucket/train/")],
+        preload=["numpy", "torch.distributed"],
+        spares=2,
         logs=job_pb2.LogPolicy(keep_bytes=64 * 2**20),
         log_metrics={"loss": "loss[= ]([0-9.eE+-]+)", "step": r"step (\d+)"},
         hang=job_pb2.HangPolicy(action=job_pb2.HANG_ACTION_OFF, factor=5),
@@ -248,10 +255,10 @@ def test_where_a_field_stands(read):
     assert found.where("restart.backoff_cap") == "job.yaml:16: restart.backoff_cap"
     assert found.where("resources.memory_bytes") == "job.yaml:11: resources.memory"
     assert found.where("env.LR") == "job.yaml:5: env.LR"
-    assert found.where("hang.limits.step") == "job.yaml:40: hang.limits.step"
-    assert found.where("hang.limits.a.b") == "job.yaml:40: hang.limits.a.b"
-    assert found.where("hang.factor") == "job.yaml:41: hang.factor"
-    assert found.where("hang.limits") == "job.yaml:40: hang.limits"
+    assert found.where("hang.limits.step") == "job.yaml:42: hang.limits.step"
+    assert found.where("hang.limits.a.b") == "job.yaml:42: hang.limits.a.b"
+    assert found.where("hang.factor") == "job.yaml:43: hang.factor"
+    assert found.where("hang.limits") == "job.yaml:42: hang.limits"
     assert found.where("env.NONE") is None
     assert found.where("request_id") is None
     assert (

@@ -8,7 +8,14 @@ from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_coordinator import codec, rule_codec
 from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.effects import AskStop, NoteHang, NoteReport, StartWorkers, StopWorkers
+from holdfast_coordinator.core.effects import (
+    AskStop,
+    JobOver,
+    NoteHang,
+    NoteReport,
+    StartWorkers,
+    StopWorkers,
+)
 from holdfast_coordinator.core.jobspec import Action, ExitKind, HangAction, HangPolicy, StragglerPolicy
 from holdfast_coordinator.core.model import ReportKind, Straggler
 from tests.core.builders import T0, hang, key, running
@@ -42,6 +49,15 @@ def test_data_sets_come_out_as_they_went_in_or_not_at_all():
     read = codec.spec_from_proto(spec)
     assert codec.spec_to_proto(read).datasets == spec.datasets
     assert not codec.spec_to_proto(read, datasets=False).datasets
+
+
+def test_warm_starts_come_out_as_they_went_in():
+    spec = job_pb2.JobSpec(name="a", command=["x"], world_size=1, preload=["numpy", "a.b"], spares=3)
+    read = codec.spec_from_proto(spec)
+    assert (read.preload, read.spares) == (("numpy", "a.b"), 3)
+    shown = codec.spec_to_proto(read)
+    assert (list(shown.preload), shown.spares) == (["numpy", "a.b"], 3)
+    assert codec.command_to_proto(JobOver("a"), epoch=7).job_over.job_id == "a"
 
 
 def test_the_data_sets_of_a_job_are_written_once_for_all_agents(monkeypatch):

@@ -397,3 +397,36 @@ class TestCheckpoints:
         code, why = await stream.ended()
         assert code is grpc.StatusCode.ABORTED
         assert why == "a report of kind 0 is none that this coordinator knows"
+
+
+async def test_what_a_node_has_preloaded_is_what_it_said_last(channel):
+    nodes = node_pb2_grpc.NodeServiceStub(channel)
+
+    async def shown():
+        return (await nodes.GetNode(node_pb2.GetNodeRequest(name="n1"))).node.preloads
+
+    async def until(wanted):
+        async with asyncio.timeout(PATIENCE):
+            while [(p.job_id, list(p.pids)) for p in await shown()] != wanted:
+                await asyncio.sleep(0.01)
+
+    async def say(preloads):
+        beat = agent_pb2.Heartbeat(preloads=preloads)
+        await stream.say(epoch=epoch, heartbeat=beat)
+
+    stream = Stream(channel)
+    await stream.hello()
+    epoch = (await stream.heard()).epoch
+    said = node_pb2.Preload(job_id="a", pids=[7], modules=["numpy"])
+    await say(agent_pb2.Preloads(preloads=[said]))
+    await until([("a", [7])])
+    assert list(await shown()) == [said]
+    await say(None)  # nothing new
+    await say(agent_pb2.Preloads())
+    await until([])
+    await say(agent_pb2.Preloads(preloads=[said]))
+    await until([("a", [7])])
+    newer = Stream(channel)
+    await newer.hello()
+    await newer.heard()
+    await until([])

@@ -1,9 +1,12 @@
 """Submitting, stopping and deleting jobs."""
 
+import pytest
+
 from holdfast_coordinator.core.effects import (
     AskStop,
     Assignment,
     ForgetJob,
+    JobOver,
     Problem,
     Refusal,
     Send,
@@ -44,6 +47,25 @@ def test_it_succeeds_when_every_rank_exits_with_0():
     cluster.now += 5
     cluster.exited(key(1), 0)
     assert (cluster.job().state, cluster.job().finished_ms) == (JobState.SUCCEEDED, T0 + 5)
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_the_end_of_a_job_is_told_where_something_may_be_preloaded_for_it(scope):
+    cluster = running(8, scope, nodes=("a", "b"), preload=("numpy",))
+    assert sent(cluster.exited(key(0), 0), JobOver) == []
+    for rank in range(1, 7):
+        cluster.exited(key(rank), 0)
+    last = cluster.exited(key(7), 0)
+    assert cluster.job().state is JobState.SUCCEEDED
+    assert [send for send in last.commands if isinstance(send.command, JobOver)] == [
+        Send(cluster.node(name).session, JobOver("j1")) for name in ("a", "b")
+    ]
+
+
+def test_the_end_of_a_job_that_was_stopped_is_told_too():
+    cluster = running(1, preload=("numpy",))
+    assert sent(cluster.stop(), JobOver) == []
+    assert sent(cluster.exited(key(0), 0, 15), JobOver) == [JobOver("j1")]
 
 
 def test_a_request_id_names_one_job():

@@ -61,6 +61,7 @@ def fields(**changes):
         {"restart": RestartPolicy(backoff_ms=0, backoff_cap_ms=0, jitter=1.0, budget=0, window_ms=1)},
         {"restart": RestartPolicy(jitter=0.0)},
         {"stop_grace_ms": 0},
+        {"preload": ("numpy", "torch.distributed", "_a.b1"), "spares": 8},
         {
             "hang": HangPolicy(
                 HangAction.RESTART, {"setup": 600_000, "step": 1_000, "a b/é": 2_000}, 1.0, 1_000
@@ -110,6 +111,28 @@ def test_a_value_is_not_repeated():
 @pytest.mark.parametrize("path", ["checkpoints", "./here", "~/here", "s3://bucket/here"])
 def test_a_working_directory_is_absolute(path):
     assert complaints(working_dir=path) == [("working_dir", f'"{path}" is not an absolute path')]
+
+
+@pytest.mark.parametrize("module", ["", "a-b", "a.", ".a", "a..b", "1a", "a b", "a\n", "os; x", "m" * 201])
+def test_what_is_preloaded_are_names_of_modules(module):
+    assert complaints(preload=("numpy", module)) == [
+        ("preload.1", f'"{module[:80]}" is no name of a module; write e.g. numpy')
+    ]
+
+
+def test_what_is_preloaded_is_bounded():
+    assert complaints(preload=("numpy",) * 65) == [("preload", "has 65 modules; at most 64 are preloaded")]
+
+
+@pytest.mark.parametrize("spares", [-1, 1_001])
+def test_spares_are_bounded(spares):
+    assert complaints(preload=("numpy",), spares=spares) == [
+        ("spares", f"{spares} is not between 0 and 1000")
+    ]
+
+
+def test_spares_have_something_to_import():
+    assert complaints(spares=2) == [("spares", "2 have nothing to import; name modules in preload")]
 
 
 PLACES = ["checkpoint_uri", "resume_from"]

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from holdfast.v1 import job_pb2
+from holdfast_agent import convert
 from holdfast_agent.agent import Agent, AgentConfig
 from holdfast_agent.core import Key, Stop, WorkerEnded, WorkerSpawned
 from holdfast_agent.crew import Crew, Order
@@ -54,13 +56,26 @@ class House:
         )
         self.crew.start()
 
-    def start(self, *argv, rank=0, attempt=1, grace_ms=10_000, cwd="/", env=(), memory=0, **more):
+    def start(
+        self,
+        *argv,
+        job_id="job1",
+        rank=0,
+        attempt=1,
+        grace_ms=10_000,
+        cwd="/",
+        env=(),
+        memory=0,
+        preload=(),
+        spares=0,
+        **more,
+    ):
         """Start a worker; returns its directory. `more` goes into start.json."""
-        key = Key("job1", rank, attempt)
+        key = Key(job_id, rank, attempt)
         attempt_dir = self.state_dir.attempt(key)
         env = {**os.environ, "HOLDFAST_HEARTBEAT_FILE": str(attempt_dir.heartbeat), **dict(env)}
         begin = {
-            "argv": argv,
+            "argv": list(argv),
             "env": env,
             "cwd": str(cwd),
             "grace_ms": grace_ms,
@@ -68,7 +83,8 @@ class House:
             "cgroup": self.groups.place(key, memory),
             **more,
         }
-        self.crew.spawn(Order(key, begin, b""))
+        spec = job_pb2.JobSpec(preload=preload, spares=spares)
+        self.crew.spawn(Order(key, begin, b"", warmth=convert.warmth(spec, begin) if preload else None))
         return attempt_dir.path
 
     def sh(self, script, **more):
@@ -96,6 +112,11 @@ class House:
 
     def kill(self, *, force=True, rank=0, attempt=1):
         self.crew.signal(Key("job1", rank, attempt), Stop.FORCE if force else Stop.GRACE)
+
+    def preload(self, job_id="job1"):
+        """What is preloaded for a job."""
+        (found,) = [found for found in self.crew.warm.preloads() if found.job_id == job_id]
+        return found
 
     async def restart(self):
         """What is found by an agent that comes after one that was killed: workers and fences."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent import standing_agent
 from tests.agent.fake_coordinator import key, start, stop
-from tests.agent.processes import alive, gone, line_of, marked, name, until
+from tests.agent.processes import PYTHON, alive, gone, line_of, marked, name, until
 
 FOREVER = ("sleep", "1000")
 
@@ -102,6 +102,45 @@ async def test_a_foreground_agent_that_is_killed_takes_its_workers_with_it(coord
     deaf = await started(session, "sh", "-c", "trap '' TERM; while :; do sleep 0.01; done", job_id="job2")
     await killed(agent)
     await gone(pid, deaf)
+    await until(lambda: marked(mark) == [])
+
+
+@pytest.mark.parametrize("spares", [0, 2])
+async def test_what_was_preloaded_goes_with_the_agent_and_warm_workers_stay(
+    coordinator, launch, mark, tmp_path, spares
+):
+    forever = (sys.executable, "-c", "import sys, time; print('colorsys' in sys.modules); time.sleep(1000)")
+    agent = launch()
+    session = await coordinator.session()
+    for attempt in range(1, 9):  # with spares the first starts are cold
+        pid = await started(session, *forever, attempt=attempt, preload=["colorsys"], spares=spares)
+        path = tmp_path / f"state/jobs/job1/0-{attempt}/stdout.log"
+        if await line_of(path) == "True":
+            break
+        beats = [await session.beat() for _ in range(5)]
+        assert beats
+    else:
+        raise AssertionError("no start was warm")
+    assert "holdfast-spare" in map(name, marked(mark))
+    await killed(agent)
+    await until(lambda: sorted(map(name, marked(mark))) == ["holdfast-shim", PYTHON])
+    launch()
+    session = await coordinator.session()
+    assert session.inventory[0, attempt].pid == pid
+    session.say(start_workers=start(*forever, attempt=attempt + 1, preload=["colorsys"]))
+    assert (await session.heard("worker_exited")).exit.status.signal == signal.SIGKILL
+    assert (await session.heard("worker_started")).pid != pid
+    path = tmp_path / f"state/jobs/job1/0-{attempt + 1}/stdout.log"
+    assert await line_of(path) == "True"  # from a zygote of the new agent's
+
+
+async def test_a_foreground_agent_takes_its_warm_workers_with_it_too(coordinator, launch, mark, tmp_path):
+    agent = launch("foreground")
+    session = await coordinator.session()
+    forever = (sys.executable, "-c", "import sys, time; print('colorsys' in sys.modules); time.sleep(1000)")
+    await started(session, *forever, grace_ms=1_000_000, preload=["colorsys"])
+    assert await line_of(tmp_path / "state/jobs/job1/0-1/stdout.log") == "True"
+    await killed(agent)
     await until(lambda: marked(mark) == [])
 
 

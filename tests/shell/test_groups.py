@@ -63,6 +63,49 @@ async def test_a_worker_is_in_a_group_of_its_own_and_its_shim_is_not(grouped, ma
     assert group_of(shim, base) == []
 
 
+IMPORTS = "import sys, time; print('colorsys' in sys.modules, flush=True); time.sleep(1000)"
+
+
+async def one_warm(house, *modules, spares, cwd):
+    """A worker that was started warm: its pid, and that of the zygote when there is one."""
+    command = (sys.executable, "-c", IMPORTS)
+    how = {"preload": ["colorsys", *modules], "spares": spares, "cwd": cwd}
+    if spares:  # the first start waits for no spare
+        house.start(*command, rank=1, **how)
+        await house.spawned()
+        await until(lambda: house.preload().pids)
+    path = house.start(*command, **how)
+    worker = (await house.spawned()).pid
+    assert await line_of(path / "stdout.log") == "True"
+    assert house.preload().started == 1
+    return worker
+
+
+@pytest.mark.parametrize("spares", [0, 1])
+async def test_a_warm_worker_too_and_not_what_it_came_from(grouped, mark, tmp_path, spares):
+    worker = await one_warm(grouped, spares=spares, cwd=tmp_path)
+    base = Path(grouped.groups.base).name
+    (there,) = group_of(worker, base)
+    assert there.endswith(f"/{base}/job1.0-1")
+    (waiting,) = await until(lambda: grouped.preload().pids)
+    assert [pid for pid in (waiting, *shims(mark)) if group_of(pid, base)] == []
+    grouped.kill()
+    assert (await grouped.ended())[1] == signal.SIGKILL
+    assert not [path for group in groups_of(tmp_path) for path in Path(group).glob("job1.0-1")]
+
+
+async def test_what_the_imports_of_a_spare_have_started_comes_along(grouped, mark, tmp_path):
+    escaped = ESCAPED.format(out=tmp_path).partition("echo up")[0]
+    (tmp_path / "leaves.py").write_text(
+        f"import subprocess\nsubprocess.run({escaped!r}, shell=True, check=True)\n"
+    )
+    await one_warm(grouped, "leaves", spares=0, cwd=tmp_path)
+    assert grouped.preload().reason == "the imports have left a process behind"
+    first = int((tmp_path / "escaped").read_text())
+    base = Path(grouped.groups.base).name
+    assert group_of(first, base)[0].endswith(f"/{base}/job1.0-1")
+
+
 async def test_the_group_is_gone_with_its_attempt(grouped, tmp_path):
     grouped.sh("exit 3")
     assert await grouped.ended() == (3, 0, "exit code 3", False)

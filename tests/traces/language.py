@@ -26,6 +26,7 @@ from holdfast_coordinator.core.effects import (
     DropHistory,
     Effects,
     ForgetJob,
+    JobOver,
     MarkDrained,
     NoteHang,
     NoteReport,
@@ -363,6 +364,8 @@ def _command(command: Command) -> str:
             return f"NoteHang {_short(key)} since {since_ns}{' over' if over else ''}"
         case ForgetJob(job_id):
             return f"ForgetJob {job_id}"
+        case JobOver(job_id):
+            return f"JobOver {job_id}"
         case CloseSession(reason):
             return f"CloseSession: {reason}"
     return type(command).__name__

@@ -74,6 +74,17 @@ _OPTIONS = (
         help="A data set: a directory, prefix or glob of shards, which are counted now. May be repeated.",
     ),
     click.option(
+        "--preload",
+        multiple=True,
+        metavar="MODULE,…",
+        help="Import these once on each node, and fork the workers from there: restarts take milliseconds.",
+    ),
+    click.option(
+        "--spares",
+        type=int,
+        help="Processes a node that wait with the imports done, instead of one that forks.",
+    ),
+    click.option(
         "--log-metric",
         multiple=True,
         metavar="NAME=REGEX",
@@ -88,6 +99,8 @@ _FLAGS = {
     "env": "env",
     "labels": "label",
     "datasets": "data",
+    "preload": "preload",
+    "spares": "spares",
     "log_metrics": "log_metric",
     "working_dir": "working_dir",
     "checkpoint_uri": "checkpoint_dir",
@@ -127,7 +140,9 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
     spec.env.update(pairs([_with_value(text) for text in flags["env"]], "--env"))
     spec.labels.update(pairs(flags["label"], "--label"))
     spec.log_metrics.update(pairs(flags["log_metric"], "--log-metric"))
-    for field in _FLAGS.keys() - {"env", "labels", "datasets", "log_metrics"}:
+    if flags["preload"]:
+        spec.preload[:] = [name.strip() for text in flags["preload"] for name in text.split(",")]
+    for field in _FLAGS.keys() - {"env", "labels", "datasets", "log_metrics", "preload"}:
         if flags[_FLAGS[field]] is not None:
             _set(spec, field, flags[_FLAGS[field]])
     spec.working_dir = _absolute(spec.working_dir or ".")
@@ -229,7 +244,7 @@ def _set(spec: job_pb2.JobSpec, field: str, value: Any) -> None:
                 getattr(message, name).FromTimedelta(parse_duration(value))
             case "resources.memory_bytes":
                 message.memory_bytes = parse_size(value)
-            case "world_size" | "restart.budget" | "restart.no_progress_limit" | "resources.gpus":
+            case "world_size" | "restart.budget" | "restart.no_progress_limit" | "resources.gpus" | "spares":
                 setattr(message, name, parse_whole(value))
             case _:
                 setattr(message, name, value)

@@ -69,6 +69,17 @@ def _read_duration(context: click.Context, parameter: click.Parameter, text: str
         raise click.BadParameter(str(error), context, parameter) from error
 
 
+PRELOADS = (
+    Column("JOB", lambda p: p.job_id),
+    Column("PRELOADED", lambda p: ",".join(p.modules)),
+    Column("AS", lambda p: ("zygote" if p.forks else "spares") if p.pids else "-"),
+    Column("PIDS", lambda p: ",".join(map(str, p.pids)) or "-"),
+    Column("MEMORY", lambda p: short_size(p.memory_bytes)),
+    Column("STARTED", lambda p: str(p.started)),
+    Column("REASON", lambda p: p.reason),
+)
+
+
 @click.group()
 def command() -> None:
     """See the nodes; take them out of service and back."""
@@ -96,7 +107,7 @@ async def list_nodes(server: str, output: str) -> None:
 @output_option
 @asynchronous
 async def get(name: str, server: str, output: str) -> None:
-    """Show one node.
+    """Show one node, and what it has preloaded for the warm starts of which job.
 
     \b
     Example:
@@ -106,8 +117,11 @@ async def get(name: str, server: str, output: str) -> None:
         node = await client.get_node(name)
     if output in ("json", "yaml"):
         show_data(to_dict(node), output)
-    else:
-        show([node], output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
+        return
+    show([node], output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
+    if output != "name" and node.preloads:
+        click.echo()
+        show(list(node.preloads), output, key="preloads", columns=PRELOADS, name=lambda p: p.job_id)
 
 
 @command.command()

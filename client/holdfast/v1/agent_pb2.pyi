@@ -108,6 +108,7 @@ class CoordinatorMessage(_message.Message):
     NOTE_REPORT_FIELD_NUMBER: _builtins.int
     NOTE_HANG_FIELD_NUMBER: _builtins.int
     ASK_STOP_FIELD_NUMBER: _builtins.int
+    JOB_OVER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
@@ -133,6 +134,8 @@ class CoordinatorMessage(_message.Message):
     def note_hang(self) -> Global___NoteHang: ...
     @_builtins.property
     def ask_stop(self) -> Global___AskStop: ...
+    @_builtins.property
+    def job_over(self) -> Global___JobOver: ...
     def __init__(
         self,
         *,
@@ -149,12 +152,13 @@ class CoordinatorMessage(_message.Message):
         note_report: Global___NoteReport | None = ...,
         note_hang: Global___NoteHang | None = ...,
         ask_stop: Global___AskStop | None = ...,
+        job_over: Global___JobOver | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "forget_job", b"forget_job", "job_over", b"job_over", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "epoch", b"epoch", "forget_job", b"forget_job", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_commit", b"ack_commit", "ask_stop", b"ask_stop", "epoch", b"epoch", "forget_job", b"forget_job", "job_over", b"job_over", "message", b"message", "note_hang", b"note_hang", "note_report", b"note_report", "open_log", b"open_log", "pace", b"pace", "refuse_shard", b"refuse_shard", "release_workers", b"release_workers", "start_workers", b"start_workers", "stop_workers", b"stop_workers", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "note_hang", "ask_stop"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "start_workers", "stop_workers", "release_workers", "ack_commit", "refuse_shard", "forget_job", "open_log", "pace", "note_report", "note_hang", "ask_stop", "job_over"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -452,22 +456,50 @@ class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: _builtins.int
+    PRELOADS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerProgress]:
         """Only workers whose progress changed since the last heartbeat."""
+
+    @_builtins.property
+    def preloads(self) -> Global___Preloads:
+        """Only when they changed since the last heartbeat."""
 
     def __init__(
         self,
         *,
         workers: _abc.Iterable[Global___WorkerProgress] | None = ...,
+        preloads: Global___Preloads | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["preloads", b"preloads"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preloads", b"preloads", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class Preloads(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRELOADS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def preloads(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.Preload]:
+        """All that there are."""
+
+    def __init__(
+        self,
+        *,
+        preloads: _abc.Iterable[_node_pb2.Preload] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["preloads", b"preloads"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preloads: _TypeAlias = Preloads  # noqa: Y015
 
 @_typing.final
 class WorkerProgress(_message.Message):
@@ -1109,6 +1141,29 @@ class ForgetJob(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetJob: _TypeAlias = ForgetJob  # noqa: Y015
+
+@_typing.final
+class JobOver(_message.Message):
+    """No worker of the job starts here again. What was preloaded for it ends now; it ends by itself, a while after the
+    last worker, where this is lost.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobOver: _TypeAlias = JobOver  # noqa: Y015
 
 @_typing.final
 class OpenLog(_message.Message):

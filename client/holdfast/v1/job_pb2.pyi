@@ -361,6 +361,8 @@ class JobSpec(_message.Message):
     RULES_FIELD_NUMBER: _builtins.int
     HANG_FIELD_NUMBER: _builtins.int
     STRAGGLERS_FIELD_NUMBER: _builtins.int
+    PRELOAD_FIELD_NUMBER: _builtins.int
+    SPARES_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
     LOG_METRICS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -375,6 +377,10 @@ class JobSpec(_message.Message):
     resume_from: _builtins.str
     """What to begin with while there is no checkpoint of its own: the checkpoint
     directory of a job, or one step of it, as a path or a URI.
+    """
+    spares: _builtins.int
+    """With preload: so many processes a node wait with the imports done, each to become one worker, in place of one that
+    forks. For modules that don't survive a fork.
     """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -419,6 +425,12 @@ class JobSpec(_message.Message):
     @_builtins.property
     def stragglers(self) -> Global___StragglerPolicy: ...
     @_builtins.property
+    def preload(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Modules that a process on each node imports once, to fork the job's workers from: warm starts. Names as in
+        `import a.b`. Empty: workers start cold.
+        """
+
+    @_builtins.property
     def logs(self) -> Global___LogPolicy:
         """What is kept of the workers' output. Absent: the defaults."""
 
@@ -448,12 +460,14 @@ class JobSpec(_message.Message):
         rules: _abc.Iterable[Global___Rule] | None = ...,
         hang: Global___HangPolicy | None = ...,
         stragglers: Global___StragglerPolicy | None = ...,
+        preload: _abc.Iterable[_builtins.str] | None = ...,
+        spares: _builtins.int = ...,
         logs: Global___LogPolicy | None = ...,
         log_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hang", b"hang", "logs", b"logs", "resources", b"resources", "restart", b"restart", "retention", b"retention", "stop_grace", b"stop_grace", "stragglers", b"stragglers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "hang", b"hang", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "rules", b"rules", "stop_grace", b"stop_grace", "stragglers", b"stragglers", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_uri", b"checkpoint_uri", "command", b"command", "datasets", b"datasets", "env", b"env", "hang", b"hang", "labels", b"labels", "log_metrics", b"log_metrics", "logs", b"logs", "name", b"name", "preload", b"preload", "resources", b"resources", "restart", b"restart", "resume_from", b"resume_from", "retention", b"retention", "rules", b"rules", "spares", b"spares", "stop_grace", b"stop_grace", "stragglers", b"stragglers", "working_dir", b"working_dir", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/node.proto\x12\x0bholdfast.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\x05\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04gpus\x18\x04 \x01(\x05\"\xea\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.holdfast.v1.NodeState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\'\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x15.holdfast.v1.Capacity\x12\x12\n\nslots_used\x18\x06 \x01(\x05\x12-\n\x06labels\x18\x07 \x03(\x0b\x32\x1d.holdfast.v1.Node.LabelsEntry\x12-\n\tjoined_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_heard_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ragent_version\x18\n \x01(\t\x12\x10\n\x08\x63ordoned\x18\x0b \x01(\x08\x12\x15\n\rcordon_reason\x18\x0c \x01(\t\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x0f\n\x07\x64rained\x18\x0e \x01(\x08\x12,\n\x08\x64rain_by\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node\"1\n\x11\x43ordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"5\n\x12\x43ordonNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node\"#\n\x13UncordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x14UncordonNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node\"[\n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12)\n\x06within\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x11\x44rainNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node*j\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x32\x8f\x03\n\x0bNodeService\x12J\n\tListNodes\x12\x1d.holdfast.v1.ListNodesRequest\x1a\x1e.holdfast.v1.ListNodesResponse\x12\x44\n\x07GetNode\x12\x1b.holdfast.v1.GetNodeRequest\x1a\x1c.holdfast.v1.GetNodeResponse\x12M\n\nCordonNode\x12\x1e.holdfast.v1.CordonNodeRequest\x1a\x1f.holdfast.v1.CordonNodeResponse\x12S\n\x0cUncordonNode\x12 .holdfast.v1.UncordonNodeRequest\x1a!.holdfast.v1.UncordonNodeResponse\x12J\n\tDrainNode\x12\x1d.holdfast.v1.DrainNodeRequest\x1a\x1e.holdfast.v1.DrainNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16holdfast/v1/node.proto\x12\x0bholdfast.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"K\n\x08\x43\x61pacity\x12\r\n\x05slots\x18\x01 \x01(\x05\x12\x0c\n\x04\x63pus\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04gpus\x18\x04 \x01(\x05\"\x92\x04\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.holdfast.v1.NodeState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\'\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x15.holdfast.v1.Capacity\x12\x12\n\nslots_used\x18\x06 \x01(\x05\x12-\n\x06labels\x18\x07 \x03(\x0b\x32\x1d.holdfast.v1.Node.LabelsEntry\x12-\n\tjoined_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_heard_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\ragent_version\x18\n \x01(\t\x12\x10\n\x08\x63ordoned\x18\x0b \x01(\x08\x12\x15\n\rcordon_reason\x18\x0c \x01(\t\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x0f\n\x07\x64rained\x18\x0e \x01(\x08\x12,\n\x08\x64rain_by\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x08preloads\x18\x14 \x03(\x0b\x32\x14.holdfast.v1.Preload\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"~\n\x07Preload\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\x12\x0c\n\x04pids\x18\x03 \x03(\x05\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x0f\n\x07started\x18\x05 \x01(\x03\x12\r\n\x05\x66orks\x18\x06 \x01(\x08\x12\x0e\n\x06reason\x18\x07 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.holdfast.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x0fGetNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node\"1\n\x11\x43ordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"5\n\x12\x43ordonNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node\"#\n\x13UncordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x14UncordonNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node\"[\n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12)\n\x06within\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"4\n\x11\x44rainNodeResponse\x12\x1f\n\x04node\x18\x01 \x01(\x0b\x32\x11.holdfast.v1.Node*j\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x16\n\x12NODE_STATE_SUSPECT\x10\x02\x12\x13\n\x0fNODE_STATE_LOST\x10\x03\x32\x8f\x03\n\x0bNodeService\x12J\n\tListNodes\x12\x1d.holdfast.v1.ListNodesRequest\x1a\x1e.holdfast.v1.ListNodesResponse\x12\x44\n\x07GetNode\x12\x1b.holdfast.v1.GetNodeRequest\x1a\x1c.holdfast.v1.GetNodeResponse\x12M\n\nCordonNode\x12\x1e.holdfast.v1.CordonNodeRequest\x1a\x1f.holdfast.v1.CordonNodeResponse\x12S\n\x0cUncordonNode\x12 .holdfast.v1.UncordonNodeRequest\x1a!.holdfast.v1.UncordonNodeResponse\x12J\n\tDrainNode\x12\x1d.holdfast.v1.DrainNodeRequest\x1a\x1e.holdfast.v1.DrainNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,34 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_LABELSENTRY']._loaded_options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=1244
-  _globals['_NODESTATE']._serialized_end=1350
+  _globals['_NODESTATE']._serialized_start=1412
+  _globals['_NODESTATE']._serialized_end=1518
   _globals['_CAPACITY']._serialized_start=104
   _globals['_CAPACITY']._serialized_end=179
   _globals['_NODE']._serialized_start=182
-  _globals['_NODE']._serialized_end=672
-  _globals['_NODE_LABELSENTRY']._serialized_start=627
-  _globals['_NODE_LABELSENTRY']._serialized_end=672
-  _globals['_LISTNODESREQUEST']._serialized_start=674
-  _globals['_LISTNODESREQUEST']._serialized_end=731
-  _globals['_LISTNODESRESPONSE']._serialized_start=733
-  _globals['_LISTNODESRESPONSE']._serialized_end=811
-  _globals['_GETNODEREQUEST']._serialized_start=813
-  _globals['_GETNODEREQUEST']._serialized_end=843
-  _globals['_GETNODERESPONSE']._serialized_start=845
-  _globals['_GETNODERESPONSE']._serialized_end=895
-  _globals['_CORDONNODEREQUEST']._serialized_start=897
-  _globals['_CORDONNODEREQUEST']._serialized_end=946
-  _globals['_CORDONNODERESPONSE']._serialized_start=948
-  _globals['_CORDONNODERESPONSE']._serialized_end=1001
-  _globals['_UNCORDONNODEREQUEST']._serialized_start=1003
-  _globals['_UNCORDONNODEREQUEST']._serialized_end=1038
-  _globals['_UNCORDONNODERESPONSE']._serialized_start=1040
-  _globals['_UNCORDONNODERESPONSE']._serialized_end=1095
-  _globals['_DRAINNODEREQUEST']._serialized_start=1097
-  _globals['_DRAINNODEREQUEST']._serialized_end=1188
-  _globals['_DRAINNODERESPONSE']._serialized_start=1190
-  _globals['_DRAINNODERESPONSE']._serialized_end=1242
-  _globals['_NODESERVICE']._serialized_start=1353
-  _globals['_NODESERVICE']._serialized_end=1752
+  _globals['_NODE']._serialized_end=712
+  _globals['_NODE_LABELSENTRY']._serialized_start=667
+  _globals['_NODE_LABELSENTRY']._serialized_end=712
+  _globals['_PRELOAD']._serialized_start=714
+  _globals['_PRELOAD']._serialized_end=840
+  _globals['_LISTNODESREQUEST']._serialized_start=842
+  _globals['_LISTNODESREQUEST']._serialized_end=899
+  _globals['_LISTNODESRESPONSE']._serialized_start=901
+  _globals['_LISTNODESRESPONSE']._serialized_end=979
+  _globals['_GETNODEREQUEST']._serialized_start=981
+  _globals['_GETNODEREQUEST']._serialized_end=1011
+  _globals['_GETNODERESPONSE']._serialized_start=1013
+  _globals['_GETNODERESPONSE']._serialized_end=1063
+  _globals['_CORDONNODEREQUEST']._serialized_start=1065
+  _globals['_CORDONNODEREQUEST']._serialized_end=1114
+  _globals['_CORDONNODERESPONSE']._serialized_start=1116
+  _globals['_CORDONNODERESPONSE']._serialized_end=1169
+  _globals['_UNCORDONNODEREQUEST']._serialized_start=1171
+  _globals['_UNCORDONNODEREQUEST']._serialized_end=1206
+  _globals['_UNCORDONNODERESPONSE']._serialized_start=1208
+  _globals['_UNCORDONNODERESPONSE']._serialized_end=1263
+  _globals['_DRAINNODEREQUEST']._serialized_start=1265
+  _globals['_DRAINNODEREQUEST']._serialized_end=1356
+  _globals['_DRAINNODERESPONSE']._serialized_start=1358
+  _globals['_DRAINNODERESPONSE']._serialized_end=1410
+  _globals['_NODESERVICE']._serialized_start=1521
+  _globals['_NODESERVICE']._serialized_end=1920
 # @@protoc_insertion_point(module_scope)

@@ -113,6 +113,7 @@ class Node(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
     DRAIN_BY_FIELD_NUMBER: _builtins.int
+    PRELOADS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     state: Global___NodeState.ValueType
     reason: _builtins.str
@@ -138,6 +139,10 @@ class Node(_message.Message):
     def drain_by(self) -> _timestamp_pb2.Timestamp:
         """What still runs there then is ended by force."""
 
+    @_builtins.property
+    def preloads(self) -> _containers.RepeatedCompositeFieldContainer[Global___Preload]:
+        """What is preloaded there, as its agent said last; empty while it is not heard from."""
+
     def __init__(
         self,
         *,
@@ -156,14 +161,62 @@ class Node(_message.Message):
         draining: _builtins.bool = ...,
         drained: _builtins.bool = ...,
         drain_by: _timestamp_pb2.Timestamp | None = ...,
+        preloads: _abc.Iterable[Global___Preload] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "drain_by", b"drain_by", "joined_at", b"joined_at", "last_heard_at", b"last_heard_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "capacity", b"capacity", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "drain_by", b"drain_by", "drained", b"drained", "draining", b"draining", "joined_at", b"joined_at", "labels", b"labels", "last_heard_at", b"last_heard_at", "name", b"name", "reason", b"reason", "slots_used", b"slots_used", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "capacity", b"capacity", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "drain_by", b"drain_by", "drained", b"drained", "draining", b"draining", "joined_at", b"joined_at", "labels", b"labels", "last_heard_at", b"last_heard_at", "name", b"name", "preloads", b"preloads", "reason", b"reason", "slots_used", b"slots_used", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Node: _TypeAlias = Node  # noqa: Y015
+
+@_typing.final
+class Preload(_message.Message):
+    """What a node has ready for the warm starts of a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    FORKS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    memory_bytes: _builtins.int
+    """Resident, all of them together, in whole mebibytes."""
+    started: _builtins.int
+    """Workers that started warm."""
+    forks: _builtins.bool
+    """It is a zygote; otherwise each process becomes one worker."""
+    reason: _builtins.str
+    """Why it does not fork, or why workers start cold; empty when all is well."""
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def pids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of the processes that wait: a zygote, or spares."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
+        pids: _abc.Iterable[_builtins.int] | None = ...,
+        memory_bytes: _builtins.int = ...,
+        started: _builtins.int = ...,
+        forks: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forks", b"forks", "job_id", b"job_id", "memory_bytes", b"memory_bytes", "modules", b"modules", "pids", b"pids", "reason", b"reason", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preload: _TypeAlias = Preload  # noqa: Y015
 
 @_typing.final
 class ListNodesRequest(_message.Message):

@@ -170,6 +170,13 @@ class NoteReport:
 
 
 @dataclass(frozen=True, slots=True)
+class JobOver:
+    """No worker of the job starts there again: what was preloaded for it may end. Nothing is lost when this is."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoteHang:
     """The hang, or its end, is durable, or about something that is over."""
 
@@ -203,6 +210,7 @@ Command = (
     | NoteReport
     | NoteHang
     | ForgetJob
+    | JobOver
     | CloseSession
 )
 

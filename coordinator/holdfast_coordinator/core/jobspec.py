@@ -183,3 +183,6 @@ class JobSpec:
     """Regular expressions that find metrics in it, by name."""
     hang: HangPolicy = HangPolicy()
     stragglers: StragglerPolicy = StragglerPolicy()
+    preload: tuple[str, ...] = ()
+    """Modules that are imported once on each node; see job.proto."""
+    spares: int = 0

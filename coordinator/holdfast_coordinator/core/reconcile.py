@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from holdfast_coordinator.core import account, exclusion, placement, stopping
-from holdfast_coordinator.core.effects import Assignment, StartWorkers
+from holdfast_coordinator.core.effects import Assignment, JobOver, StartWorkers
 from holdfast_coordinator.core.fence import stop_live, tell_of_end, tell_of_start
 from holdfast_coordinator.core.jobspec import Scope
 from holdfast_coordinator.core.model import (
@@ -325,5 +325,8 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
             held = turn.state.prepared.get((job.id, worker.rank))
             if held is not None:
                 turn.delete(held)
+    if job.spec.preload:
+        for name in sorted({name for worker in turn.state.workers_of(job) for name in worker.homes}):
+            turn.send(name, JobOver(job.id))
     turn.put(replace(job, state=state, reason=reason, finished_ms=turn.at))
     turn.tell(f"Job{state.capitalize()}", reason, job_id=job.id)

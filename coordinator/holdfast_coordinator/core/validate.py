@@ -21,6 +21,9 @@ MAX_NAME = 63
 MAX_SHARDS = 100_000
 MAX_DATASETS_BYTES = 8 * 2**20
 """Names and digests of all shards together: a spec has to go into a message."""
+MAX_PRELOAD = 64
+MAX_MODULE = 200
+MAX_SPARES = 1_000
 LEAST_LOG_BYTES, MOST_LOG_BYTES = 2**20, 2**50
 MAX_METRICS = 32
 MAX_METRIC_NAME = 40
@@ -41,6 +44,7 @@ LAST_SIGNAL = 64
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://(.*)", re.DOTALL)
+_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -92,6 +96,7 @@ def _violations(spec: JobSpec) -> Iterator[Violation]:
     yield from _numbers(spec)
     yield from _rules(spec.rules)
     yield from _datasets(spec)
+    yield from _warm_starts(spec)
     if spec.retention is not None:
         yield from _retention(spec.retention)
     if not LEAST_LOG_BYTES <= spec.log_bytes <= MOST_LOG_BYTES:
@@ -139,6 +144,18 @@ def _wrong_with(uri: str) -> str:
     if not scheme[1].strip("/") or (uri.startswith("s3:") and scheme[1].startswith("/")):
         return f'"{uri}" names no place; write e.g. s3://bucket/prefix'
     return ""
+
+
+def _warm_starts(spec: JobSpec) -> Iterator[Violation]:
+    for at, module in enumerate(spec.preload):
+        if not _MODULE.fullmatch(module) or len(module) > MAX_MODULE:
+            yield Violation(f"preload.{at}", f'"{module[:80]}" is no name of a module; write e.g. numpy')
+    if len(spec.preload) > MAX_PRELOAD:
+        yield Violation("preload", f"has {len(spec.preload)} modules; at most {MAX_PRELOAD} are preloaded")
+    if not 0 <= spec.spares <= MAX_SPARES:
+        yield Violation("spares", f"{spec.spares} is not between 0 and {MAX_SPARES}")
+    elif spec.spares and not spec.preload:
+        yield Violation("spares", f"{spec.spares} have nothing to import; name modules in preload")
 
 
 def _retention(policy: RetentionPolicy) -> Iterator[Violation]:

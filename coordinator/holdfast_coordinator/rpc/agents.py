@@ -93,6 +93,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                     log.info("dropped", node=node, reason=f"epoch {message.epoch} is not {engine.epoch}")
                 elif message.HasField("heartbeat"):
                     engine.heard(node, message.heartbeat.workers)
+                    if message.heartbeat.HasField("preloads"):
+                        engine.note_preloads(node, session.id, message.heartbeat.preloads)
                 else:
                     now = engine.clock.now()
                     engine.heard(node)

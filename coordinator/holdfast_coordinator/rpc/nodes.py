@@ -99,7 +99,8 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     def _view(self, state: State, node: Node) -> node_pb2.Node:
         used = len(state.on_node.get(node.name, ())) + len(node.strays)
-        return codec.node_to_proto(node, used, self._engine.heard_at(node.name))
+        engine = self._engine
+        return codec.node_to_proto(node, used, engine.heard_at(node.name), engine.preloads_of(node))
 
 
 async def _checked(reason: str, context: Context) -> str:
