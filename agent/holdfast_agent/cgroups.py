@@ -24,6 +24,8 @@ UNLIMITED = 2**60
 
 _SYS_CLONE3 = 435  # the same on every architecture
 _CLONE_INTO_CGROUP = 0x200000000
+_CLONE_CHILD_CLEARTID, _CLONE_CHILD_SETTID = 0x200000, 0x1000000
+_PR_GET_TID_ADDRESS = 40
 _libc = ctypes.PyDLL(
     None, use_errno=True
 )  # keeps the interpreter's lock: there is one thread, before and after
@@ -110,28 +112,63 @@ def _limit_memory(directory: str, limit: int) -> None:
     _write(next(path for name in names if os.path.exists(path := f"{directory}/{name}")), str(limit))  # noqa: PTH110
 
 
-def fork_into(place: dict[str, Any]) -> tuple[int, list[str]]:
+def fork_into(place: dict[str, Any], *, exec_follows: bool) -> tuple[int, list[str]]:
     """Fork into the groups. The child gets 0, and those that it has to `enter` itself, before it does anything else.
 
-    Being forked into a group costs a third of moving there, and no other fork on the machine waits for it. But the C
-    library knows nothing of it, and goes on taking the child's main thread for its parent's: the child has to exec.
+    Being forked into a group costs a third of moving there, and no other fork on the machine waits for it. A child that
+    does not exec goes on with this process's C library: see `_clone_into`.
     """
     dirs = place["dirs"]
     if dirs and os.path.exists(f"{dirs[0]}/cgroup.kill"):  # noqa: PTH110
-        pid = _clone_into(dirs[0])
+        thread = None if exec_follows else _main_thread()
+        pid = _clone_into(dirs[0], thread) if exec_follows or thread else None
         if pid is not None:
             return pid, dirs[1:]
     return os.fork(), dirs
 
 
-def _clone_into(directory: str) -> int | None:
-    """None where the kernel, or whoever guards it, does not let us."""
+class _Thread(NamedTuple):
+    """What glibc and the kernel have agreed on about a thread, and a fork has to renew; the addresses are in memory."""
+
+    set_robust_list: int
+    id_at: int
+    robust_list_at: int
+    robust_list_bytes: int
+
+
+def _main_thread() -> _Thread | None:
+    """None: not known, or another C library."""
+    calls = {"x86_64": (274, 273), "aarch64": (100, 99)}.get(os.uname().machine)
+    with contextlib.suppress(ValueError):
+        if calls and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+            number, robust, size = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_size_t()
+            failed = _libc.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(number), 0, 0, 0)
+            failed |= _libc.syscall(calls[0], 0, ctypes.byref(robust), ctypes.byref(size))
+            if not failed and number.value and robust.value:
+                return _Thread(calls[1], number.value, robust.value, size.value)
+    return None
+
+
+def _clone_into(directory: str, thread: _Thread | None) -> int | None:
+    """Fork a process of one thread. None where the kernel, or whoever guards it, does not let us.
+
+    With `thread` it does what glibc's fork does, but for the handlers of pthread_atfork: what they did when this process
+    was forked itself is so in its child. Without, only an exec puts the child right.
+    """
     group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    arguments = struct.pack("11Q", _CLONE_INTO_CGROUP, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, group)
+    flags = _CLONE_INTO_CGROUP
+    if thread:
+        flags |= _CLONE_CHILD_CLEARTID | _CLONE_CHILD_SETTID
+    id_at = thread.id_at if thread else 0
+    arguments = struct.pack("11Q", flags, 0, id_at, 0, signal.SIGCHLD, 0, 0, 0, 0, 0, group)
     ctypes.pythonapi.PyOS_BeforeFork()
     pid: int = _libc.syscall(_SYS_CLONE3, arguments, len(arguments))
     if pid == 0:
+        if thread:
+            robust_list = ctypes.c_void_p(thread.robust_list_at), ctypes.c_size_t(thread.robust_list_bytes)
+            _libc.syscall(thread.set_robust_list, *robust_list)
         ctypes.pythonapi.PyOS_AfterFork_Child()
+        os.close(group)
         return 0
     ctypes.pythonapi.PyOS_AfterFork_Parent()
     os.close(group)

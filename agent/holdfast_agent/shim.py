@@ -248,10 +248,7 @@ class _Shim:
         """Fork the worker. Returns where it says what failed."""
         failures, failing = os.pipe2(os.O_CLOEXEC)
         shim = os.getpid()
-        if self._hatch is _exec:
-            self._pid, groups = cgroups.fork_into(self._place)
-        else:
-            self._pid, groups = os.fork(), self._place["dirs"]
+        self._pid, groups = cgroups.fork_into(self._place, exec_follows=self._hatch is _exec)
         if self._pid == 0:
             self.hatching = True
             cgroups.enter(groups)

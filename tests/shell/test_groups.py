@@ -1,5 +1,8 @@
 """Control groups as the kernel has them: nobody is left in one, and whom it killed for memory is told as such."""
 
+import ctypes
+import errno
+import mmap
 import os
 import signal
 import sys
@@ -92,6 +95,42 @@ async def test_a_warm_worker_too_and_not_what_it_came_from(grouped, mark, tmp_pa
     grouped.kill()
     assert (await grouped.ended())[1] == signal.SIGKILL
     assert not [path for group in groups_of(tmp_path) for path in Path(group).glob("job1.0-1")]
+
+
+OWN_THREAD = """
+import ctypes, mmap, signal, sys, threading, time
+assert "colorsys" in sys.modules
+heard = []
+signal.signal(signal.SIGUSR2, lambda *_: heard.append(True))
+signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)  # not the shim, from which it was forked
+libc = ctypes.CDLL(None)
+file = open(sys.argv[1], "r+b")
+mutex = (ctypes.c_char * 64).from_buffer(mmap.mmap(file.fileno(), 64))
+how = (ctypes.c_char * 8)()
+libc.pthread_mutexattr_init(how)
+libc.pthread_mutexattr_setpshared(how, 1)
+libc.pthread_mutexattr_setrobust(how, 1)
+libc.pthread_mutex_init(mutex, how)
+libc.pthread_mutex_lock(mutex)
+print(heard, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.skipif(not os.confstr("CS_GNU_LIBC_VERSION").startswith("glibc"), reason="another C library")
+async def test_a_warm_workers_thread_is_its_own_to_the_c_library(grouped, tmp_path):
+    """Signals to it reach it, and a lock that it held when it died is known to be nobody's."""
+    with open(tmp_path / "mutex", "wb") as file:
+        file.truncate(64)
+    command = (sys.executable, "-c", OWN_THREAD, str(tmp_path / "mutex"))
+    path = grouped.start(*command, preload=["colorsys"])
+    assert await line_of(path / "stdout.log") == "[True]"
+    grouped.kill()
+    await grouped.ended()
+    with open(tmp_path / "mutex", "r+b") as file, mmap.mmap(file.fileno(), 64) as memory:
+        mutex = (ctypes.c_char * 64).from_buffer(memory)
+        assert ctypes.CDLL(None).pthread_mutex_trylock(mutex) == errno.EOWNERDEAD
+        del mutex
 
 
 async def test_what_the_imports_of_a_spare_have_started_comes_along(grouped, mark, tmp_path):
@@ -199,6 +238,12 @@ async def test_the_kernels_killer_is_told_as_such(limited, tmp_path):
     assert found.status.signal == signal.SIGKILL
     assert found.status.kind == job_pb2.EXIT_KIND_OUT_OF_MEMORY
     assert found.status.message == "killed by the kernel's out-of-memory killer (limit 64 MiB of the cgroup)"
+
+
+async def test_a_warm_worker_is_limited_too(limited, tmp_path):
+    limited.start(sys.executable, "-c", EATER, memory=64 * 2**20, preload=["colorsys"])
+    assert (await limited.exit()).status.kind == job_pb2.EXIT_KIND_OUT_OF_MEMORY
+    assert limited.preload().started == 1
 
 
 async def test_a_process_that_the_worker_had_started_and_the_kernel_killed(limited, tmp_path):

@@ -32,8 +32,10 @@ from holdfast_coordinator.store.api import Store, StoreError
 MAX_REQUEST_ID = 128
 INCIDENTS, MOST_INCIDENTS = 10, 1_000
 ENTRIES_AT_ONCE = 1_000
+WATCH_PAUSE_S = 0.03
+"""From a change to the look at it: who restarts what died goes before who watches, and what changes together shows so."""
 WATCH_PAUSE_S_A_RANK = 0.0001
-"""Between two looks at a watched job: one of 10,000 ranks is shown once a second, however many heartbeats come."""
+"""And so much more for each rank: a job of 10,000 is shown once a second, however many heartbeats come."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
 
 
@@ -96,8 +98,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 yield job_pb2.WatchJobResponse(job=job)
                 if codec.JOB_STATES[job.state] in TERMINAL:
                     return
-                await asyncio.sleep(job.spec.world_size * WATCH_PAUSE_S_A_RANK)
                 await changed.wait()
+                await asyncio.sleep(WATCH_PAUSE_S + job.spec.world_size * WATCH_PAUSE_S_A_RANK)
 
     async def StopJob(self, request: job_pb2.StopJobRequest, context: Context) -> job_pb2.StopJobResponse:
         event = JobStopRequested(self._engine.clock.now(), request.job_id, request.force)
