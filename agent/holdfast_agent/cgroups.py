@@ -152,8 +152,8 @@ def _main_thread() -> _Thread | None:
 def _clone_into(directory: str, thread: _Thread | None) -> int | None:
     """Fork a process of one thread. None where the kernel, or whoever guards it, does not let us.
 
-    With `thread` it does what glibc's fork does, but for the handlers of pthread_atfork: what they did when this process
-    was forked itself is so in its child. Without, only an exec puts the child right.
+    With `thread` it does what glibc's fork does, but for the handlers of pthread_atfork: what they did when this
+    process was forked itself is so in its child. Without, only an exec puts the child right.
     """
     group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     flags = _CLONE_INTO_CGROUP

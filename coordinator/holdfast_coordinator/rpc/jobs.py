@@ -33,7 +33,7 @@ MAX_REQUEST_ID = 128
 INCIDENTS, MOST_INCIDENTS = 10, 1_000
 ENTRIES_AT_ONCE = 1_000
 WATCH_PAUSE_S = 0.03
-"""From a change to the look at it: who restarts what died goes before who watches, and what changes together shows so."""
+"""From a change to the look at it: who restarts goes before who watches, and what changes together shows so."""
 WATCH_PAUSE_S_A_RANK = 0.0001
 """And so much more for each rank: a job of 10,000 is shown once a second, however many heartbeats come."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
