@@ -5,6 +5,7 @@ for a process that has heartbeats to send.
 """
 
 import asyncio
+import os
 import re
 import sys
 from collections.abc import Callable, Collection
@@ -58,7 +59,7 @@ class Drainer:
         return sorted(
             job
             for job in self._spool.iterdir()
-            if any(path.name == _DESTINATION for path in job.rglob(_DESTINATION))
+            if any(_DESTINATION in names for _, _, names in os.walk(job))  # where workers make and remove
         )
 
     async def _drain(self, path: Path) -> bool:

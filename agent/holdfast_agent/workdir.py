@@ -237,9 +237,12 @@ class StateDir:
         return attempt, fd
 
     def attempts(self) -> Iterator[Attempt]:
-        """Every attempt on disk."""
+        """Every attempt on disk; a job may be removed meanwhile."""
         for job in sorted(self._jobs.iterdir()):
-            for path in sorted(job.iterdir()):
+            paths: list[Path] = []
+            with contextlib.suppress(FileNotFoundError):
+                paths = sorted(job.iterdir())
+            for path in paths:
                 rank, _, number = path.name.partition("-")
                 if rank.isdecimal() and number.isdecimal():
                     yield Attempt(Key(job.name, int(rank), int(number)), path)

@@ -203,6 +203,15 @@ class TestStateDir:
         assert not attempt.path.parent.exists()
         assert list(state_dir.spool.iterdir()) == []
 
+    def test_a_job_may_be_deleted_while_attempts_are_looked_through(self, state_dir):
+        for job_id in ("job1", "job2", "job3"):
+            _, lock = state_dir.create(Key(job_id, 0, 1), {"argv": ["true"]}, b"")
+            os.close(lock)
+        found = state_dir.attempts()
+        assert next(found).key.job_id == "job1"
+        state_dir.remove_job("job2")
+        assert [attempt.key.job_id for attempt in found] == ["job3"]
+
     def test_but_for_checkpoint_files_that_are_nowhere_else(self, state_dir):
         file = state_dir.spool / "job1" / "step-0000000010" / "rank-00000.attempt-1.safetensors"
         file.parent.mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -203,5 +204,6 @@ def committed(at_least: int):
 
 
 def manifest_steps(folder: Path) -> list[int]:
-    """The steps of the manifests below a checkpoint directory."""
-    return sorted(json.loads(path.read_text())["step"] for path in folder.rglob("manifest.json"))
+    """The steps of the manifests below a checkpoint directory; what is only being made there may vanish meanwhile."""
+    found = [Path(where) / "manifest.json" for where, _, names in os.walk(folder) if "manifest.json" in names]
+    return sorted(json.loads(path.read_text())["step"] for path in found)
