@@ -9,7 +9,7 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim soak bench torch jax clean
+.PHONY: help demo test test-s3 lint fmt proto sim soak bench peers torch jax clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ soak: $(READY) ## kill 1,000 workers and 200 agents: KILLS=n AGENTS=n
 bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks
 
+peers: ## install other supervisors into .venv-peers, for `make bench`
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0' numpy 'ray[train]' nvidia-resiliency-ext 'dlrover[torch]' grpcio
+
 torch: $(READY) ## add torch to the venv, for the tests and examples that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
 
@@ -65,5 +69,5 @@ jax: $(READY) ## add jax to the venv, for the tests that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
