@@ -1,9 +1,20 @@
-"""TCP ports held free for MASTER_PORT: bound, not listening, let go of right before a worker needs one."""
+"""TCP ports held free for MASTER_PORT: bound, not listening, let go of right before a worker needs one.
+
+A worker may take seconds to bind its own, which torch has to be imported for. So they lie where the kernel takes none
+from by itself, for whoever connects or binds any port: what is let go of here is nobody's meanwhile.
+"""
 
 import contextlib
+import random
 import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 HELD = 4
+FIRST, LAST = 10_000, 65_535
+"""Below are the ports of services that may only not be running now."""
+TRIES = 64
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class Ports:
@@ -11,6 +22,7 @@ class Ports:
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}
+        self._quiet = quiet_ports(_read_ephemeral())
         self._fill()
 
     def offered(self) -> tuple[int, ...]:
@@ -22,7 +34,7 @@ class Ports:
         held = self._held.pop(port, None)
         if held is None:
             return False
-        self._fill()  # before it is let go of, so that it is not what the kernel gives us next
+        self._fill()  # before it is let go of, so that it is not what we are given next
         held.close()
         return True
 
@@ -35,10 +47,33 @@ class Ports:
     def _fill(self) -> None:
         with contextlib.suppress(OSError):  # fewer are offered until there are ports again
             while len(self._held) < HELD:
-                holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-                try:
-                    holder.bind(("", 0))
-                except OSError:
-                    holder.close()
-                    raise
+                holder = _bind_any((*random.choices(self._quiet, k=TRIES), 0) if self._quiet else (0,))
                 self._held[holder.getsockname()[1]] = holder
+
+
+def quiet_ports(ephemeral: range) -> Sequence[int]:
+    """Ports that nobody is given who did not ask for them by number; empty when there are none."""
+    return [port for port in range(FIRST, LAST + 1) if port not in ephemeral]
+
+
+def _read_ephemeral() -> range:
+    try:
+        first, last = map(int, _EPHEMERAL.read_text().split())
+    except (OSError, ValueError):
+        return range(FIRST, LAST + 1)
+    return range(first, last + 1)
+
+
+def _bind_any(ports: Iterable[int]) -> socket.socket:
+    """Bind the first that is free. Raises OSError when none is."""
+    problem = OSError("no port was given")
+    for port in ports:
+        holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            holder.bind(("", port))
+        except OSError as error:
+            holder.close()
+            problem = error
+        else:
+            return holder
+    raise problem

@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -107,6 +108,16 @@ class TestPorts:
         after = ports.offered()
         assert len(after) == HELD
         assert before[0] not in after
+
+    def test_nobody_is_given_one_by_the_kernel_after_it_was_let_go_of(self, ports):
+        first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+        assert not [port for port in ports.offered() if first <= port <= last]
+
+    def test_where_the_kernel_gives_all_of_them_any_will_do(self, monkeypatch):
+        monkeypatch.setattr("holdfast_agent.ports.quiet_ports", lambda ephemeral: [])
+        ports = Ports()
+        assert len(ports.offered()) == HELD
+        ports.close()
 
     def test_a_port_of_somebody_else_is_left_alone(self, ports):
         before = ports.offered()
