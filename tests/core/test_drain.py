@@ -75,6 +75,15 @@ def test_a_gang_moves_whole_and_free_of_charge():
     assert cluster.node("a").cordon.drained
 
 
+def test_who_is_signalled_and_comes_back_has_the_grace_that_it_was_given():
+    cluster = running(1, nodes=("a",))
+    cluster.drain("a")
+    assert sent(cluster.answer(key(0), None), StopWorkers)[0].restart is False
+    cluster.lose_stream()
+    (again,) = sent(cluster.join("a", (found(key(0)),)), StopWorkers)
+    assert (again.keys, again.restart) == ((key(0),), False)
+
+
 def test_ranks_that_are_alone_move_alone():
     cluster = leading("a", "b", "c")
     cluster.submit(spec(6, Scope.RANK))

@@ -384,11 +384,12 @@ def _reattach(turn: Turn, event: AgentJoined, expected: dict[Key, Worker], *, kn
 
 
 def _stop_again(turn: Turn, node: str, keys: list[Key]) -> None:
-    """Say what was said before: the job is being stopped, perhaps by force, or their gang restarts."""
+    """Say what was said before: the job is being stopped, perhaps by force, their node is drained, or they restart."""
     by_way: dict[tuple[bool, bool], list[Key]] = {}
     for key in keys:
-        job = turn.state.jobs[key.job_id]
-        by_way.setdefault((job.force, job.ending is None), []).append(key)
+        job, worker = turn.state.jobs[key.job_id], turn.state.workers[key.job_id, key.rank]
+        gang = turn.state.gangs[key.job_id, worker.gang]
+        by_way.setdefault((job.force, job.ending is None and gang.stopping is None), []).append(key)
     for (force, restarts), told in sorted(by_way.items()):
         turn.send(node, StopWorkers(tuple(told), force, "it was told to stop before", restarts))
 
