@@ -25,11 +25,12 @@ def main() -> None:
     pages = []
     for name in chosen:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        pages += [table.markdown() for table in PARTS[name]()]
-    text = "\n".join(pages)
+        for table in PARTS[name]():
+            pages.append(table.markdown())
+            print(pages[-1], flush=True)
     if chosen == list(PARTS):
+        text = "\n".join(pages)
         RESULTS.write_text(f"# Results\n\nMeasured by `make bench` on {machine()}.\n\n{text}")
-    print(text)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,9 @@ def kill_all(mark):
 
 def groups_of(root):
     """The control groups of the agents whose state is below a directory."""
-    names = {f"holdfast-{path.read_text()[:12]}" for path in Path(root).rglob("instance_id")}
+    # Not rglob: what makes and removes directories there may still run.
+    found = [Path(where) / "instance_id" for where, _, names in os.walk(root) if "instance_id" in names]
+    names = {f"holdfast-{path.read_text()[:12]}" for path in found}
     bases = {f"{mount}/{name}" for mount in cgroups.find() if mount for name in names}
     return sorted(base for base in bases if os.path.isdir(base))
 
