@@ -15,8 +15,8 @@ def test_a_dead_rank_takes_its_gang_down_and_all_start_again():
     effects = cluster.exited(key(1), 1, at_step=7)
     cause = "rank 1 on node a: exit code 1 at step 7"
     assert sent(effects) == [
-        ReleaseWorkers((key(1),)),
         StopWorkers((key(0), key(2)), force=False, reason=cause, restart=True),
+        ReleaseWorkers((key(1),)),
     ]
     assert (cluster.job().state, cluster.job().reason) == (JobState.RESTARTING, cause)
     cluster.exited(key(0), signal=15)

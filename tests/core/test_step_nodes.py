@@ -123,7 +123,7 @@ def test_superseded_workers_are_killed_and_nothing_is_placed_beside_them():
         StopWorkers((key(0),), force=True, reason="their attempts are superseded"),
     ]
     assert cluster.node().strays == (key(0),)
-    assert [type(c) for c in sent(cluster.exited(key(0), signal=9))] == [ReleaseWorkers, StartWorkers]
+    assert [type(c) for c in sent(cluster.exited(key(0), signal=9))] == [StartWorkers, ReleaseWorkers]
     assert cluster.node().strays == ()
 
 

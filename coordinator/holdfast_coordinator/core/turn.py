@@ -12,6 +12,7 @@ from holdfast_coordinator.core.effects import (
     Problem,
     Put,
     Refusal,
+    ReleaseWorkers,
     Row,
     Send,
     SetEpoch,
@@ -173,5 +174,6 @@ class Turn:
         return job
 
     def effects(self) -> Effects:
-        """All of it."""
-        return Effects(tuple(self._writes), tuple(self._commands), self._reason, self._refusal)
+        """All of it. Receipts go last: what starts again is not to wait for them."""
+        commands = sorted(self._commands, key=lambda send: isinstance(send.command, ReleaseWorkers))
+        return Effects(tuple(self._writes), tuple(commands), self._reason, self._refusal)
