@@ -3,10 +3,12 @@
 import gzip
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from holdfast.v1 import agent_pb2, job_pb2
+from holdfast_agent import archiver
 from tests.agent.fake_coordinator import key, soon, start, stop
 from tests.agent.processes import line_of, until
 
@@ -265,12 +267,14 @@ class TestFloods:
 
 class TestArchives:
     async def test_an_attempt_that_ended_is_archived_when_the_storage_is_there(
-        self, session, tmp_path, capsys
+        self, session, tmp_path, monkeypatch
     ):
+        warned = []
+        monkeypatch.setattr(archiver, "log", SimpleNamespace(warning=lambda what, **_: warned.append(what)))
         place = tmp_path / "shared"
         place.write_text("in the way")  # and not a directory, for now
         await run(session, "echo said", checkpoint_uri=str(place))
-        await until(lambda: "logs are not archived" in capsys.readouterr().out)
+        await until(lambda: "logs are not archived" in warned)
         place.unlink()
         found = place / "job1/logs/0-1"
         await until(lambda: (tmp_path / "state/jobs/job1/0-1/archived").exists())

@@ -1,15 +1,16 @@
 """`holdfast run`: a coordinator, an agent and a client in one process. The composition root of all three."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
@@ -148,11 +149,9 @@ def _address(place: run_state.RunDir) -> str:
 @asynccontextmanager
 async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
     """Run a coordinator that only this process can reach. The task ends when it breaks."""
-    try:
+    with _imports():
         from holdfast_coordinator.app import Coordinator, CoordinatorConfig
         from holdfast_coordinator.store.api import StoreError
-    except ModuleNotFoundError as error:
-        _say_what_to_install(error)
     coordinator = Coordinator(
         CoordinatorConfig(_address(place), place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
     )
@@ -172,11 +171,9 @@ async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "
 @asynccontextmanager
 async def _agent(place: run_state.RunDir) -> AsyncIterator["Agent"]:
     """Make an agent ready, and end its workers with it. What starts workers comes up while the rest is imported."""
-    try:
+    with _imports():
         from holdfast_agent.agent import Agent, AgentConfig
         from holdfast_agent.workdir import StateDirError
-    except ModuleNotFoundError as error:
-        _say_what_to_install(error)
     try:
         agent = Agent(AgentConfig(_address(place), place.path / "agent", NODE, SLOTS, foreground=True))
     except StateDirError as error:
@@ -190,8 +187,19 @@ async def _agent(place: run_state.RunDir) -> AsyncIterator["Agent"]:
         await agent.stop(workers=True)
 
 
-def _say_what_to_install(error: ModuleNotFoundError) -> NoReturn:
-    fail(f"`holdfast run` needs the coordinator and the agent ({error.name}): pip install 'holdfast[run]'")
+@contextmanager
+def _imports() -> Iterator[None]:
+    """Around the large imports: three quarters of a launch, and none of it is garbage ever."""
+    gc.disable()
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(
+            f"`holdfast run` needs the coordinator and the agent ({error.name}): pip install 'holdfast[run]'"
+        )
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 async def _begin(client: Client, spec: job_pb2.JobSpec, place: run_state.RunDir) -> job_pb2.Job:
