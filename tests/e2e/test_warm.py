@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import numpy as np
 import psutil
@@ -51,15 +52,15 @@ async def test_workers_from_a_zygote_killed_again_and_again(fleet, scope):
 
 
 async def test_an_import_that_fails_is_the_programs_to_tell(fleet):
-    job_id = await fleet.submit(steps=30, preload=["numpy", "nosuch"])
+    go = fleet.root / "go"
+    waits = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)"
+    job_id = await fleet.submit_command([sys.executable, "-c", waits], 2, preload=["numpy", "nosuch"])
     await fleet.until(job_id, running)
 
-    async def shown():
-        node = await fleet.client.get_node("node-a")
-        return node.preloads[0] if node.preloads else None
-
-    while (preload := await shown()) is None:
-        pass
-    assert preload.reason == "import nosuch: ModuleNotFoundError: No module named 'nosuch'"
+    reasons = []
+    while not any(reasons):  # it comes with a heartbeat, and one may have been sent while it imported
+        reasons = [preload.reason for preload in (await fleet.client.get_node("node-a")).preloads]
+    assert reasons == ["import nosuch: ModuleNotFoundError: No module named 'nosuch'"]
+    go.touch()
     job = await fleet.succeeded(job_id)
     assert (job.restarts, job.state) == (0, job_pb2.JOB_STATE_SUCCEEDED)
