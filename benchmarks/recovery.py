@@ -8,9 +8,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from benchmarks.figures import Table, median, seconds
 from benchmarks.program import REPORT
@@ -78,6 +80,15 @@ def running(supervisor: Supervisor) -> Iterator[tuple["Board", float]]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            end_leftovers(folder)
+
+
+def end_leftovers(folder: str) -> None:
+    """Not every supervisor ends all that it has started; nobody else is to be measured beside it."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("BENCH_DIR") == folder:
+                process.kill()
 
 
 class Board:

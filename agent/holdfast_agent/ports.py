@@ -7,7 +7,7 @@ from by itself, for whoever connects or binds any port: what is let go of here i
 import contextlib
 import random
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 HELD = 4
@@ -22,7 +22,7 @@ class Ports:
 
     def __init__(self) -> None:
         self._held: dict[int, socket.socket] = {}
-        self._quiet = quiet_ports(_read_ephemeral())
+        self._ephemeral = _read_ephemeral()
         self._fill()
 
     def offered(self) -> tuple[int, ...]:
@@ -47,16 +47,14 @@ class Ports:
     def _fill(self) -> None:
         with contextlib.suppress(OSError):  # fewer are offered until there are ports again
             while len(self._held) < HELD:
-                holder = _bind_any((*random.choices(self._quiet, k=TRIES), 0) if self._quiet else (0,))
+                tried = random.sample(range(FIRST, LAST + 1), TRIES)
+                # 0: any, where nothing better is free
+                holder = _bind_any([*(port for port in tried if port not in self._ephemeral), 0])
                 self._held[holder.getsockname()[1]] = holder
 
 
-def quiet_ports(ephemeral: range) -> Sequence[int]:
-    """Ports that nobody is given who did not ask for them by number; empty when there are none."""
-    return [port for port in range(FIRST, LAST + 1) if port not in ephemeral]
-
-
 def _read_ephemeral() -> range:
+    """The ports that the kernel gives to who asks for none by number."""
     try:
         first, last = map(int, _EPHEMERAL.read_text().split())
     except (OSError, ValueError):

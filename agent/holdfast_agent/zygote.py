@@ -31,7 +31,6 @@ TAIL_BYTES = 64 * 1024
 """Of what the imports print, as much as every worker repeats."""
 SETTLE_S = 5.0
 
-_RANDOM = "numpy.random.mtrand"
 _GRPC = "grpc._cython.cygrpc"
 _Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 

@@ -113,8 +113,9 @@ class TestPorts:
         first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
         assert not [port for port in ports.offered() if first <= port <= last]
 
-    def test_where_the_kernel_gives_all_of_them_any_will_do(self, monkeypatch):
-        monkeypatch.setattr("holdfast_agent.ports.quiet_ports", lambda ephemeral: [])
+    def test_where_the_kernel_gives_all_of_them_any_will_do(self, tmp_path, monkeypatch):
+        (tmp_path / "range").write_text("1024\t65535\n")
+        monkeypatch.setattr("holdfast_agent.ports._EPHEMERAL", tmp_path / "range")
         ports = Ports()
         assert len(ports.offered()) == HELD
         ports.close()
