@@ -506,16 +506,12 @@ def command_to_proto(command: Outgoing, *, epoch: int) -> agent_pb2.CoordinatorM
         case effects.ReleaseWorkers(keys):
             message.release_workers.keys.extend(map(key_to_proto, keys))
         case effects.AckCommit():
-            message.ack_commit.CopyFrom(
-                agent_pb2.AckCommit(
-                    job_id=command.job_id,
-                    attempt=command.attempt,
-                    step=command.step,
-                    ranks=command.ranks,
-                    publish=record_to_proto(command.publish) if command.publish else None,
-                    drop=command.drop,
-                )
-            )
+            ack = message.ack_commit
+            ack.job_id, ack.attempt, ack.step = command.job_id, command.attempt, command.step
+            ack.ranks.extend(command.ranks)
+            ack.drop.extend(command.drop)
+            if command.publish is not None:
+                _write_record(ack.publish, command.publish)
         case effects.RefuseShard(key, step, reason):
             message.refuse_shard.CopyFrom(
                 agent_pb2.RefuseShard(key=key_to_proto(key), step=step, reason=reason)
@@ -573,23 +569,26 @@ def _start(command: effects.StartWorkers) -> agent_pb2.StartWorkers:
 
 def record_to_proto(commit: model.Commit) -> worker_pb2.CommitRecord:
     """Write a commit as whoever publishes its manifest gets it."""
-    return worker_pb2.CommitRecord(
-        job_id=commit.job_id,
-        step=commit.step,
-        attempt=commit.attempt,
-        rank=commit.rank,
-        world_size=commit.world_size,
-        committed_at_ms=commit.at_ms,
-        shards=[
-            worker_pb2.Shard(
-                rank=shard.rank,
-                file=shard.file,
-                size_bytes=shard.size_bytes,
-                digest=shard.digest,
-                cursor=shard.cursor,
-                metrics=shard.metrics,
-                local_only=shard.local_only,
-            )
-            for shard in commit.shards
-        ],
-    )
+    record = worker_pb2.CommitRecord()
+    _write_record(record, commit)
+    return record
+
+
+def _write_record(record: worker_pb2.CommitRecord, commit: model.Commit) -> None:
+    # In place, and no field that is as it is anyway: a rank waits for this, and a gang has 1,000s of shards.
+    record.job_id, record.step, record.attempt = commit.job_id, commit.step, commit.attempt
+    record.world_size, record.committed_at_ms = commit.world_size, commit.at_ms
+    if commit.rank is not None:
+        record.rank = commit.rank
+    add = record.shards.add
+    for shard in commit.shards:
+        proto = add()
+        proto.rank = shard.rank
+        proto.file = shard.file
+        proto.size_bytes = shard.size_bytes
+        proto.digest = shard.digest
+        proto.cursor = shard.cursor
+        if shard.metrics:
+            proto.metrics.update(shard.metrics)
+        if shard.local_only:
+            proto.local_only = True

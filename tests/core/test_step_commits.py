@@ -25,8 +25,8 @@ def test_a_commit_is_acked_to_every_node_and_published_by_the_lowest_rank():
         assert cluster.prepare(key(rank), 10).commands == ()
     done = committed(world=5)
     assert cluster.prepare(key(4), 10).commands == (
-        Send("s1", AckCommit("j1", 1, 10, (0, 1, 2, 3), done)),
         Send("s2", AckCommit("j1", 1, 10, (4,), None)),
+        Send("s1", AckCommit("j1", 1, 10, (0, 1, 2, 3), done)),
     )
     assert cluster.gang().commit == done
     assert cluster.store.commits("j1", limit=9) == [done]

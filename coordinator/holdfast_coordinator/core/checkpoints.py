@@ -152,14 +152,21 @@ def _commit(turn: Turn, gang: Gang, at_step: int, shards: tuple[Shard, ...]) -> 
         turn.drop_commit(gang, step)
     if made.drops:
         turn.tell_gang("CheckpointDropped", f"step {', '.join(map(str, made.drops))}: {made.reason}", gang)
-    waiting = [w for w in turn.state.members(gang) if w.state in LIVE]
+    _acknowledge(turn, gang, done)
+
+
+def _acknowledge(turn: Turn, gang: Gang, done: Commit) -> None:
+    """Tell every rank; last the node of the one that publishes, whose message is as long as the gang is large."""
     by_node: dict[str, list[int]] = {}
-    for worker in waiting:
-        by_node.setdefault(worker.node, []).append(worker.rank)
-    publisher = waiting[0].node
+    for worker in turn.state.members(gang):
+        if worker.state in LIVE:
+            by_node.setdefault(worker.node, []).append(worker.rank)
+    publisher = next(iter(by_node))
+    publishes = tuple(by_node.pop(publisher))
     for name, ranks in by_node.items():
-        publish, drop = (done, _asked_to_drop(gang)) if name == publisher else (None, ())
-        turn.send(name, AckCommit(job.id, done.attempt, done.step, tuple(ranks), publish, drop))
+        turn.send(name, AckCommit(done.job_id, done.attempt, done.step, tuple(ranks), None))
+    ack = AckCommit(done.job_id, done.attempt, done.step, publishes, done, _asked_to_drop(gang))
+    turn.send(publisher, ack)
 
 
 def _retain(turn: Turn, job: Job, gang: Gang) -> tuple[Gang, retention.Plan]:

@@ -53,14 +53,17 @@ def decide(
     there = len(held) + (new.rank not in held)
     if there < len(ranks):  # so it is for most shards: not worth a look at each of the others
         return _wait(new.step, len(ranks) - there, len(ranks))
-    shards = {new.rank: new.shard}
-    for rank, prepared in held.items():
-        if rank != new.rank and prepared.step == new.step and prepared.attempt == gang.attempt:
-            shards[rank] = prepared.shard
-    missing = [rank for rank in ranks if rank not in shards]
-    if missing:
-        return _wait(new.step, len(missing), len(ranks))
-    return Complete(tuple(shards[rank] for rank in ranks))
+    prepared = {**held, new.rank: new}
+    shards = [
+        of_rank.shard
+        for rank in ranks
+        if (of_rank := prepared.get(rank)) is not None
+        and of_rank.step == new.step
+        and of_rank.attempt == gang.attempt
+    ]
+    if len(shards) < len(ranks):
+        return _wait(new.step, len(ranks) - len(shards), len(ranks))
+    return Complete(tuple(shards))
 
 
 def _wait(step: int, missing: int, ranks: int) -> Wait:

@@ -167,7 +167,7 @@ class State:
     def settle_prepared(self, commit: Commit) -> None:
         """Remove what became the shards of a commit."""
         held = self.at_step.pop((commit.job_id, commit.gang, commit.step), {})
-        assert tuple(held[rank].shard for rank in sorted(held)) == commit.shards, (
+        assert [held[rank].shard for rank in sorted(held)] == [*commit.shards], (
             "its shards were never prepared"
         )
         for rank in held:
