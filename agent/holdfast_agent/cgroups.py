@@ -1,4 +1,4 @@
-"""Control groups: one for each attempt, where the agent may make them.
+"""Control groups: one for each job, and in it one for each attempt, where the agent may make them.
 
 What is in one is killed at once and whole, also what has left its parent, its session and its environment behind; and
 the kernel counts there whom it killed for memory. Version 2 is used where it is mounted and may be written to, else the
@@ -84,27 +84,35 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-# Of one attempt; `place` is what start.json has of it:
-#   dirs    the groups to make and to be in
+# Of one attempt, or of what a job has preloaded; `place` is what start.json or the plan has of it:
+#   dirs    the groups to make and to be in, below those of the job
 #   kill    the one of them by which it is killed
 #   memory  where the kernel counts whom it killed for memory; "" where nobody says
-#   own     whether that is one of `dirs`
+#   own     whether that is one of `dirs`; then the agent's own group stays when nothing is in it
 #   limit   of memory, in bytes; 0: none of its own
 
 
 def make(place: dict[str, Any]) -> None:
     """Make its groups. Raises OSError."""
     for directory in place["dirs"]:
-        for last in (False, True):
+        for last in (False, False, True):
             try:
                 os.makedirs(directory, exist_ok=True)  # noqa: PTH103
-            except FileNotFoundError:  # whoever left last removed the one above it just now
+            except FileNotFoundError:  # whoever left last removed one of those above it just now
                 if last:
                     raise
             else:
                 break
+        if place["own"]:
+            _count_memory_below(os.path.dirname(directory))  # noqa: PTH120
         if place["limit"] and directory == place["memory"]:
             _limit_memory(directory, place["limit"])
+
+
+def _count_memory_below(directory: str) -> None:
+    """Version 2 asks for it at every level."""
+    with contextlib.suppress(OSError):
+        _write(f"{directory}/cgroup.subtree_control", "+memory")
 
 
 def _limit_memory(directory: str, limit: int) -> None:
@@ -187,9 +195,11 @@ def end(place: dict[str, Any]) -> bool:
     ended = not place["kill"] or kill(place["kill"])
     for directory in place["dirs"]:
         _remove(directory)
-        if not place["own"]:  # else the agent has it count memory
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.dirname(directory))  # noqa: PTH106, PTH120  of the agent: if this was the last
+        with contextlib.suppress(OSError):  # others are in there
+            job = os.path.dirname(directory)  # noqa: PTH120
+            os.rmdir(job)  # noqa: PTH106
+            if not place["own"]:  # else the agent has it count memory
+                os.rmdir(os.path.dirname(job))  # noqa: PTH106, PTH120
     return ended
 
 

@@ -63,7 +63,7 @@ class Crew:
         self._groups = groups
         self._witness = Witness(boot_id)
         self._nursery = Nursery(foreground=foreground)
-        self.warm = Warm(state_dir, self._nursery, foreground=foreground)
+        self.warm = Warm(state_dir, self._nursery, groups.place_of_preloaded, foreground=foreground)
         self._pidfds: dict[Key, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending = False
@@ -239,6 +239,7 @@ class Crew:
         if self._logs is not None:
             await self._logs.ended(attempt)
         self._report(core.WorkerEnded(attempt.key, await self._how_it_ended(attempt)))
+        self._groups.tidy(attempt.key.job_id)
 
     async def _how_it_ended(self, attempt: Attempt) -> Ended:
         """How an attempt ended whose shim is gone."""

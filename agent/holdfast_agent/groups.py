@@ -1,4 +1,4 @@
-"""The agent's own control group, and below it one for each attempt: where they are, and what is left in them."""
+"""The agent's own control group, below it one a job, below that one an attempt: where they are, and what is left."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ from holdfast_agent import cgroups
 from holdfast_agent.core import Key
 
 AUTO, OFF = "auto", "off"
+PRELOADED = "preload"
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ class Groups:
     def place(self, key: Key, memory_bytes: int) -> dict[str, Any] | None:
         """Where an attempt goes; None: nowhere of its own, and nobody counts its memory."""
         name = name_of(key)
-        dirs = [f"{base}/{name}" for base in dict.fromkeys((self._base, self._memory)) if base]
+        dirs = self._dirs(name)
         own = bool(self._memory)
         if not dirs and not self._shared:
             return None
@@ -81,29 +82,60 @@ class Groups:
             "limit": memory_bytes if self._limits else 0,
         }
 
+    def place_of_preloaded(self, job_id: str) -> dict[str, Any]:
+        """Where a process goes that a job's workers come out of.
+
+        The shims that it forks are in there too, and outlive it: so nobody kills all that is in there.
+        """
+        dirs = self._dirs(f"{job_id}/{PRELOADED}")
+        return {"dirs": dirs, "kill": "", "memory": "", "own": bool(self._memory), "limit": 0}
+
     def sweep(self, alive: Container[str]) -> None:
         """End what attempts that are over have left in their groups, and remove them. `alive` are names of attempts."""
-        for base in dict.fromkeys((self._base, self._memory)):
-            try:
-                found = [entry.path for entry in os.scandir(base) if entry.is_dir()] if base else []
-            except FileNotFoundError:
-                continue  # the last shim of the agent before has removed it
-            for path in found:
-                if Path(path).name in alive:
+        for job in self._jobs():
+            for path in _below(job):
+                name = f"{job.name}/{path.name}"
+                if name in alive or path.name == PRELOADED:
                     continue
-                log.info("removing the control group of an attempt that is over", path=path)
-                cgroups.end({"dirs": [path], "kill": path, "own": bool(self._memory)})
+                log.info("removing the control group of an attempt that is over", path=str(path))
+                cgroups.end({"dirs": [str(path)], "kill": str(path), "own": bool(self._memory)})
+        self.tidy()
+
+    def tidy(self, job_id: str = "") -> None:
+        """Remove the groups of a job, or of all, that nothing is in any more: a shim can't remove its own."""
+        for job in self._jobs():
+            if job_id in ("", job.name):
+                for path in (job / PRELOADED, job, *([] if self._memory else [job.parent])):
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
 
     def close(self) -> None:
         """Remove the agent's own group, unless there are workers in it."""
-        for base in dict.fromkeys((self._base, self._memory)):
+        self.tidy()
+        for base in self._bases():
             with contextlib.suppress(OSError):
                 Path(base).rmdir()
+
+    def _dirs(self, name: str) -> list[str]:
+        return [f"{base}/{name}" for base in self._bases()]
+
+    def _bases(self) -> list[str]:
+        return [base for base in dict.fromkeys((self._base, self._memory)) if base]
+
+    def _jobs(self) -> list[Path]:
+        return [job for base in self._bases() for job in _below(Path(base))]
 
 
 def name_of(key: Key) -> str:
     """What the group of an attempt is called."""
-    return f"{key.job_id}.{key.rank}-{key.attempt}"
+    return f"{key.job_id}/{key.rank}-{key.attempt}"
+
+
+def _below(group: Path) -> list[Path]:
+    try:
+        return [path for path in group.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []  # whoever left it last has removed it
 
 
 def _may_use(directory: str) -> bool:

@@ -109,11 +109,12 @@ def set_name(name: str) -> None:
 
 
 class Spare:
-    """A process that was started to become a worker, and the socket over which it is told which."""
+    """A process that was started to become a worker, the socket over which it is told which, and where it waits."""
 
-    def __init__(self, pid: int, link: socket.socket) -> None:
+    def __init__(self, pid: int, link: socket.socket, place: dict[str, Any]) -> None:
         self.pid = pid
         self.link = link
+        self.place = place
 
 
 def start_time(pid: int) -> int:
@@ -260,6 +261,7 @@ class _Shim:
         """Tell the spare who it is. Returns where it says what failed."""
         self._pid = spare.pid
         self._take_in()
+        cgroups.end(spare.place)
         with contextlib.suppress(ConnectionError):  # it has just died, which is seen as any worker's death
             socket.send_fds(spare.link, [os.fsencode(self._directory)], ends)
         return spare.link.detach()

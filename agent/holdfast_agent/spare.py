@@ -16,7 +16,7 @@ from the agent      path of an attempt's directory                              
 
 The plan is a file, for its environment may hold secrets: ``argv``, ``env`` and ``cwd`` of the process, ``probe`` (a
 command that starts alike and runs nothing), ``runs`` (what of argv names the program), ``preload``, ``spare``
-(why it is not to fork, or empty) and ``agent`` (the pid to die with, or 0).
+(why it is not to fork, or empty), ``agent`` (the pid to die with, or 0) and ``cgroup`` (see cgroups.py).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ import signal
 import socket
 from typing import Any, NoReturn
 
-from holdfast_agent import shim
+from holdfast_agent import cgroups, shim
 from holdfast_agent.log_file import CHUNK
 
 HOOK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "hook")  # noqa: PTH100, PTH118, PTH120
@@ -46,11 +46,14 @@ def run(path: str, control: socket.socket, forks: int, agent: int | None) -> NoR
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             plan = json.load(file)
-        _Spare(plan, control, forks, agent).run()
+        try:
+            _Spare(plan, control, forks, agent).run()
+        finally:
+            shim.end_descendants()
+            cgroups.end(plan["cgroup"])
     except OSError as error:
         _tell(control, {"failed": f"it could not be started: {error.strerror}"})
     finally:  # whatever has happened: nothing may unwind into the nursery
-        shim.end_descendants()
         os._exit(0)
 
 
@@ -119,9 +122,10 @@ class _Spare:
 
     def _exec(self, argv: list[str], what: str, passed: list[int], outputs: list[int]) -> int:
         parent = os.getpid()
-        pid = os.fork()
+        pid, groups = self._fork()
         if pid == 0:
             try:
+                cgroups.enter(groups)
                 shim.leave(parent)
                 fds = [os.dup(fd) for fd in passed]
                 for fd in fds:
@@ -132,6 +136,14 @@ class _Spare:
             finally:
                 os._exit(127)
         return pid
+
+    def _fork(self) -> tuple[int, list[str]]:
+        """See `cgroups.fork_into`. Outside of its groups, where they can't be had, it is as good."""
+        try:
+            cgroups.make(self._plan["cgroup"])
+            return cgroups.fork_into(self._plan["cgroup"], exec_follows=True)
+        except OSError:
+            return os.fork(), []
 
     @staticmethod
     def _catch_signals() -> int:
@@ -178,7 +190,7 @@ class _Spare:
         os.close(self._errors)
         self._control.close()
         shim.set_subreaper(wanted=True)
-        spare = shim.Spare(self._pid, self._link)
+        spare = shim.Spare(self._pid, self._link, self._plan["cgroup"])
         shim.run(os.fsdecode(path), passed[1], self._agent, spare=spare)
 
 

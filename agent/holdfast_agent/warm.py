@@ -40,7 +40,7 @@ class Warmth:
     """How a job's workers start warm."""
 
     plan: dict[str, Any]
-    """See spare.py; but for ``spare`` and ``agent``, which are filled in here."""
+    """See spare.py; but for ``spare``, ``agent`` and ``cgroup``, which are filled in here."""
     spares: int
     """How many processes wait; 0: a zygote, or one where it may not fork."""
     linger_s: float
@@ -67,9 +67,18 @@ class Preload:
 class Warm:
     """All of them. Belongs to one event loop."""
 
-    def __init__(self, state_dir: StateDir, nursery: Nursery, *, foreground: bool) -> None:
+    def __init__(
+        self,
+        state_dir: StateDir,
+        nursery: Nursery,
+        place: Callable[[str], dict[str, Any]],
+        *,
+        foreground: bool,
+    ) -> None:
+        """`place` says in which control groups what a job has preloaded waits."""
         self._state_dir = state_dir
         self._nursery = nursery
+        self._place = place
         self._agent = os.getpid() if foreground else 0
         self._jobs: dict[str, _Job] = {}
 
@@ -109,7 +118,8 @@ class Warm:
 
     async def _launch(self, job_id: str, plan: dict[str, Any]) -> "_Process":
         """Have a process started. Raises OSError, SpawnError, NurseryLostError."""
-        path = self._state_dir.write_plan(job_id, {**plan, "agent": self._agent})
+        filled_in = {**plan, "agent": self._agent, "cgroup": self._place(job_id)}
+        path = self._state_dir.write_plan(job_id, filled_in)
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
         try:
             pidfd = await self._nursery.spare(path, [theirs.fileno() for _, theirs in pairs])

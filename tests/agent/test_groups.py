@@ -85,8 +85,8 @@ class TestGroups:
         groups = Groups("0123456789abcdef", "auto", limit_memory=False, mounts=self.mounts(tmp_path))
         base = f"{tmp_path}/unified/holdfast-0123456789ab"
         assert groups.place(KEY, 2**30) == {
-            "dirs": [f"{base}/job1.3-2"],
-            "kill": f"{base}/job1.3-2",
+            "dirs": [f"{base}/job1/3-2"],
+            "kill": f"{base}/job1/3-2",
             "memory": "",
             "own": False,
             "limit": 0,
@@ -122,4 +122,4 @@ class TestGroups:
         groups.close()
 
     def test_names(self):
-        assert name_of(KEY) == "job1.3-2"
+        assert name_of(KEY) == "job1/3-2"
