@@ -23,6 +23,7 @@ from holdfast.cli.common import (
     time_shares,
     to_dict,
 )
+from holdfast.cli.complete import job_argument, live_job_argument
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.logs import command as logs
@@ -134,7 +135,14 @@ def waiting(command: Any) -> Any:
 
 @click.group()
 def command() -> None:
-    """Submit, list, watch, stop and delete jobs."""
+    """Submit, list, watch, stop and delete jobs.
+
+    \b
+    Examples:
+      holdfast job submit -n 4 -- python train.py
+      holdfast job watch c7mk2xq9pd
+      holdfast job why c7mk2xq9pd
+    """  # noqa: D301  click reads the backspaces
 
 
 command.add_command(logs)
@@ -214,7 +222,7 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous
@@ -231,7 +239,7 @@ async def get(job_id: str, server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @timeout_option
 @server_option
 @asynchronous
@@ -247,7 +255,7 @@ async def watch(job_id: str, timeout: float | None, server: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@live_job_argument
 @click.option("--force", is_flag=True, help="SIGKILL at once.")
 @waiting
 @server_option
@@ -291,7 +299,7 @@ async def delete(job_ids: tuple[str, ...], server: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous

@@ -18,6 +18,7 @@ from holdfast.cli.common import (
     show_data,
     to_dict,
 )
+from holdfast.cli.complete import node_argument
 from holdfast.client import Client
 from holdfast.units import parse_duration
 from holdfast.v1 import node_pb2
@@ -82,7 +83,13 @@ PRELOADS = (
 
 @click.group()
 def command() -> None:
-    """See the nodes; take them out of service and back."""
+    """See the nodes; take them out of service and back.
+
+    \b
+    Examples:
+      holdfast node list
+      holdfast node drain gpu-7 --wait
+    """  # noqa: D301  click reads the backspaces
 
 
 @command.command("list")
@@ -102,7 +109,7 @@ async def list_nodes(server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @server_option
 @output_option
 @asynchronous
@@ -125,7 +132,7 @@ async def get(name: str, server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @reason_option
 @server_option
 @asynchronous
@@ -141,7 +148,7 @@ async def cordon(name: str, reason: str, server: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @server_option
 @asynchronous
 async def uncordon(name: str, server: str) -> None:
@@ -156,7 +163,7 @@ async def uncordon(name: str, server: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @click.option(
     "--deadline",
     "within",
