@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
@@ -17,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from holdfast import contexts, wire
 from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.exits import EXIT
+from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
 
 T = TypeVar("T")
@@ -254,6 +256,16 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(into))),
     )
+
+
+def read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
+    """Read an option that is a duration."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

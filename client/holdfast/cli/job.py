@@ -24,6 +24,7 @@ from holdfast.cli.common import (
     to_dict,
 )
 from holdfast.cli.complete import job_argument, live_job_argument
+from holdfast.cli.delete import delete, purge
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.logs import command as logs
@@ -145,6 +146,8 @@ def command() -> None:
     """  # noqa: D301  click reads the backspaces
 
 
+command.add_command(delete)
+command.add_command(purge)
 command.add_command(logs)
 command.add_command(samples)
 command.add_command(why)
@@ -279,23 +282,6 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: fl
                 raise click.exceptions.Exit(code)
         else:
             click.echo(f"{job.id} {state_word(job)}", err=True)
-
-
-@command.command()
-@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
-@server_option
-@asynchronous
-async def delete(job_ids: tuple[str, ...], server: str) -> None:
-    """Forget ended jobs and their logs. Checkpoints stay where they are.
-
-    \b
-    Example:
-      holdfast job delete c7mk2xq9pd
-    """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
-        for job_id in job_ids:
-            await client.delete_job(job_id)
-            click.echo(f"{job_id} deleted", err=True)
 
 
 @command.command()

@@ -12,6 +12,7 @@ from holdfast.cli.common import (
     enum_word,
     output_option,
     printable,
+    read_duration,
     server_option,
     short_size,
     show,
@@ -20,7 +21,6 @@ from holdfast.cli.common import (
 )
 from holdfast.cli.complete import node_argument
 from holdfast.client import Client
-from holdfast.units import parse_duration
 from holdfast.v1 import node_pb2
 from holdfast.wire import DeadlineExceeded
 
@@ -59,15 +59,6 @@ COLUMNS = (
 reason_option = click.option(
     "--reason", default="", metavar="TEXT", help="Shown beside the node, and to its jobs."
 )
-
-
-def _read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
-    if text is None:
-        return None
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
 
 
 PRELOADS = (
@@ -167,7 +158,7 @@ async def uncordon(name: str, server: str) -> None:
 @click.option(
     "--deadline",
     "within",
-    callback=_read_duration,
+    callback=read_duration,
     default="2m",
     show_default=True,
     metavar="DURATION",
