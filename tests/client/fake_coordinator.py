@@ -5,6 +5,7 @@ every request.
 """
 
 import threading
+import time
 from concurrent import futures
 
 import grpc
@@ -42,6 +43,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.time_left = []  # seconds to the deadline of each
         self.jobs = {}
         self.nodes = []
+        self.ahead_s = 0.0  # its clock, of ours; None: it does not tell
         self.node_changes = []  # what GetNode shows, one after the other
         self.events = []
         self.checkpoints = []
@@ -161,6 +163,9 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
 
     def ListNodes(self, request, context):
         self._begin("ListNodes", request, context)
+        if self.ahead_s is not None:
+            told = time.time_ns() + int(self.ahead_s * 1e9)
+            context.set_trailing_metadata(((wire.TIME_KEY, str(told)),))
         items, token = page(self.nodes, request.page_token)
         return node_pb2.ListNodesResponse(nodes=items, next_page_token=token)
 

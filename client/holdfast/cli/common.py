@@ -78,12 +78,12 @@ def asynchronous(command: Callable[..., Coroutine[Any, Any, T]]) -> Callable[...
         try:
             return asyncio.run(command(*args, **kwargs))
         except wire.HoldfastError as error:
-            fail(_with_source(str(error)), exit_code(error))
+            fail(with_source(str(error)), exit_code(error))
 
     return run
 
 
-def _with_source(sentence: str) -> str:
+def with_source(sentence: str) -> str:
     """Say where an address was taken from, in an error that is about it."""
     context = click.get_current_context(silent=True)
     server = context.meta.get(_SERVER) if context is not None else None
