@@ -35,6 +35,7 @@ def test_the_commands():
             f"job {verb}"
             for verb in (
                 *("submit", "list", "get", "watch", "logs", "stop", "delete", "summary", "samples", "why"),
+                "metrics",
             )
         ),
         "node",

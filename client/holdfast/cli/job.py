@@ -23,6 +23,7 @@ from holdfast.cli.common import (
     time_shares,
     to_dict,
 )
+from holdfast.cli.curves import command as curves
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.logs import command as logs
@@ -137,6 +138,7 @@ def command() -> None:
     """Submit, list, watch, stop and delete jobs."""
 
 
+command.add_command(curves)
 command.add_command(logs)
 command.add_command(samples)
 command.add_command(why)
