@@ -106,6 +106,20 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
             yield job_pb2.WatchJobResponse(job=job)
         self._end_stream(context)
 
+    def WatchJobs(self, request, context):
+        self._begin("WatchJobs", request, context)
+        for job in self.jobs.values():
+            yield job_pb2.WatchJobsResponse(job=job)
+        yield job_pb2.WatchJobsResponse(ready=True)
+        self._end_stream(context)
+
+    def WatchNodes(self, request, context):
+        self._begin("WatchNodes", request, context)
+        for node in self.nodes:
+            yield node_pb2.WatchNodesResponse(node=node)
+        yield node_pb2.WatchNodesResponse(ready=True)
+        self._end_stream(context)
+
     def StopJob(self, request, context):
         self._begin("StopJob", request, context)
         return job_pb2.StopJobResponse(job=self._find(request.job_id, context))
