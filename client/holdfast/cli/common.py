@@ -64,6 +64,15 @@ output_option = click.option(
 )
 
 
+watch_option = click.option(
+    "-w",
+    "--watch",
+    "again",
+    is_flag=True,
+    help="Show it again after every change, until the job has ended; with -o json one line each.",
+)
+
+
 def fail(message: str, code: EXIT = EXIT.FAILED) -> NoReturn:
     """End with a sentence on stderr."""
     click.echo(f"Error: {message}", err=True)
@@ -131,12 +140,12 @@ def show(
         show_table([column.head for column in wanted], [[c.cell(item) for c in wanted] for item in items])
 
 
-def show_data(data: dict[str, Any], form: str) -> None:
-    """Print as JSON or YAML."""
+def show_data(data: dict[str, Any], form: str, *, compact: bool = False) -> None:
+    """Print as JSON, on one line if `compact`, or YAML."""
     if form == "json":
         import json
 
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(data, indent=None if compact else 2, ensure_ascii=False))
     else:
         import yaml
 
@@ -150,6 +159,24 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for line in lines:
         padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo(padded.rstrip())
+
+
+class Showings:
+    """Of something that is shown again and again: each in place of the one before on a terminal, else after it."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._first = True
+
+    def begin(self) -> None:
+        """Make way for the next one."""
+        if self._form in ("table", "wide") and sys.stdout.isatty():
+            click.echo("\x1b[H\x1b[2J", nl=False)
+        elif not self._first and self._form in ("table", "wide"):
+            click.echo()
+        elif not self._first and self._form == "yaml":
+            click.echo("---")
+        self._first = False
 
 
 def to_dict(message: Message) -> dict[str, Any]:
