@@ -180,10 +180,26 @@ class Showings:
 
 
 def to_dict(message: Message) -> dict[str, Any]:
-    """The proto message's JSON form."""
+    """The proto message's JSON form, its fields in the order of their numbers and its maps in that of their keys."""
     from google.protobuf.json_format import MessageToDict
 
     found: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return _in_order(found, message.DESCRIPTOR)
+
+
+def _in_order(data: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """What protobuf makes begins with the fields that are set, and has maps in no order at all."""
+    found = {}
+    for field in sorted(descriptor.fields, key=lambda each: each.number):
+        if field.json_name in data:
+            value, inner = data[field.json_name], field.message_type
+            if inner is not None and inner.GetOptions().map_entry:
+                value = dict(sorted(value.items()))
+            elif isinstance(value, dict):
+                value = _in_order(value, inner)
+            elif inner is not None and isinstance(value, list):
+                value = [_in_order(each, inner) for each in value]
+            found[field.json_name] = value
     return found
 
 
