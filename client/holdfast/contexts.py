@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,6 +209,8 @@ def changing(path: Path) -> Iterator[Config]:
 
 
 def _write(path: Path, config: Config, directory: int) -> None:
+    import secrets
+
     import yaml
 
     data: dict[str, Any] = {"current": config.current} if config.current else {}

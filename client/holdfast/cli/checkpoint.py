@@ -1,5 +1,7 @@
 """`holdfast checkpoint`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,7 @@ from holdfast.cli.common import (
 from holdfast.cli.complete import complete_jobs, complete_ranks, complete_steps, job_argument
 from holdfast.cli.drain import command as drain
 from holdfast.cli.exits import EXIT
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
+from holdfast.cli.late import api, job_pb2
 from holdfast.worker.layout import directory
 
 COLUMNS = (
@@ -85,7 +86,7 @@ async def list_checkpoints(job_id: str, server: str, output: str) -> None:
     Example:
       holdfast checkpoint list c7mk2xq9pd -o wide
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         checkpoints = [checkpoint async for checkpoint in client.list_checkpoints(job_id)]
     show(checkpoints, output, key="checkpoints", columns=COLUMNS, name=lambda c: directory(c.step))
 
@@ -114,7 +115,7 @@ async def get(
       holdfast checkpoint get c7mk2xq9pd 300 -o json
       holdfast checkpoint get c7mk2xq9pd 300 --download here
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         found = await client.get_checkpoint(job_id, step, rank)
         job = await client.get_job(job_id)
     if output in ("json", "yaml"):
@@ -162,7 +163,7 @@ async def delete(job_id: str, step: int, rank: int | None, server: str) -> None:
     Example:
       holdfast checkpoint delete c7mk2xq9pd 300
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         job = await client.get_job(job_id)
         record = await client.delete_checkpoint(job_id, step, rank)
     if record is None:
@@ -194,7 +195,7 @@ async def pin(job_id: str, step: int, name: str, rank: int | None, server: str) 
     """  # noqa: D301  click reads the backspaces
     if not name:
         raise click.UsageError("NAME is empty; to let go of a checkpoint, unpin it")
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         await client.pin_checkpoint(job_id, step, name, rank)
     click.echo(f'step {step} is pinned as "{printable(name)}"', err=True)
 
@@ -212,7 +213,7 @@ async def unpin(job_id: str, step: int, rank: int | None, server: str) -> None:
     Example:
       holdfast checkpoint unpin c7mk2xq9pd 300
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         await client.pin_checkpoint(job_id, step, "", rank)
     click.echo(f"step {step} is not pinned", err=True)
 
@@ -247,7 +248,7 @@ async def verify(where: str, step: int | None, server: str, output: str, *, ever
     if is_place(where):
         place = open_place(where)
     else:
-        async with Client(server) as client:
+        async with api.Client(server) as client:
             place = job_place(await client.get_job(where))
     verdicts = verified(place, step, every=every)
     bad = [verdict for verdict in verdicts if not verdict.ok]

@@ -1,6 +1,7 @@
 """What the commands share: connecting, errors as one sentence, output in the form that was asked for."""
 
-import asyncio
+from __future__ import annotations
+
 import os
 import re
 import sys
@@ -9,17 +10,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
-from typing import Any, NoReturn, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 import click
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from holdfast import contexts, wire
+from holdfast import contexts
 from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.exits import EXIT
+from holdfast.cli.late import asyncio, job_pb2, wire
 from holdfast.units import parse_duration
-from holdfast.v1 import job_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 T = TypeVar("T")
 

@@ -1,12 +1,13 @@
 """`holdfast job metrics`: the curves of a job."""
 
+from __future__ import annotations
+
 import click
 
 from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
 from holdfast.cli.complete import job_argument
+from holdfast.cli.late import api, job_pb2
 from holdfast.cli.sparkline import sparkline
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
 
 
 def _values(series: job_pb2.MetricSeries) -> list[float]:
@@ -43,7 +44,7 @@ async def command(job_id: str, names: tuple[str, ...], points: int | None, serve
       holdfast job metrics c7mk2xq9pd
       holdfast job metrics c7mk2xq9pd loss --points 200 -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         series = [each for each in await client.job_metrics(job_id, names, points or 0) if each.points]
     if not series:
         click.echo(f"{job_id} has reported nothing{' of these' if names else ''} yet", err=True)

@@ -1,6 +1,7 @@
 """`holdfast job delete` and `holdfast job purge`."""
 
-import asyncio
+from __future__ import annotations
+
 import sys
 from datetime import timedelta
 
@@ -20,14 +21,10 @@ from holdfast.cli.common import (
 )
 from holdfast.cli.complete import complete_jobs
 from holdfast.cli.exits import EXIT
-from holdfast.client import TERMINAL, Client
-from holdfast.v1 import job_pb2
-from holdfast.wire import DeadlineExceeded, HoldfastError
+from holdfast.cli.late import api, asyncio, job_pb2, wire
 
 SHOWN = 10
 """Of the jobs that are asked about so many are named."""
-
-ENDED = {enum_word(job_pb2.JobState.Name(state)): state for state in sorted(TERMINAL)}
 
 
 @click.command()
@@ -69,24 +66,24 @@ async def delete(
             "--timeout says how long to --wait, or to wait for --stop-first; give one of them"
         )
     limit = None if timeout is None else timeout.total_seconds()
-    errors: list[HoldfastError] = []
+    errors: list[wire.HoldfastError] = []
 
-    async def one(client: Client, job_id: str) -> None:
+    async def one(client: api.Client, job_id: str) -> None:
         try:
             if wait:
                 async for _ in client.watch_job(job_id):
                     pass
             await client.delete_job(job_id, stop_first=stop_first, force=force)
             click.echo(f"{printable(job_id)} deleted", err=True)
-        except HoldfastError as error:
+        except wire.HoldfastError as error:
             errors.append(error)
 
     try:
-        async with Client(server) as client, asyncio.timeout(limit):
+        async with api.Client(server) as client, asyncio.timeout(limit):
             await asyncio.gather(*(one(client, job_id) for job_id in dict.fromkeys(job_ids)))
     except TimeoutError as error:
         rest = "they are still stopping" if stop_first else "they go on"
-        raise DeadlineExceeded("not all of them have ended within the timeout", rest) from error
+        raise wire.DeadlineExceeded("not all of them have ended within the timeout", rest) from error
     for other in errors[1:]:
         click.echo(f"Error: {printable(str(other))}", err=True)
     if errors:
@@ -97,15 +94,16 @@ def _read_statuses(
     context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
 ) -> list[job_pb2.JobState.ValueType]:
     """Read --status: words, also several with commas between them."""
-    words = [word.strip() for text in texts for word in text.split(",")] or list(ENDED)
+    ended = {enum_word(job_pb2.JobState.Name(state)): state for state in sorted(api.TERMINAL)}
+    words = [word.strip() for text in texts for word in text.split(",")] or list(ended)
     for word in words:
-        if word not in ENDED:
+        if word not in ended:
             raise click.BadParameter(
-                f'"{word}" is none of {", ".join(ENDED)}; jobs that have not ended are never purged',
+                f'"{word}" is none of {", ".join(ended)}; jobs that have not ended are never purged',
                 context,
                 parameter,
             )
-    return [ENDED[word] for word in words]
+    return [ended[word] for word in words]
 
 
 COLUMNS = (
@@ -158,7 +156,7 @@ async def purge(
       holdfast job purge --older-than 7d --status succeeded,failed --dry-run
       holdfast job purge --older-than 24h --name 'sweep-*' --yes
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         jobs = await client.purge_jobs(older_than=older_than, states=states, name=name, dry_run=True)
         if jobs and not dry_run:
             if not (yes or _agreed(jobs)):
@@ -181,11 +179,11 @@ def _agreed(jobs: list[job_pb2.Job]) -> bool:
     return click.confirm(f"Delete {len(jobs)} of them, with their logs?", err=True)
 
 
-async def _gone(client: Client, job: job_pb2.Job) -> bool:
+async def _gone(client: api.Client, job: job_pb2.Job) -> bool:
     """Delete a job, unless it was begun again meanwhile."""
     try:
         await client.delete_job(job.id)
-    except HoldfastError as error:
+    except wire.HoldfastError as error:
         click.echo(f"{job.id} was left: {printable(str(error))}", err=True)
         if exit_code(error) is not EXIT.FAILED:
             raise

@@ -1,5 +1,7 @@
 """`holdfast doctor`."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Iterator
@@ -20,8 +22,7 @@ from holdfast.cli.common import (
 )
 from holdfast.cli.doctor_checks import FAIL, OK, WARN, Finding
 from holdfast.cli.exits import EXIT
-from holdfast.client import Client
-from holdfast.wire import HoldfastError, Unreachable
+from holdfast.cli.late import api, wire
 
 COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 
@@ -68,12 +69,12 @@ async def command(place: Path, server: str, output: str) -> None:
 
 async def _coordinator(server: str) -> list[Finding]:
     """Who answers there, whether it leads, and what it says of clocks and agents."""
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         try:
             ahead = await client.clock_offset()
             nodes = [node async for node in client.list_nodes()]
-        except HoldfastError as error:
-            nobody = isinstance(error, Unreachable)
+        except wire.HoldfastError as error:
+            nobody = isinstance(error, wire.Unreachable)
             remedy = error.remedy or "see its log"
             return [
                 Finding("coordinator", FAIL, with_source(error.message), remedy),

@@ -1,5 +1,7 @@
 """What `holdfast doctor` looks at. Each check gives one finding, and changes nothing that stays."""
 
+from __future__ import annotations
+
 import os
 import secrets
 import shutil
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from holdfast.addresses import is_here
-from holdfast.v1 import node_pb2
+from holdfast.cli.late import node_pb2
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 

@@ -1,11 +1,12 @@
 """`holdfast events`."""
 
+from __future__ import annotations
+
 import click
 
 from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
 from holdfast.cli.complete import complete_jobs
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
+from holdfast.cli.late import api, job_pb2
 
 
 def said(event: job_pb2.Event) -> str:
@@ -37,7 +38,7 @@ async def command(job_id: str, server: str, output: str) -> None:
       holdfast events
       holdfast events c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         if job_id:
             await client.get_job(job_id)
         events = [event async for event in client.list_events(job_id)]

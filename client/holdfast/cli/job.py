@@ -1,6 +1,7 @@
 """`holdfast job`."""
 
-import asyncio
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,12 @@ from holdfast.cli.curves import command as curves
 from holdfast.cli.delete import delete, purge
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
+from holdfast.cli.late import api, asyncio, job_pb2, wire
 from holdfast.cli.logs import command as logs
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
 from holdfast.cli.why import command as why
-from holdfast.client import TERMINAL, Client
 from holdfast.units import parse_duration
-from holdfast.v1 import job_pb2
-from holdfast.wire import DeadlineExceeded, InvalidSpec
 
 
 def state_word(job: job_pb2.Job) -> str:
@@ -76,11 +75,17 @@ DEGRADED = (
     "they go there when it can"
 )
 
-CODES = {
-    job_pb2.JOB_STATE_SUCCEEDED: EXIT.OK,
-    job_pb2.JOB_STATE_FAILED: EXIT.FAILED,
-    job_pb2.JOB_STATE_STOPPED: EXIT.STOPPED,
-}
+
+def code_of(job: job_pb2.Job) -> EXIT:
+    """The exit code that tells how a job has ended."""
+    match job.state:
+        case job_pb2.JOB_STATE_SUCCEEDED:
+            return EXIT.OK
+        case job_pb2.JOB_STATE_STOPPED:
+            return EXIT.STOPPED
+        case _:
+            return EXIT.FAILED
+
 
 COLUMNS = (
     Column("JOB", lambda j: j.id),
@@ -194,10 +199,10 @@ async def submit(
         spec, where = found.part.to_proto(), found.where
     apply_flags(spec, flags, argv)
     await resolve_resume_from(spec, server)
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         try:
             job = await client.create_job(spec)
-        except InvalidSpec as error:
+        except wire.InvalidSpec as error:
             fail(explain(error, flags, where), EXIT.USAGE)
         show_job(job, output) if output in ("json", "yaml") else click.echo(job.id)
         if wait:
@@ -222,7 +227,7 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
     for state in states:
         if state not in known:
             raise click.BadParameter(f"{state} is none of {', '.join(known)}", param_hint="--state")
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         wanted = [known[state] for state in states]
         jobs = [job async for job in client.list_jobs(states=wanted, name=name)]
     show(jobs, output, key="jobs", columns=COLUMNS, name=lambda job: job.id)
@@ -242,7 +247,7 @@ async def get(job_id: str, server: str, output: str, *, again: bool) -> None:
       holdfast job get c7mk2xq9pd --watch
       holdfast job get c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         if not again:
             show_job(await client.get_job(job_id), output)
             return
@@ -266,7 +271,7 @@ async def watch(job_id: str, timeout: float | None, server: str, output: str) ->
       holdfast job watch c7mk2xq9pd --timeout 2h
       holdfast job watch c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         await wait_for(client, job_id, timeout, form=output)
 
 
@@ -287,7 +292,7 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: fl
       holdfast job stop c7mk2xq9pd
       holdfast job stop c7mk2xq9pd --wait --timeout 1m
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         job = await client.stop_job(job_id, force=force)
         if wait:
             code = await wait_for(client, job_id, timeout, leave=False)
@@ -311,7 +316,7 @@ async def summary(job_id: str, server: str, output: str, *, again: bool) -> None
       holdfast job summary c7mk2xq9pd --watch
       holdfast job summary c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         if not again:
             _show_summary(await client.job_summary(job_id), output)
             return
@@ -350,7 +355,7 @@ def show_job(job: job_pb2.Job, form: str, *, compact: bool = False) -> None:
 
 
 async def wait_for(
-    client: Client, job_id: str, limit: float | None, *, form: str = "", leave: bool = True
+    client: api.Client, job_id: str, limit: float | None, *, form: str = "", leave: bool = True
 ) -> EXIT:
     """Wait until a job has ended. With a `form` print each change; with `leave`, exit with its code unless it is 0."""
     code = EXIT.OK
@@ -366,11 +371,11 @@ async def wait_for(
                 elif form and line != told:
                     click.echo(state_word(job) if form == "name" else printable(line))
                 told = line
-                if job.state in TERMINAL:
-                    code = CODES[job.state]
+                if job.state in api.TERMINAL:
+                    code = code_of(job)
                     click.echo(f"{job.id} {printable(line)}", err=True)
     except TimeoutError as error:
-        raise DeadlineExceeded(f"job {job_id} has not ended within the timeout", "it goes on") from error
+        raise wire.DeadlineExceeded(f"job {job_id} has not ended within the timeout", "it goes on") from error
     if leave and code:
         raise click.exceptions.Exit(code)
     return code

@@ -1,6 +1,7 @@
 """`holdfast node`."""
 
-import asyncio
+from __future__ import annotations
+
 from datetime import timedelta
 
 import click
@@ -20,9 +21,7 @@ from holdfast.cli.common import (
     to_dict,
 )
 from holdfast.cli.complete import node_argument
-from holdfast.client import Client
-from holdfast.v1 import node_pb2
-from holdfast.wire import DeadlineExceeded
+from holdfast.cli.late import api, asyncio, node_pb2, wire
 
 LOOK_EVERY_S = 0.3
 
@@ -94,7 +93,7 @@ async def list_nodes(server: str, output: str) -> None:
     Example:
       holdfast node list -o wide
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         nodes = [node async for node in client.list_nodes()]
     show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
 
@@ -111,7 +110,7 @@ async def get(name: str, server: str, output: str) -> None:
     Example:
       holdfast node get gpu-7 -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         node = await client.get_node(name)
     if output in ("json", "yaml"):
         show_data(to_dict(node), output)
@@ -134,7 +133,7 @@ async def cordon(name: str, reason: str, server: str) -> None:
     Example:
       holdfast node cordon gpu-7 --reason "new disks on Monday"
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         _tell(await client.cordon_node(name, reason))
 
 
@@ -149,7 +148,7 @@ async def uncordon(name: str, server: str) -> None:
     Example:
       holdfast node uncordon gpu-7
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         _tell(await client.uncordon_node(name))
 
 
@@ -180,14 +179,14 @@ async def drain(name: str, within: timedelta, reason: str, server: str, *, wait:
       holdfast node drain gpu-7 --wait
       holdfast node drain gpu-7 --deadline 10m --reason "new disks"
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         node = await client.drain_node(name, within=within, reason=reason)
         if wait:
             node = await _until_drained(client, node, within)
         _tell(node)
 
 
-async def _until_drained(client: Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:
+async def _until_drained(client: api.Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:
     """Look until nothing runs on a node, or nobody drains it any more."""
     name, grace = node.name, 30.0  # what is killed at the deadline takes a moment to be gone
     try:
@@ -196,7 +195,7 @@ async def _until_drained(client: Client, node: node_pb2.Node, within: timedelta)
                 await asyncio.sleep(LOOK_EVERY_S)
                 node = await client.get_node(name)
     except TimeoutError as error:
-        raise DeadlineExceeded(
+        raise wire.DeadlineExceeded(
             f"node {name} is not empty at its deadline", "it is still being drained"
         ) from error
     return node

@@ -1,6 +1,7 @@
 """A terminal that is drawn on anew and anew, by plain ANSI sequences, and left as it was."""
 
-import asyncio
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -9,6 +10,8 @@ import termios
 import tty
 from collections.abc import Iterator, Sequence
 from typing import Protocol
+
+from holdfast.cli.late import asyncio
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 HOME, TO_LINE_END, TO_END = "\x1b[H", "\x1b[K", "\x1b[J"

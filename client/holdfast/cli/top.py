@@ -1,6 +1,7 @@
 """`holdfast top`."""
 
-import asyncio
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -19,11 +20,9 @@ from holdfast.cli.common import (
     to_dict,
     with_source,
 )
+from holdfast.cli.late import api, asyncio, job_pb2, wire
 from holdfast.cli.screen import Screen
 from holdfast.cli.top_view import Seen, frame
-from holdfast.client import TERMINAL, Client
-from holdfast.v1 import job_pb2
-from holdfast.wire import HoldfastError, NotFound, Unreachable
 
 ONCE_WIDTH = 10_000
 """What is not drawn on a terminal is not cut."""
@@ -56,7 +55,7 @@ async def command(interval: timedelta, metric: str, server: str, output: str, *,
       holdfast top --once -o json
     """  # noqa: D301  click reads the backspaces
     seen = Seen(server, metric)
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         if not once and output in ("table", "wide") and sys.stdout.isatty():
             await _live(client, seen, max(interval.total_seconds(), 0.1))
             return
@@ -78,7 +77,7 @@ async def command(interval: timedelta, metric: str, server: str, output: str, *,
             click.echo(line.text)
 
 
-async def _live(client: Client, seen: Seen, interval: float) -> None:
+async def _live(client: api.Client, seen: Seen, interval: float) -> None:
     """Draw until it is to end, whenever something has changed."""
     screen = Screen(colour=coloured(sys.stdout))
     await client.clock_offset()  # whoever is not there is told of before the screen is taken
@@ -120,13 +119,13 @@ async def _again_and_again(
     while True:
         try:
             await watch()
-        except Unreachable as error:
+        except wire.Unreachable as error:
             seen.trouble = with_source(str(error))
             screen.stirred.set()
         await asyncio.sleep(interval)
 
 
-async def _watch_nodes(client: Client, seen: Seen, screen: Screen) -> None:
+async def _watch_nodes(client: api.Client, seen: Seen, screen: Screen) -> None:
     fresh = set()
     async for change in client.watch_nodes():
         match change.WhichOneof("change"):
@@ -140,7 +139,7 @@ async def _watch_nodes(client: Client, seen: Seen, screen: Screen) -> None:
         screen.stirred.set()
 
 
-async def _watch_jobs(client: Client, seen: Seen, screen: Screen) -> None:
+async def _watch_jobs(client: api.Client, seen: Seen, screen: Screen) -> None:
     fresh = set()
     async for change in client.watch_jobs():
         match change.WhichOneof("change"):
@@ -155,20 +154,20 @@ async def _watch_jobs(client: Client, seen: Seen, screen: Screen) -> None:
         screen.stirred.set()
 
 
-async def _watch_numbers(client: Client, seen: Seen, screen: Screen, interval: float) -> None:
+async def _watch_numbers(client: api.Client, seen: Seen, screen: Screen, interval: float) -> None:
     """Ask for the numbers of what is shown; say so when nobody answers, and go on."""
     while True:
         try:
             await client.clock_offset()  # also while there is no job to ask about
             await _ask(client, seen, screen.size()[1])
             seen.trouble = ""
-        except HoldfastError as error:
+        except wire.HoldfastError as error:
             seen.trouble = with_source(str(error))
         screen.stirred.set()
         await asyncio.sleep(interval)
 
 
-async def _ask(client: Client, seen: Seen, most: int | None = None) -> None:
+async def _ask(client: api.Client, seen: Seen, most: int | None = None) -> None:
     """Ask for the numbers of the jobs that are shown and can change, and of those that are new to us."""
     turns = asyncio.Semaphore(ASKED_AT_ONCE)
 
@@ -176,12 +175,12 @@ async def _ask(client: Client, seen: Seen, most: int | None = None) -> None:
         try:
             async with turns:
                 seen.note(await client.job_summary(job.id))
-        except NotFound:  # deleted meanwhile
+        except wire.NotFound:  # deleted meanwhile
             seen.forget(job.id)
 
     def settled(job: job_pb2.Job) -> bool:
         known = seen.summaries.get(job.id)
-        return known is not None and known.state in TERMINAL
+        return known is not None and known.state in api.TERMINAL
 
     shown = seen.shown_jobs(time.time())[:most]
     await asyncio.gather(*(ask(job) for job in shown if not settled(job)))

@@ -1,15 +1,16 @@
 """What `holdfast top` shows, as lines of text: pure, so that a screen of any size is one call."""
 
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from holdfast.cli.common import enum_word, printable, short_seconds, short_size
+from holdfast.cli.late import api, job_pb2, node_pb2
 from holdfast.cli.node import state_words
 from holdfast.cli.sparkline import sparkline
-from holdfast.client import TERMINAL
-from holdfast.v1 import job_pb2, node_pb2
 
 SEEN = 240
 """So many values of a metric are kept of each job."""
@@ -67,9 +68,9 @@ class Seen:
         jobs = sorted(
             self.jobs.values(), key=lambda job: (job.created_at.ToNanoseconds(), job.id), reverse=True
         )
-        live = [job for job in jobs if job.state not in TERMINAL]
+        live = [job for job in jobs if job.state not in api.TERMINAL]
         ended = [
-            job for job in jobs if job.state in TERMINAL and now - job.finished_at.ToSeconds() <= ENDED_S
+            job for job in jobs if job.state in api.TERMINAL and now - job.finished_at.ToSeconds() <= ENDED_S
         ]
         return live + sorted(ended, key=lambda job: -job.finished_at.ToSeconds())
 
@@ -93,7 +94,7 @@ def _head(seen: Seen, now: float) -> Iterator[Line]:
 
     nodes, jobs = seen.nodes.values(), seen.jobs.values()
     states = [enum_word(node_pb2.NodeState.Name(node.state)) for node in nodes]
-    words = [enum_word(job_pb2.JobState.Name(job.state)) for job in jobs if job.state not in TERMINAL]
+    words = [enum_word(job_pb2.JobState.Name(job.state)) for job in jobs if job.state not in api.TERMINAL]
     used, slots = sum(node.slots_used for node in nodes), sum(node.capacity.slots for node in nodes)
     clock = time.strftime("%H:%M:%S", time.localtime(now))
     yield Line(f"holdfast top  {seen.server}  {clock}", BOLD)
@@ -144,7 +145,7 @@ def _job_style(job: job_pb2.Job) -> str:
     troubled = (job_pb2.JOB_STATE_RESTARTING, job_pb2.JOB_STATE_STOPPING)
     if job.state == job_pb2.JOB_STATE_FAILED:
         return RED
-    if job.state in TERMINAL:
+    if job.state in api.TERMINAL:
         return DIM
     return YELLOW if job.state in troubled or job.degraded else PLAIN
 
