@@ -8,6 +8,7 @@ import click
 
 from holdfast.cli.common import (
     Column,
+    Showings,
     age,
     asynchronous,
     enum_word,
@@ -22,7 +23,11 @@ from holdfast.cli.common import (
     show_table,
     time_shares,
     to_dict,
+    watch_option,
 )
+from holdfast.cli.complete import job_argument, live_job_argument
+from holdfast.cli.curves import command as curves
+from holdfast.cli.delete import delete, purge
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.logs import command as logs
@@ -134,9 +139,19 @@ def waiting(command: Any) -> Any:
 
 @click.group()
 def command() -> None:
-    """Submit, list, watch, stop and delete jobs."""
+    """Submit, list, watch, stop and delete jobs.
+
+    \b
+    Examples:
+      holdfast job submit -n 4 -- python train.py
+      holdfast job watch c7mk2xq9pd
+      holdfast job why c7mk2xq9pd
+    """  # noqa: D301  click reads the backspaces
 
 
+command.add_command(delete)
+command.add_command(purge)
+command.add_command(curves)
 command.add_command(logs)
 command.add_command(samples)
 command.add_command(why)
@@ -214,40 +229,49 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
+@watch_option
 @server_option
 @output_option
 @asynchronous
-async def get(job_id: str, server: str, output: str) -> None:
+async def get(job_id: str, server: str, output: str, *, again: bool) -> None:
     """Show a job and its workers.
 
     \b
     Examples:
-      holdfast job get c7mk2xq9pd
+      holdfast job get c7mk2xq9pd --watch
       holdfast job get c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        show_job(await client.get_job(job_id), output)
+        if not again:
+            show_job(await client.get_job(job_id), output)
+            return
+        showings = Showings(output)
+        async for job in client.watch_job(job_id):
+            showings.begin()
+            show_job(job, output, compact=True)
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @timeout_option
 @server_option
+@output_option
 @asynchronous
-async def watch(job_id: str, timeout: float | None, server: str) -> None:
+async def watch(job_id: str, timeout: float | None, server: str, output: str) -> None:
     """Print a line for every change of a job, until it has ended; the exit code tells how.
 
     \b
-    Example:
+    Examples:
       holdfast job watch c7mk2xq9pd --timeout 2h
+      holdfast job watch c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        await wait_for(client, job_id, timeout, tell=True)
+        await wait_for(client, job_id, timeout, form=output)
 
 
 @command.command()
-@click.argument("job_id")
+@live_job_argument
 @click.option("--force", is_flag=True, help="SIGKILL at once.")
 @waiting
 @server_option
@@ -274,51 +298,46 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: fl
 
 
 @command.command()
-@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
-@server_option
-@asynchronous
-async def delete(job_ids: tuple[str, ...], server: str) -> None:
-    """Forget ended jobs and their logs. Checkpoints stay where they are.
-
-    \b
-    Example:
-      holdfast job delete c7mk2xq9pd
-    """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
-        for job_id in job_ids:
-            await client.delete_job(job_id)
-            click.echo(f"{job_id} deleted", err=True)
-
-
-@command.command()
-@click.argument("job_id")
+@job_argument
+@watch_option
 @server_option
 @output_option
 @asynchronous
-async def summary(job_id: str, server: str, output: str) -> None:
+async def summary(job_id: str, server: str, output: str, *, again: bool) -> None:
     """Show a job in numbers: steps, throughput, restarts, steps redone, goodput.
 
     \b
-    Example:
+    Examples:
+      holdfast job summary c7mk2xq9pd --watch
       holdfast job summary c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        found = await client.job_summary(job_id)
-    if output in ("json", "yaml"):
-        show_data(to_dict(found), output)
-    elif output == "name":
+        if not again:
+            _show_summary(await client.job_summary(job_id), output)
+            return
+        showings = Showings(output)
+        async for _ in client.watch_job(job_id):
+            found = await client.job_summary(job_id)
+            showings.begin()
+            _show_summary(found, output, compact=True)
+
+
+def _show_summary(found: job_pb2.JobSummary, form: str, *, compact: bool = False) -> None:
+    if form in ("json", "yaml"):
+        show_data(to_dict(found), form, compact=compact)
+    elif form == "name":
         click.echo(found.job_id)
     else:
         show_table(["", ""], summary_rows(found))
 
 
-def show_job(job: job_pb2.Job, form: str) -> None:
+def show_job(job: job_pb2.Job, form: str, *, compact: bool = False) -> None:
     """Print one job."""
     if form == "name":
         click.echo(job.id)
         return
     if form in ("json", "yaml"):
-        show_data(to_dict(job), form)
+        show_data(to_dict(job), form, compact=compact)
         return
     click.echo(f"{job.id}  {job.spec.name}  {state_word(job)}: {printable(job.reason)}")
     click.echo(
@@ -331,18 +350,22 @@ def show_job(job: job_pb2.Job, form: str) -> None:
 
 
 async def wait_for(
-    client: Client, job_id: str, limit: float | None, *, tell: bool = False, leave: bool = True
+    client: Client, job_id: str, limit: float | None, *, form: str = "", leave: bool = True
 ) -> EXIT:
-    """Wait until a job has ended. With `leave`, exit with its code unless that is 0."""
+    """Wait until a job has ended. With a `form` print each change; with `leave`, exit with its code unless it is 0."""
     code = EXIT.OK
     told = ""
+    showings = Showings(form)
     try:
         async with asyncio.timeout(limit):
             async for job in client.watch_job(job_id):
                 line = f"{state_word(job)}{', degraded' if job.degraded else ''}: {job.reason}"
-                if tell and line != told:
-                    click.echo(printable(line))
-                    told = line
+                if form in ("json", "yaml"):
+                    showings.begin()
+                    show_job(job, form, compact=True)
+                elif form and line != told:
+                    click.echo(state_word(job) if form == "name" else printable(line))
+                told = line
                 if job.state in TERMINAL:
                     code = CODES[job.state]
                     click.echo(f"{job.id} {printable(line)}", err=True)
