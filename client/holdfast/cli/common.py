@@ -158,10 +158,13 @@ def show_data(data: dict[str, Any], form: str, *, compact: bool = False) -> None
 def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns."""
     lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
-    for line in lines:
-        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo(padded.rstrip())
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    click.echo(
+        "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+    )
 
 
 class Showings:

@@ -5,6 +5,7 @@ Take them from here in `holdfast.cli`, with `from __future__ import annotations`
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 
@@ -13,7 +14,8 @@ class _Late:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(importlib.import_module(self._name), attribute)
+        module = sys.modules.get(self._name)
+        return getattr(importlib.import_module(self._name) if module is None else module, attribute)
 
 
 if TYPE_CHECKING:
