@@ -1,7 +1,7 @@
 """What the shell completes: ids of jobs, names of nodes, ranks, steps, contexts.
 
-The coordinator is asked, and has 300 ms to answer, page by page; what came until then is shown. When it is away, or
-anything else is wrong, there is nothing to show: whoever presses Tab wants no error.
+The coordinator is asked, and has 300 ms to answer (HOLDFAST_COMPLETION_TIMEOUT), page by page; what came until then is
+shown. When it is away, or anything else is wrong, there is nothing to show: whoever presses Tab wants no error.
 """
 
 from collections.abc import Callable, Coroutine
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from holdfast.client import Client
     from holdfast.v1 import job_pb2
 
-WITHIN_S = 0.3
+WITHIN = "300ms"
 MOST = 200
 """So many are shown, the newest first: nobody reads more."""
 
@@ -40,15 +40,18 @@ def _completer(ask: Ask) -> Complete:
 
 async def _within_time(ask: Ask, context: click.Context, incomplete: str, found: Found) -> None:
     import asyncio
+    import os
 
     from holdfast import contexts
     from holdfast.client import Client
+    from holdfast.units import parse_duration
 
+    within = parse_duration(os.environ.get("HOLDFAST_COMPLETION_TIMEOUT") or WITHIN)
     server = context.params.get("server") or contexts.resolve(None).address
     client = Client(server)
     try:
         with suppress(TimeoutError):
-            async with asyncio.timeout(WITHIN_S):
+            async with asyncio.timeout(within.total_seconds()):
                 await ask(client, context, incomplete, found)
     finally:
         await client.close()
