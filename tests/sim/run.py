@@ -176,7 +176,7 @@ class Simulation:
             stop = JobStopRequested(world.now, "j2", world.chance(0.5))
             world.at(world.between(4_000, 20_000), self.client.ask, "stop j2", stop)
         for job_id in self.jobs:
-            if world.chance(0.5):
+            if not self.only and world.chance(0.5):
                 again = JobRestartRequested(world.now, job_id, f"again-{job_id}", world.chance(0.5))
                 world.at(world.between(4_000, 30_000), self.client.ask, f"restart {job_id}", again)
         self.faults.begin()

@@ -33,8 +33,10 @@ from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.late import api, asyncio, job_pb2, wire
 from holdfast.cli.logs import command as logs
+from holdfast.cli.plan import show_plan
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
+from holdfast.cli.watching import Lines, follow_option, watch_list
 from holdfast.cli.why import command as why
 from holdfast.units import parse_duration
 
@@ -165,6 +167,7 @@ command.add_command(why)
 @command.command(context_settings={"allow_interspersed_args": False})
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="A job file; flags win over it.")
 @spec_options
+@click.option("--dry-run", is_flag=True, help="Submit nothing: say where each rank would be placed now.")
 @waiting
 @server_option
 @output_option
@@ -176,6 +179,7 @@ async def submit(
     server: str,
     output: str,
     *,
+    dry_run: bool,
     wait: bool,
     timeout: float | None,
     **flags: Any,
@@ -187,6 +191,7 @@ async def submit(
       holdfast job submit -f job.yaml
       holdfast job submit -n 8 --restart-scope rank -- python train.py --lr 0.1
       holdfast job submit -f job.yaml -n 16 --wait --timeout 2h
+      holdfast job submit -f job.yaml --dry-run
     """  # noqa: D301  click reads the backspaces
     spec, where = job_pb2.JobSpec(world_size=1), None
     if file is not None:
@@ -201,6 +206,9 @@ async def submit(
     await resolve_resume_from(spec, server)
     async with api.Client(server) as client:
         try:
+            if dry_run:
+                show_plan(await client.plan_job(spec), output)
+                return
             job = await client.create_job(spec)
         except wire.InvalidSpec as error:
             fail(explain(error, flags, where), EXIT.USAGE)
@@ -212,15 +220,17 @@ async def submit(
 @command.command("list")
 @click.option("--state", "states", multiple=True, help="Only jobs in this state; may be repeated.")
 @click.option("--name", default="", help="Only jobs of this name.")
+@follow_option
 @server_option
 @output_option
 @asynchronous
-async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str) -> None:
+async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str, *, again: bool) -> None:
     """List jobs, newest first.
 
     \b
     Examples:
       holdfast job list --state running --state pending
+      holdfast job list --watch
       holdfast job list -o name
     """  # noqa: D301  click reads the backspaces
     known = {enum_word(state): number for state, number in job_pb2.JobState.items() if number}
@@ -229,6 +239,9 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
             raise click.BadParameter(f"{state} is none of {', '.join(known)}", param_hint="--state")
     async with api.Client(server) as client:
         wanted = [known[state] for state in states]
+        if again:
+            matches = lambda job: (not wanted or job.state in wanted) and name in ("", job.spec.name)  # noqa: E731
+            await watch_list(client.watch_jobs(), Lines(output, COLUMNS, lambda job: job.id), "job", matches)
         jobs = [job async for job in client.list_jobs(states=wanted, name=name)]
     show(jobs, output, key="jobs", columns=COLUMNS, name=lambda job: job.id)
 
@@ -300,6 +313,30 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: fl
                 raise click.exceptions.Exit(code)
         else:
             click.echo(f"{job.id} {state_word(job)}", err=True)
+
+
+@command.command()
+@job_argument
+@click.option("--force", is_flag=True, help="SIGKILL at once; it goes on from the last commit.")
+@waiting
+@server_option
+@asynchronous
+async def restart(job_id: str, server: str, *, force: bool, wait: bool, timeout: float | None) -> None:
+    """Have a job begin its next attempt, after a checkpoint of all its ranks.
+
+    One that has failed, or was stopped, goes on from its last commit. Nothing of this is charged to its restart budget.
+
+    \b
+    Examples:
+      holdfast job restart c7mk2xq9pd
+      holdfast job restart c7mk2xq9pd --force --wait
+    """  # noqa: D301  click reads the backspaces
+    async with api.Client(server) as client:
+        job = await client.restart_job(job_id, force=force)
+        if wait:
+            await wait_for(client, job_id, timeout)
+        else:
+            click.echo(printable(f"{job.id} {state_word(job)}: {job.reason}"), err=True)
 
 
 @command.command()
