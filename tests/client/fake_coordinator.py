@@ -5,6 +5,7 @@ every request.
 """
 
 import threading
+import time
 from concurrent import futures
 
 import grpc
@@ -42,6 +43,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.time_left = []  # seconds to the deadline of each
         self.jobs = {}
         self.nodes = []
+        self.ahead_s = 0.0  # its clock, of ours; None: it does not tell
         self.node_changes = []  # what GetNode shows, one after the other
         self.events = []
         self.checkpoints = []
@@ -49,6 +51,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.ended = False  # whether deleting a checkpoint leaves its files to the client
         self.summary = job_pb2.JobSummary()
         self.story = job_pb2.JobStory()
+        self.curves = []  # what GetJobMetrics says
         self.watched = []  # what WatchJob says, one Job after the other
         self.log = []  # what StreamLogs says, chunk after chunk
         self.silent = set()  # methods that do not answer while `hold` is not set
@@ -103,6 +106,20 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
             yield job_pb2.WatchJobResponse(job=job)
         self._end_stream(context)
 
+    def WatchJobs(self, request, context):
+        self._begin("WatchJobs", request, context)
+        for job in self.jobs.values():
+            yield job_pb2.WatchJobsResponse(job=job)
+        yield job_pb2.WatchJobsResponse(ready=True)
+        self._end_stream(context)
+
+    def WatchNodes(self, request, context):
+        self._begin("WatchNodes", request, context)
+        for node in self.nodes:
+            yield node_pb2.WatchNodesResponse(node=node)
+        yield node_pb2.WatchNodesResponse(ready=True)
+        self._end_stream(context)
+
     def StopJob(self, request, context):
         self._begin("StopJob", request, context)
         return job_pb2.StopJobResponse(job=self._find(request.job_id, context))
@@ -110,11 +127,16 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def DeleteJob(self, request, context):
         self._begin("DeleteJob", request, context)
         self._find(request.job_id, context)
+        del self.jobs[request.job_id]
         return job_pb2.DeleteJobResponse()
 
     def GetJobSummary(self, request, context):
         self._begin("GetJobSummary", request, context)
         return job_pb2.GetJobSummaryResponse(summary=self.summary)
+
+    def GetJobMetrics(self, request, context):
+        self._begin("GetJobMetrics", request, context)
+        return job_pb2.GetJobMetricsResponse(series=self.curves)
 
     def ExplainJob(self, request, context):
         self._begin("ExplainJob", request, context)
@@ -160,6 +182,9 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
 
     def ListNodes(self, request, context):
         self._begin("ListNodes", request, context)
+        if self.ahead_s is not None:
+            told = time.time_ns() + int(self.ahead_s * 1e9)
+            context.set_trailing_metadata(((wire.TIME_KEY, str(told)),))
         items, token = page(self.nodes, request.page_token)
         return node_pb2.ListNodesResponse(nodes=items, next_page_token=token)
 

@@ -1,6 +1,7 @@
 """`holdfast agent`."""
 
-import asyncio
+from __future__ import annotations
+
 import os
 import signal
 import socket
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from holdfast import wire
+from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.common import fail, pairs, set_up_logs, state_dir
+from holdfast.cli.late import asyncio
 from holdfast.units import parse_duration
 
 
@@ -42,7 +44,7 @@ def _read_headers(
 @click.command()
 @click.option(
     "--coordinator",
-    default=wire.DEFAULT_TARGET,
+    default=DEFAULT_TARGET,
     show_default=True,
     envvar="HOLDFAST_SERVER",
     metavar="ADDRESS",

@@ -1,6 +1,7 @@
 """Killing a worker on purpose: `--chaos kill-worker@step=200[,rank=1]`."""
 
-import asyncio
+from __future__ import annotations
+
 import os
 import re
 import signal
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import click
+
+from holdfast.cli.late import asyncio
 
 LOOK_S = 0.002
 

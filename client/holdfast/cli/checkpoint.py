@@ -1,5 +1,7 @@
 """`holdfast checkpoint`."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from holdfast.cli.common import (
     show_table,
     to_dict,
 )
+from holdfast.cli.complete import complete_jobs, complete_ranks, complete_steps, job_argument
 from holdfast.cli.drain import command as drain
 from holdfast.cli.exits import EXIT
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
+from holdfast.cli.late import api, job_pb2
 from holdfast.worker.layout import directory
 
 COLUMNS = (
@@ -50,21 +52,30 @@ SHARD_COLUMNS = (
 )
 
 rank_option = click.option(
-    "--rank", type=click.IntRange(min=0), help="Of this rank, where every rank commits by itself."
+    "--rank",
+    type=click.IntRange(min=0),
+    shell_complete=complete_ranks,
+    help="Of this rank, where every rank commits by itself.",
 )
-step_argument = click.argument("step", type=click.IntRange(min=0))
+step_argument = click.argument("step", type=click.IntRange(min=0), shell_complete=complete_steps)
 
 
 @click.group()
 def command() -> None:
-    """List, look at, verify, pin, delete and drain committed checkpoints."""
+    """List, look at, verify, pin, delete and drain committed checkpoints.
+
+    \b
+    Examples:
+      holdfast checkpoint list c7mk2xq9pd
+      holdfast checkpoint verify /shared/checkpoints --all
+    """  # noqa: D301  click reads the backspaces
 
 
 command.add_command(drain)
 
 
 @command.command("list")
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous
@@ -75,14 +86,14 @@ async def list_checkpoints(job_id: str, server: str, output: str) -> None:
     Example:
       holdfast checkpoint list c7mk2xq9pd -o wide
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         checkpoints = [checkpoint async for checkpoint in client.list_checkpoints(job_id)]
     show(checkpoints, output, key="checkpoints", columns=COLUMNS, name=lambda c: directory(c.step))
 
 
 @command.command()
-@click.argument("job_id")
-@click.argument("step", type=click.IntRange(min=0), required=False)
+@job_argument
+@click.argument("step", type=click.IntRange(min=0), required=False, shell_complete=complete_steps)
 @rank_option
 @click.option(
     "--download",
@@ -104,7 +115,7 @@ async def get(
       holdfast checkpoint get c7mk2xq9pd 300 -o json
       holdfast checkpoint get c7mk2xq9pd 300 --download here
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         found = await client.get_checkpoint(job_id, step, rank)
         job = await client.get_job(job_id)
     if output in ("json", "yaml"):
@@ -140,7 +151,7 @@ def _show_checkpoint(found: job_pb2.GetCheckpointResponse, form: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @step_argument
 @rank_option
 @server_option
@@ -152,7 +163,7 @@ async def delete(job_id: str, step: int, rank: int | None, server: str) -> None:
     Example:
       holdfast checkpoint delete c7mk2xq9pd 300
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         job = await client.get_job(job_id)
         record = await client.delete_checkpoint(job_id, step, rank)
     if record is None:
@@ -169,7 +180,7 @@ async def delete(job_id: str, step: int, rank: int | None, server: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @step_argument
 @click.argument("name")
 @rank_option
@@ -184,13 +195,13 @@ async def pin(job_id: str, step: int, name: str, rank: int | None, server: str) 
     """  # noqa: D301  click reads the backspaces
     if not name:
         raise click.UsageError("NAME is empty; to let go of a checkpoint, unpin it")
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         await client.pin_checkpoint(job_id, step, name, rank)
     click.echo(f'step {step} is pinned as "{printable(name)}"', err=True)
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @step_argument
 @rank_option
 @server_option
@@ -202,14 +213,19 @@ async def unpin(job_id: str, step: int, rank: int | None, server: str) -> None:
     Example:
       holdfast checkpoint unpin c7mk2xq9pd 300
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         await client.pin_checkpoint(job_id, step, "", rank)
     click.echo(f"step {step} is not pinned", err=True)
 
 
 @command.command()
-@click.argument("where", metavar="JOB_ID|WHERE")
-@click.option("--step", type=click.IntRange(min=0), help="That of this step.  [default: the newest]")
+@click.argument("where", metavar="JOB_ID|WHERE", shell_complete=complete_jobs)
+@click.option(
+    "--step",
+    type=click.IntRange(min=0),
+    shell_complete=complete_steps,
+    help="That of this step.  [default: the newest]",
+)
 @click.option("--all", "every", is_flag=True, help="Every one that is there.")
 @server_option
 @output_option
@@ -232,7 +248,7 @@ async def verify(where: str, step: int | None, server: str, output: str, *, ever
     if is_place(where):
         place = open_place(where)
     else:
-        async with Client(server) as client:
+        async with api.Client(server) as client:
             place = job_place(await client.get_job(where))
     verdicts = verified(place, step, every=every)
     bad = [verdict for verdict in verdicts if not verdict.ok]

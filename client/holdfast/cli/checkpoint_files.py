@@ -1,5 +1,7 @@
 """The files of checkpoints, from the command line: found, verified, copied, deleted."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,9 +13,9 @@ import click
 
 from holdfast.cli.common import fail, printable
 from holdfast.cli.exits import EXIT
+from holdfast.cli.late import job_pb2, worker_pb2
 from holdfast.storage.api import Storage, StorageError, Unreachable
 from holdfast.storage.places import open_storage, switched
-from holdfast.v1 import job_pb2, worker_pb2
 from holdfast.worker.layout import directory, manifest_name
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def place_of(job: job_pb2.Job, record: worker_pb2.CommitRecord) -> Storage:
     return _place(job, f"{job.id}/rank-{record.rank:05}" if by_rank else job.id)
 
 
-def verified(place: Storage, step: int | None, *, every: bool) -> "list[Verdict]":
+def verified(place: Storage, step: int | None, *, every: bool) -> list[Verdict]:
     """Verify the newest checkpoints of a place, those of a step, or all. Ends the command when it can't be read."""
     from holdfast.worker.verify import verify
 

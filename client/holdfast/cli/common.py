@@ -1,22 +1,28 @@
 """What the commands share: connecting, errors as one sentence, output in the form that was asked for."""
 
-import asyncio
+from __future__ import annotations
+
 import os
 import re
 import sys
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
-from typing import Any, NoReturn, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 import click
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from holdfast import wire
+from holdfast import contexts
+from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.exits import EXIT
-from holdfast.v1 import job_pb2
+from holdfast.cli.late import asyncio, job_pb2, wire
+from holdfast.units import parse_duration
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 T = TypeVar("T")
 
@@ -26,14 +32,30 @@ _CONTROL = re.compile(
     r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # all else, and what turns writing around
 )
 
+
+_SERVER = "holdfast.server"
+
+
+def find_server(given: str | None = None) -> str:
+    """Say which coordinator is meant; errors will say where its address was taken from."""
+    try:
+        found = contexts.resolve(given)
+    except contexts.ConfigError as error:
+        fail(printable(str(error)), EXIT.USAGE)
+    click.get_current_context().meta[_SERVER] = found
+    return found.address
+
+
+def _read_server(context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    return given if context.resilient_parsing else find_server(given)
+
+
 server_option = click.option(
     "--server",
-    envvar="HOLDFAST_SERVER",
-    default=wire.DEFAULT_TARGET,
-    show_default=True,
-    show_envvar=True,
+    callback=_read_server,
     metavar="ADDRESS",
-    help="The coordinator: host:port, or unix:/path.",
+    help="The coordinator: host:port, or unix:/path.  [default: HOLDFAST_SERVER, that of the context, "
+    f"or {DEFAULT_TARGET}]",
 )
 output_option = click.option(
     "-o",
@@ -42,6 +64,15 @@ output_option = click.option(
     default="table",
     show_default=True,
     help="json and yaml are the API's own messages.",
+)
+
+
+watch_option = click.option(
+    "-w",
+    "--watch",
+    "again",
+    is_flag=True,
+    help="Show it again after every change, until the job has ended; with -o json one line each.",
 )
 
 
@@ -59,9 +90,19 @@ def asynchronous(command: Callable[..., Coroutine[Any, Any, T]]) -> Callable[...
         try:
             return asyncio.run(command(*args, **kwargs))
         except wire.HoldfastError as error:
-            fail(str(error), exit_code(error))
+            fail(with_source(str(error)), exit_code(error))
 
     return run
+
+
+def with_source(sentence: str) -> str:
+    """Say where an address was taken from, in an error that is about it."""
+    context = click.get_current_context(silent=True)
+    server = context.meta.get(_SERVER) if context is not None else None
+    if server is None:
+        return sentence
+    named = f"the coordinator at {server.address}"
+    return sentence.replace(f"{named} ", f"{named} ({server.source}) ", 1)
 
 
 def exit_code(error: wire.HoldfastError) -> EXIT:
@@ -102,12 +143,12 @@ def show(
         show_table([column.head for column in wanted], [[c.cell(item) for c in wanted] for item in items])
 
 
-def show_data(data: dict[str, Any], form: str) -> None:
-    """Print as JSON or YAML."""
+def show_data(data: dict[str, Any], form: str, *, compact: bool = False) -> None:
+    """Print as JSON, on one line if `compact`, or YAML."""
     if form == "json":
         import json
 
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(data, indent=None if compact else 2, ensure_ascii=False))
     else:
         import yaml
 
@@ -117,17 +158,54 @@ def show_data(data: dict[str, Any], form: str) -> None:
 def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns."""
     lines = [list(head), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(head))]
-    for line in lines:
-        padded = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo(padded.rstrip())
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    click.echo(
+        "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+    )
+
+
+class Showings:
+    """Of something that is shown again and again: each in place of the one before on a terminal, else after it."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._first = True
+
+    def begin(self) -> None:
+        """Make way for the next one."""
+        if self._form in ("table", "wide") and sys.stdout.isatty():
+            click.echo("\x1b[H\x1b[2J", nl=False)
+        elif not self._first and self._form in ("table", "wide"):
+            click.echo()
+        elif not self._first and self._form == "yaml":
+            click.echo("---")
+        self._first = False
 
 
 def to_dict(message: Message) -> dict[str, Any]:
-    """The proto message's JSON form."""
+    """The proto message's JSON form, its fields in the order of their numbers and its maps in that of their keys."""
     from google.protobuf.json_format import MessageToDict
 
     found: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return _in_order(found, message.DESCRIPTOR)
+
+
+def _in_order(data: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """What protobuf makes begins with the fields that are set, and has maps in no order at all."""
+    found = {}
+    for field in sorted(descriptor.fields, key=lambda each: each.number):
+        if field.json_name in data:
+            value, inner = data[field.json_name], field.message_type
+            if inner is not None and inner.GetOptions().map_entry:
+                value = dict(sorted(value.items()))
+            elif isinstance(value, dict):
+                value = _in_order(value, inner)
+            elif inner is not None and isinstance(value, list):
+                value = [_in_order(each, inner) for each in value]
+            found[field.json_name] = value
     return found
 
 
@@ -227,6 +305,16 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(into))),
     )
+
+
+def read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
+    """Read an option that is a duration."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

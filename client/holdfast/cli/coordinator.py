@@ -1,20 +1,22 @@
 """`holdfast coordinator`."""
 
-import asyncio
+from __future__ import annotations
+
 import signal
 from pathlib import Path
 
 import click
 
-from holdfast import wire
+from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.common import fail, set_up_logs, state_dir
+from holdfast.cli.late import asyncio
 from holdfast.units import parse_duration
 
 
 @click.command()
 @click.option(
     "--listen",
-    default=wire.DEFAULT_TARGET,
+    default=DEFAULT_TARGET,
     show_default=True,
     envvar="HOLDFAST_LISTEN",
     metavar="ADDRESS",

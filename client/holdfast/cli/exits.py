@@ -1,4 +1,4 @@
-"""The exit codes, in one place. docs/cli-exit-codes.md is checked against it."""
+"""The exit codes, in one place. docs/cli.md is checked against it."""
 
 from enum import IntEnum
 from typing import Self
@@ -8,10 +8,13 @@ class EXIT(IntEnum):
     """What the exit code of every command means."""
 
     OK = 0, "it worked; of a job that was waited for: it succeeded"
-    FAILED = 1, "the job failed, a checkpoint is corrupt, or the request was refused"
-    USAGE = 2, "wrong usage, or a job spec that can't be"
+    FAILED = (
+        1,
+        "the job failed, a checkpoint is corrupt, a check of `doctor` failed, or the request was refused",
+    )
+    USAGE = 2, "wrong usage, or a job spec or a config file that can't be"
     UNREACHABLE = 3, "no coordinator or storage answers, or it can't serve now"
-    NOT_FOUND = 4, "there is no such job, node or checkpoint"
+    NOT_FOUND = 4, "there is no such job, node, checkpoint or context"
     TIMEOUT = 5, "it was not over when --timeout was, or the coordinator was silent for too long"
     STOPPED = 6, "the job was stopped"
     INTERRUPTED = 130, "interrupted by Ctrl-C or SIGTERM"

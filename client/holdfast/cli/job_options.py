@@ -1,5 +1,7 @@
 """The flags that say what a job is, shared by `job submit` and `run`, and what they mean in a JobSpec."""
 
+from __future__ import annotations
+
 import os
 import re
 import time
@@ -11,12 +13,8 @@ import click
 
 from holdfast.cli.common import fail, pairs
 from holdfast.cli.exits import EXIT
-from holdfast.data.errors import DataError
-from holdfast.storage.api import StorageError
-from holdfast.storage.places import switched
+from holdfast.cli.late import job_pb2, wire
 from holdfast.units import parse_duration, parse_size, parse_whole
-from holdfast.v1 import job_pb2
-from holdfast.wire import InvalidSpec
 
 PROGRESS_S = 2.0
 """Between two lines about the counting of a data set."""
@@ -153,6 +151,9 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
 
 def _checkpoint_uri(spec: job_pb2.JobSpec) -> str:
     """Where checkpoints go, as seen from anywhere; empty for the agents to say."""
+    from holdfast.storage.api import StorageError
+    from holdfast.storage.places import switched
+
     try:
         place = switched(spec.checkpoint_uri or "checkpoints", {**os.environ, **spec.env})
     except StorageError as error:
@@ -168,7 +169,7 @@ def default_name(command: Sequence[str]) -> str:
 
 
 def explain(
-    error: InvalidSpec, flags: Mapping[str, Any], where: Callable[[str], str | None] | None = None
+    error: wire.InvalidSpec, flags: Mapping[str, Any], where: Callable[[str], str | None] | None = None
 ) -> str:
     """Put the coordinator's answer beside the flags, or the lines of the job file, that it is about.
 
@@ -194,6 +195,7 @@ def _count_datasets(spec: job_pb2.JobSpec, given: Mapping[str, str]) -> None:
     wanted = {found.name: found.uri for found in spec.datasets} | dict(given)
     if not wanted:
         return
+    from holdfast.data.errors import DataError
     from holdfast.datasets import count_dataset
 
     env = os.environ | dict(spec.env)

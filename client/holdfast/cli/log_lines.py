@@ -1,5 +1,7 @@
 """What workers wrote, line by line with the rank in front, stdout to stdout and stderr to stderr."""
 
+from __future__ import annotations
+
 import select
 import sys
 from collections.abc import Callable
@@ -7,8 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
 from holdfast.cli.common import coloured, printable
-from holdfast.log_text import Lines
-from holdfast.v1 import job_pb2
+from holdfast.cli.late import job_pb2
 
 _COLOURS = (36, 33, 32, 35, 34, 31)
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -22,6 +23,8 @@ class LinePrinter:
     """
 
     def __init__(self, around: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        from holdfast.log_text import Lines
+
         self._around = around
         self._lines = Lines()
         self.away = False

@@ -1,5 +1,7 @@
 """`holdfast job logs`."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -7,13 +9,12 @@ from datetime import UTC, datetime
 import click
 
 from holdfast.cli.common import asynchronous, fail, server_option
+from holdfast.cli.complete import complete_ranks, job_argument
 from holdfast.cli.exits import EXIT
+from holdfast.cli.late import api, job_pb2
 from holdfast.cli.log_lines import LinePrinter
-from holdfast.client import Client
-from holdfast.log_text import Filter
 from holdfast.patterns import TooSlowError, within
 from holdfast.units import parse_duration
-from holdfast.v1 import job_pb2
 
 MATCH_WITHIN_S = 5.0
 """A chunk of 64 KiB, by --grep: a pattern may need longer than the stars do."""
@@ -66,13 +67,14 @@ def _matching(chunks: Iterator[job_pb2.StreamLogsResponse], pattern: str) -> lis
 
 
 @click.command("logs")
-@click.argument("job_id")
+@job_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option(
     "--rank",
     "ranks",
     multiple=True,
     callback=_read_ranks,
+    shell_complete=complete_ranks,
     metavar="RANK[,RANK]...",
     help="Only these ranks; may be repeated.",
 )
@@ -116,9 +118,11 @@ async def command(
       holdfast job logs c7mk2xq9pd --follow --rank 0,3 --tail 20
       holdfast job logs c7mk2xq9pd --since 10m --grep 'loss=(nan|inf)'
     """  # noqa: D301  click reads the backspaces
+    from holdfast.log_text import Filter
+
     printer = LinePrinter()
     lines = Filter(grep) if grep else None
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         async for chunk in client.stream_logs(
             job_id, ranks=ranks, attempt=attempt, follow=follow, since=since, tail=tail
         ):

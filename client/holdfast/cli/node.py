@@ -1,6 +1,7 @@
 """`holdfast node`."""
 
-import asyncio
+from __future__ import annotations
+
 from datetime import timedelta
 
 import click
@@ -12,16 +13,16 @@ from holdfast.cli.common import (
     enum_word,
     output_option,
     printable,
+    read_duration,
     server_option,
     short_size,
     show,
     show_data,
     to_dict,
 )
-from holdfast.client import Client
-from holdfast.units import parse_duration
-from holdfast.v1 import node_pb2
-from holdfast.wire import DeadlineExceeded
+from holdfast.cli.complete import node_argument
+from holdfast.cli.late import api, asyncio, node_pb2, wire
+from holdfast.cli.watching import Lines, follow_option, watch_list
 
 LOOK_EVERY_S = 0.3
 
@@ -60,15 +61,6 @@ reason_option = click.option(
 )
 
 
-def _read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
-    if text is None:
-        return None
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
-
-
 PRELOADS = (
     Column("JOB", lambda p: p.job_id),
     Column("PRELOADED", lambda p: ",".join(p.modules)),
@@ -82,27 +74,37 @@ PRELOADS = (
 
 @click.group()
 def command() -> None:
-    """See the nodes; take them out of service and back."""
+    """See the nodes; take them out of service and back.
+
+    \b
+    Examples:
+      holdfast node list
+      holdfast node drain gpu-7 --wait
+    """  # noqa: D301  click reads the backspaces
 
 
 @command.command("list")
+@follow_option
 @server_option
 @output_option
 @asynchronous
-async def list_nodes(server: str, output: str) -> None:
+async def list_nodes(server: str, output: str, *, again: bool) -> None:
     """List the nodes: what they have, and what is used of it.
 
     \b
-    Example:
+    Examples:
       holdfast node list -o wide
+      holdfast node list --watch
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
+        if again:
+            await watch_list(client.watch_nodes(), Lines(output, COLUMNS, lambda n: n.name), "node")
         nodes = [node async for node in client.list_nodes()]
     show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @server_option
 @output_option
 @asynchronous
@@ -113,7 +115,7 @@ async def get(name: str, server: str, output: str) -> None:
     Example:
       holdfast node get gpu-7 -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         node = await client.get_node(name)
     if output in ("json", "yaml"):
         show_data(to_dict(node), output)
@@ -125,7 +127,7 @@ async def get(name: str, server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @reason_option
 @server_option
 @asynchronous
@@ -136,12 +138,12 @@ async def cordon(name: str, reason: str, server: str) -> None:
     Example:
       holdfast node cordon gpu-7 --reason "new disks on Monday"
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         _tell(await client.cordon_node(name, reason))
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @server_option
 @asynchronous
 async def uncordon(name: str, server: str) -> None:
@@ -151,16 +153,16 @@ async def uncordon(name: str, server: str) -> None:
     Example:
       holdfast node uncordon gpu-7
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         _tell(await client.uncordon_node(name))
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @click.option(
     "--deadline",
     "within",
-    callback=_read_duration,
+    callback=read_duration,
     default="2m",
     show_default=True,
     metavar="DURATION",
@@ -182,14 +184,14 @@ async def drain(name: str, within: timedelta, reason: str, server: str, *, wait:
       holdfast node drain gpu-7 --wait
       holdfast node drain gpu-7 --deadline 10m --reason "new disks"
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         node = await client.drain_node(name, within=within, reason=reason)
         if wait:
             node = await _until_drained(client, node, within)
         _tell(node)
 
 
-async def _until_drained(client: Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:
+async def _until_drained(client: api.Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:
     """Look until nothing runs on a node, or nobody drains it any more."""
     name, grace = node.name, 30.0  # what is killed at the deadline takes a moment to be gone
     try:
@@ -198,7 +200,7 @@ async def _until_drained(client: Client, node: node_pb2.Node, within: timedelta)
                 await asyncio.sleep(LOOK_EVERY_S)
                 node = await client.get_node(name)
     except TimeoutError as error:
-        raise DeadlineExceeded(
+        raise wire.DeadlineExceeded(
             f"node {name} is not empty at its deadline", "it is still being drained"
         ) from error
     return node

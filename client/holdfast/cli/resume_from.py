@@ -1,14 +1,15 @@
 """What `--resume-from` means: a place of checkpoints as it is, a run of this directory or a job by its id."""
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
+from holdfast.cli.late import api, job_pb2
 from holdfast.cli.run_state import ROOT
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
 from holdfast.worker.layout import directory
 
 _NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:@(?P<step>[0-9]+))?")
@@ -54,7 +55,7 @@ def _of_run(name: str, step: int | None) -> str:
 
 
 async def _of_job(server: str, job_id: str, step: int | None) -> str:
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         job = await client.get_job(job_id)
         if step is not None:
             await client.get_checkpoint(job_id, step)

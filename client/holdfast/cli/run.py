@@ -1,8 +1,8 @@
 """`holdfast run`: a coordinator, an agent and a client in one process. The composition root of all three."""
 
-import asyncio
+from __future__ import annotations
+
 import gc
-import os
 import shutil
 import signal
 import sys
@@ -14,17 +14,14 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
-from holdfast import wire
 from holdfast.cli import chaos, run_state
-from holdfast.cli.common import asynchronous, fail, set_up_logs
+from holdfast.cli.common import asynchronous, fail, find_server, set_up_logs
 from holdfast.cli.exits import EXIT
-from holdfast.cli.job import CODES
+from holdfast.cli.job import code_of
 from holdfast.cli.job_options import apply_flags, explain, spec_options
+from holdfast.cli.late import api, asyncio, job_pb2, wire
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.run_view import View, show_summary
-from holdfast.client import TERMINAL, Client
-from holdfast.v1 import job_pb2
-from holdfast.wire import HoldfastError, InvalidSpec
 
 if TYPE_CHECKING:
     from holdfast_agent.agent import Agent
@@ -70,7 +67,8 @@ async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, *
     if resume is None:
         spec = job_pb2.JobSpec(world_size=1)
         apply_flags(spec, flags, argv)
-        await resolve_resume_from(spec, os.environ.get("HOLDFAST_SERVER", wire.DEFAULT_TARGET))
+        if spec.resume_from:
+            await resolve_resume_from(spec, find_server())
         place = run_state.create(spec.name)
     else:
         _refuse_beside_resume(argv, flags)
@@ -78,7 +76,7 @@ async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, *
     try:
         with place.open_log() as logs:
             code = await _run(place, spec, kill, logs)
-    except InvalidSpec as error:
+    except wire.InvalidSpec as error:
         shutil.rmtree(place.path)
         fail(explain(error, flags), EXIT.USAGE)
     except asyncio.CancelledError:  # Ctrl-C while there was no job to stop, or once too often
@@ -123,7 +121,7 @@ async def _run(
         click.echo(f"Error: the job failed: {job.reason}", err=True)
     if job.state == job_pb2.JOB_STATE_STOPPED and interrupts.count:
         return EXIT.INTERRUPTED
-    return CODES[job.state]
+    return code_of(job)
 
 
 def _set_up_logs(logs: TextIO, view: View) -> None:
@@ -147,7 +145,7 @@ def _address(place: run_state.RunDir) -> str:
 
 
 @asynccontextmanager
-async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "asyncio.Task[None]"]]:
+async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[api.Client, asyncio.Task[None]]]:
     """Run a coordinator that only this process can reach. The task ends when it breaks."""
     with _imports():
         from holdfast_coordinator.app import Coordinator, CoordinatorConfig
@@ -156,7 +154,7 @@ async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "
         CoordinatorConfig(_address(place), place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
     )
     try:
-        async with Client(await coordinator.start()) as client:
+        async with api.Client(await coordinator.start()) as client:
             failed = asyncio.create_task(coordinator.wait())
             try:
                 yield client, failed
@@ -169,7 +167,7 @@ async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[Client, "
 
 
 @asynccontextmanager
-async def _agent(place: run_state.RunDir) -> AsyncIterator["Agent"]:
+async def _agent(place: run_state.RunDir) -> AsyncIterator[Agent]:
     """Make an agent ready, and end its workers with it. What starts workers comes up while the rest is imported."""
     with _imports():
         from holdfast_agent.agent import Agent, AgentConfig
@@ -202,12 +200,12 @@ def _imports() -> Iterator[None]:
         gc.enable()
 
 
-async def _begin(client: Client, spec: job_pb2.JobSpec, place: run_state.RunDir) -> job_pb2.Job:
+async def _begin(client: api.Client, spec: job_pb2.JobSpec, place: run_state.RunDir) -> job_pb2.Job:
     spec.checkpoint_uri = spec.checkpoint_uri or str(place.path / "checkpoints")
     return await client.create_job(spec, request_id=place.name)
 
 
-async def _find(client: Client, place: run_state.RunDir) -> job_pb2.Job:
+async def _find(client: api.Client, place: run_state.RunDir) -> job_pb2.Job:
     jobs = [job async for job in client.list_jobs()]
     if not jobs:
         place.finish()
@@ -220,9 +218,9 @@ def _shown_before(job: job_pb2.Job) -> dict[int, int]:
     return {worker.rank: worker.attempt for worker in job.workers if worker.HasField("started_at")}
 
 
-async def _show(client: Client, job: job_pb2.Job, view: View, old: Mapping[int, int]) -> job_pb2.Job:
+async def _show(client: api.Client, job: job_pb2.Job, view: View, old: Mapping[int, int]) -> job_pb2.Job:
     """Show what becomes of a job until it has ended and all of its output is shown."""
-    if job.state in TERMINAL:
+    if job.state in api.TERMINAL:
         view.note("its job had ended already; there is nothing to resume")
         return job
     printing = asyncio.create_task(_print_logs(client, job.id, view, old))
@@ -242,7 +240,7 @@ async def _show(client: Client, job: job_pb2.Job, view: View, old: Mapping[int, 
     return job
 
 
-async def _print_logs(client: Client, job_id: str, view: View, old: Mapping[int, int]) -> None:
+async def _print_logs(client: api.Client, job_id: str, view: View, old: Mapping[int, int]) -> None:
     try:
         async for chunk in client.stream_logs(job_id, follow=True):
             if chunk.cursor.attempt > old.get(chunk.cursor.rank, 0):
@@ -253,7 +251,7 @@ async def _print_logs(client: Client, job_id: str, view: View, old: Mapping[int,
         await client.stop_job(job_id)
 
 
-async def _unless_broken(work: Coroutine[Any, Any, T], *parts: "asyncio.Task[None]") -> T:
+async def _unless_broken(work: Coroutine[Any, Any, T], *parts: asyncio.Task[None]) -> T:
     """Do the work, unless one of the parts that it stands on breaks."""
     doing = asyncio.ensure_future(work)
     try:
@@ -277,7 +275,7 @@ class _Interrupts:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._hear)
 
-    async def obey(self, client: Client, job_id: str, view: View) -> None:
+    async def obey(self, client: api.Client, job_id: str, view: View) -> None:
         """Stop the job when that is asked for. Before and after, asking ends the whole command."""
         self._obeyed = True
         try:
@@ -285,7 +283,7 @@ class _Interrupts:
                 force = await self._asked.get()
                 view.note("stopping at once" if force else "stopping; once more stops at once")
                 await client.stop_job(job_id, force=force)
-        except HoldfastError as error:  # its store fails
+        except wire.HoldfastError as error:  # its store fails
             view.note(
                 f"the job could not be told to stop: {error}; ending its workers, --resume goes on with it"
             )
@@ -311,11 +309,11 @@ class _Target:
     step: int | None
 
 
-def _targets(agent: "Agent") -> list[_Target]:
+def _targets(agent: Agent) -> list[_Target]:
     return [_Target(w.key.rank, w.pid, w.reading.step) for w in agent.workers()]
 
 
-async def _cancel(*tasks: "asyncio.Future[Any]") -> None:
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

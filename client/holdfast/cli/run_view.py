@@ -4,7 +4,8 @@ A thread does the writing. A terminal that is paused, or a pager that is not scr
 and not the coordinator and the agent that live in this process too.
 """
 
-import asyncio
+from __future__ import annotations
+
 import os
 import shutil
 import sys
@@ -17,9 +18,8 @@ import click
 
 from holdfast.cli.common import coloured, printable, time_shares
 from holdfast.cli.events import said
+from holdfast.cli.late import api, asyncio, job_pb2
 from holdfast.cli.log_lines import LinePrinter
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
 
 NOTED = (
     "RestartDecided",
@@ -62,7 +62,7 @@ class View:
         if self._terminal:
             self._writer.submit(self._draw, _status(job))
 
-    async def note_events(self, client: Client, job_id: str, *, quietly: bool = False) -> None:
+    async def note_events(self, client: api.Client, job_id: str, *, quietly: bool = False) -> None:
         """Note what the timeline has that was not noted yet; `quietly`, pass over it."""
         async for event in client.list_events(job_id, after=self._seen):
             if event.kind in NOTED and not quietly:

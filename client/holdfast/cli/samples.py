@@ -1,6 +1,7 @@
 """`holdfast job samples`: the ledger of a job."""
 
-import asyncio
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,8 @@ from holdfast.cli.common import (
     show_data,
     show_table,
 )
-from holdfast.client import Client
-from holdfast.v1 import job_pb2, worker_pb2
-from holdfast.wire import NotFound
+from holdfast.cli.complete import job_argument
+from holdfast.cli.late import api, asyncio, job_pb2, wire, worker_pb2
 
 if TYPE_CHECKING:
     from holdfast.worker.ledger import Consumed
@@ -26,7 +26,7 @@ HEAD = ("DATA SET", "EPOCH", "RANK", "BATCHES", "SAMPLES")
 
 
 @click.command("samples")
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous
@@ -37,7 +37,7 @@ async def command(job_id: str, server: str, output: str) -> None:
     Example:
       holdfast job samples c7mk2xq9pd
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         records = await _newest(client, await client.get_job(job_id))
     try:
         lines = ledger_of(records)
@@ -54,21 +54,21 @@ async def command(job_id: str, server: str, output: str) -> None:
         show_table(HEAD, map(row, lines))
 
 
-async def _newest(client: Client, job: job_pb2.Job) -> list[worker_pb2.CommitRecord]:
+async def _newest(client: api.Client, job: job_pb2.Job) -> list[worker_pb2.CommitRecord]:
     """The newest commit of the gang, or of each rank that has one."""
     own = job.spec.restart.scope == job_pb2.RESTART_SCOPE_RANK
 
     async def newest(rank: int | None) -> worker_pb2.CommitRecord | None:
         try:
             return (await client.get_checkpoint(job.id, rank=rank)).record
-        except NotFound:
+        except wire.NotFound:
             return None
 
     found = await asyncio.gather(*map(newest, range(job.spec.world_size) if own else (None,)))
     return [record for record in found if record is not None]
 
 
-def ledger_of(records: Sequence[worker_pb2.CommitRecord]) -> "list[Consumed]":
+def ledger_of(records: Sequence[worker_pb2.CommitRecord]) -> list[Consumed]:
     """What commits say that was consumed. Raises ValueError when one of their cursors is none."""
     from holdfast.worker.ledger import consumed
 
@@ -76,7 +76,7 @@ def ledger_of(records: Sequence[worker_pb2.CommitRecord]) -> "list[Consumed]":
     return consumed(cursors, records[0].world_size) if records else []
 
 
-def row(line: "Consumed") -> list[str]:
+def row(line: Consumed) -> list[str]:
     """One line of the table."""
     epoch = str(line.first_epoch)
     if line.last_epoch > line.first_epoch:

@@ -1,9 +1,11 @@
 """`holdfast job why`."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from holdfast.cli.common import (
     asynchronous,
@@ -15,12 +17,15 @@ from holdfast.cli.common import (
     time_shares,
     to_dict,
 )
-from holdfast.client import Client
-from holdfast.v1 import job_pb2
+from holdfast.cli.complete import job_argument
+from holdfast.cli.late import api, job_pb2
+
+if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
 
 
 @click.command("why")
-@click.argument("job_id")
+@job_argument
 @click.option(
     "--last", type=click.IntRange(1, 1_000), default=10, show_default=True, help="Incidents to tell."
 )
@@ -36,7 +41,7 @@ async def command(job_id: str, server: str, output: str, last: int) -> None:
       holdfast job why c7mk2xq9pd --last 1
       holdfast job why c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
+    async with api.Client(server) as client:
         story = await client.explain_job(job_id, incidents=last)
     if output in ("json", "yaml"):
         show_data(to_dict(story), output)

@@ -1,8 +1,11 @@
 """NodeService."""
 
+from collections.abc import AsyncIterator
+
 from google.rpc import code_pb2
 
 from holdfast.v1 import node_pb2, node_pb2_grpc
+from holdfast.wire import TIME_KEY
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.events import (
     NodeCordonRequested,
@@ -13,7 +16,7 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.model import Node
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
-from holdfast_coordinator.rpc import paging
+from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 
 DRAIN_WITHIN_MS = 120_000
@@ -42,6 +45,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             await abort_refused(context, error)
         more, nodes = len(nodes) > size, nodes[:size]
         token = paging.encode([nodes[-1].name]) if more else ""
+        context.set_trailing_metadata(((TIME_KEY, str(self._engine.clock.now_ns())),))
         return node_pb2.ListNodesResponse(nodes=nodes, next_page_token=token)
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Context) -> node_pb2.GetNodeResponse:
@@ -74,6 +78,18 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             )
         event = NodeDrainRequested(self._engine.clock.now(), request.name, within_ms, reason)
         return node_pb2.DrainNodeResponse(node=await self._changed(event, context))
+
+    async def WatchNodes(
+        self,
+        request: node_pb2.WatchNodesRequest,  # noqa: ARG002  gRPC's signature
+        context: Context,
+    ) -> AsyncIterator[node_pb2.WatchNodesResponse]:
+        def look(state: State, name: str) -> node_pb2.Node | None:
+            node = state.nodes.get(name)
+            return self._view(state, node) if node is not None else None
+
+        async for change in watches.told(context, watches.nodes(self._engine, look)):
+            yield change
 
     async def _changed(self, event: NodeRequest, context: Context) -> node_pb2.Node:
         """Have a request done, and show what has become of its node."""
