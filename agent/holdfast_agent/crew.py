@@ -87,6 +87,11 @@ class Crew:
         self._groups.close()
         self._witness.close()
 
+    @property
+    def watched(self) -> int:
+        """How many shims are seen to their end."""
+        return len(self._pidfds)
+
     def spawn(self, order: Order) -> None:
         """Start a worker, behind the caller's back."""
         self._in_background(self._spawn(order))

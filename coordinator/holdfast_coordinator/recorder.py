@@ -133,6 +133,10 @@ class Recorder:
                 known += [point for point in fresh[name] if point.at_ms > last]
         return {name: thin(found[name], most) if most else found[name] for name in sorted(found)}
 
+    def latest(self, job_id: str) -> Meter:
+        """What was seen last of a job that runs; nothing of one that has said nothing."""
+        return self._meters.get(job_id, Meter())
+
     def _due(self, state: State) -> tuple[dict[str, int], set[str]]:
         """The jobs to look at, with their sizes; and those that are gone."""
         over = {job.id for job in state.jobs.values() if job.state in TERMINAL}

@@ -37,10 +37,10 @@ class Fleet:
     async def open(self) -> None:
         self.client = Client(self.target)
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, *more: str) -> None:
         state = str(self.root / "coordinator")
         options = ["--listen", self.target, "--state-dir", state, "--lost-after", self._lost_after]
-        self._start("coordinator", "coordinator", *options)
+        self._start("coordinator", "coordinator", *options, *more)
 
     def start_agent(self, name: str = "node-a", slots: int = 4, *more: str) -> None:
         options = ["--coordinator", self.target, "--name", name, "--slots", str(slots), *more]

@@ -45,6 +45,14 @@ output_option = click.option(
 )
 
 
+metrics_option = click.option(
+    "--metrics",
+    default="",
+    metavar="ADDRESS",
+    help="Serve /metrics for Prometheus: host:port, or a port of loopback.  [default: not at all]",
+)
+
+
 def fail(message: str, code: EXIT = EXIT.FAILED) -> NoReturn:
     """End with a sentence on stderr."""
     click.echo(f"Error: {message}", err=True)

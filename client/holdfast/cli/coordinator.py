@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from holdfast import wire
-from holdfast.cli.common import fail, set_up_logs, state_dir
+from holdfast.cli.common import fail, metrics_option, set_up_logs, state_dir
 from holdfast.units import parse_duration
 
 
@@ -36,26 +36,31 @@ from holdfast.units import parse_duration
     show_default=True,
     help="A node is lost after this long without a word from it.",
 )
-def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) -> None:
+@metrics_option
+def command(listen: str, state_dir: Path, lost_after: str, metrics: str, *, insecure: bool) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
     \b
     Examples:
       holdfast coordinator
       holdfast coordinator --listen 10.0.0.1:7070 --insecure
+      holdfast coordinator --metrics 9464
     """  # noqa: D301  click reads the backspaces
     try:
         lost_after_ms = round(parse_duration(lost_after).total_seconds() * 1000)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--lost-after") from error
     try:
+        from holdfast.exposition import AddressError
         from holdfast_coordinator.__main__ import serve
         from holdfast_coordinator.app import CoordinatorConfig, ListenError
         from holdfast_coordinator.store.api import StoreError
     except ModuleNotFoundError as error:
         fail(f"the coordinator is not installed here ({error.name}): pip install 'holdfast[coordinator]'")
     set_up_logs()
-    config = CoordinatorConfig(listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms)
+    config = CoordinatorConfig(
+        listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
+    )
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -66,5 +71,5 @@ def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) ->
 
     try:
         asyncio.run(run())
-    except (ListenError, StoreError) as error:
+    except (ListenError, AddressError, StoreError) as error:
         fail(str(error))

@@ -21,6 +21,8 @@ class Meter:
     """Steps a second of each rank, by its own clock: at its last steps, whenever that was."""
     values: dict[str, float] = field(default_factory=dict)
     """What was put down last."""
+    step: int | None = None
+    """The furthest that every rank had reached."""
 
     def measure(
         self, now: int, summary: Summary, newest: Mapping[Key, Progress], stepping: Collection[Key]
@@ -30,7 +32,7 @@ class Meter:
         `newest` is what every rank said last; `stepping` are those whose rate counts. A value that is no number is left
         out: it would be a gap in the curve.
         """
-        moved = False
+        self.step, moved = summary.steps, False
         for key, progress in newest.items():
             before = self.at.get(key, Progress())
             steps, ms = progress.steps_done - before.steps_done, progress.stepping_ms - before.stepping_ms
