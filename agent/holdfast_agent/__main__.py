@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from holdfast.log_fields import carry
 from holdfast_agent.agent import Agent, AgentConfig
 from holdfast_agent.notices import Notice
 
@@ -28,6 +29,7 @@ async def serve(
     what still runs then is ended. `metrics` is where Prometheus finds its numbers, host:port or a port of loopback;
     empty: nowhere.
     """
+    carry(node=config.name)
     agent = Agent(config)
     running = asyncio.create_task(agent.run())
     stopped = asyncio.create_task(stop.wait())

@@ -9,6 +9,7 @@ import grpc.aio
 import structlog
 
 from holdfast import wire
+from holdfast.log_fields import carry
 from holdfast.measures import Histogram
 from holdfast.v1 import agent_pb2, agent_pb2_grpc
 
@@ -124,7 +125,7 @@ class Session:
         return "the coordinator ended it"
 
     def _open(self, epoch: int) -> None:
-        structlog.contextvars.bind_contextvars(epoch=epoch)
+        carry(epoch=epoch)
         log.info("session open", coordinator=self._target)
         self._epoch, self._served, self.is_open = epoch, True, True
         self.opened += 1

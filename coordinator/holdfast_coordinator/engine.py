@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from holdfast.log_fields import carry
 from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec
 from holdfast_coordinator.codec_values import MOST_STEPS
@@ -324,7 +325,7 @@ class Engine:
                 await asyncio.sleep(RETRY_S)
         self._state = state
         self.measures.begin(state)
-        structlog.contextvars.bind_contextvars(epoch=state.epoch)
+        carry(epoch=state.epoch)
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
         self._heard = dict.fromkeys(state.nodes, lease_from)
         self._next_tick = self.clock.now()
