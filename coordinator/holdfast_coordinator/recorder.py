@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.meter import Meter
+from holdfast_coordinator.core.meter import Meter, said
 from holdfast_coordinator.core.model import LIVE, TERMINAL
 from holdfast_coordinator.core.series import Point, admitted, crowded_out, thin
 from holdfast_coordinator.core.state import State
@@ -159,7 +159,7 @@ class Recorder:
             over = job.state in TERMINAL
             at = job.finished_ms if over else now
             summary = summarize(job, state.gangs_of(job), workers, running, at)
-            newest = {worker.key: running.get(worker.rank, worker.progress) for worker in workers}
+            newest = said(workers, running)
             stepping = {worker.key for worker in workers if over or worker.state in LIVE}
             meter = self._meters.setdefault(job_id, Meter())
             of_job = self._unwritten.setdefault(job_id, {})
