@@ -11,9 +11,10 @@ Every method raises holdfast.wire.HoldfastError or one of its kinds.
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -22,6 +23,7 @@ import grpc
 from holdfast import wire
 from holdfast.log_reading import RECONNECT_S, read_logs
 from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, worker_pb2
+from holdfast.watches import follow, keep_up
 
 T = TypeVar("T")
 
@@ -103,15 +105,72 @@ class Client:
                 self.raise_unless_away(error)
             await asyncio.sleep(RECONNECT_S)
 
+    async def watch_jobs(self, *, with_workers: bool = False) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+        """Give all jobs, newest first, then `ready`, then each as it changes, or the id of one that was `deleted`.
+
+        Which of them it is `WhichOneof("change")` says: "job", "deleted" or "ready". It goes on when the coordinator
+        was away, with what has changed meanwhile, and never ends. Without workers unless asked: of them there are many.
+        """
+        await self._answers()
+        request = job_pb2.WatchJobsRequest(with_workers=with_workers)
+
+        def what(change: job_pb2.WatchJobsResponse) -> tuple[str, bytes]:
+            return change.job.id, change.job.SerializeToString(deterministic=True)
+
+        async for change in keep_up(self, lambda: self._jobs.WatchJobs(request), what):
+            yield change
+
     async def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
         """Ask a job to stop after a last checkpoint, within its grace; or, with `force`, SIGKILL at once."""
         async with self._errors():
             return (await self._jobs.StopJob(job_pb2.StopJobRequest(job_id=job_id, force=force))).job
 
-    async def delete_job(self, job_id: str) -> None:
-        """Forget an ended job and its logs."""
+    async def delete_job(self, job_id: str, *, stop_first: bool = False, force: bool = False) -> None:
+        """Forget an ended job and its logs.
+
+        With `stop_first` also one that runs: it is stopped as `stop_job` does it, also with `force`, and waited for.
+        Raises ValueError.
+        """
+        if force and not stop_first:
+            raise ValueError("force says how to stop; give stop_first, too")
+        if stop_first:
+            await self.stop_job(job_id, force=force)
+            async for _ in self.watch_job(job_id):
+                pass
         async with self._errors():
             await self._jobs.DeleteJob(job_pb2.DeleteJobRequest(job_id=job_id))
+
+    async def purge_jobs(
+        self,
+        *,
+        older_than: timedelta,
+        states: Collection[job_pb2.JobState.ValueType] = TERMINAL,
+        name: str = "",
+        dry_run: bool = False,
+    ) -> list[job_pb2.Job]:
+        """Forget the jobs that ended at least `older_than` ago, by the clock here, and give them as they were.
+
+        Only those in one of the states, which are ones of ended jobs, and whose name matches `name`, a glob. One that
+        was begun again meanwhile is left. With `dry_run` nothing is deleted. Raises ValueError.
+        """
+        if not TERMINAL.issuperset(states):
+            raise ValueError("jobs that have not ended are never purged; give states of ended jobs")
+        latest = datetime.now(UTC) - older_than
+        found = [
+            job
+            async for job in self.list_jobs(states=list(states))
+            if job.state in states
+            and job.finished_at.ToDatetime(UTC) <= latest
+            and (not name or fnmatchcase(job.spec.name, name))
+        ]
+        if dry_run:
+            return found
+        deleted = []
+        for job in found:
+            with suppress(wire.FailedPrecondition):
+                await self.delete_job(job.id)
+                deleted.append(job)
+        return deleted
 
     async def job_summary(self, job_id: str) -> job_pb2.JobSummary:
         """Give a job in numbers."""
@@ -236,6 +295,21 @@ class Client:
             )
             return await self._jobs.ListEvents(request)
 
+    async def watch_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
+        """Give the timeline of a job, or of all, from behind the event of seq `after` on, then each event as it comes.
+
+        No gap and no repeat, also when the coordinator was away, or when it is begun again with the `seq` of the last
+        one that was seen. Of one job it ends when that is deleted; otherwise never.
+        """
+        await self._answers()
+
+        def begin() -> grpc.aio.UnaryStreamCall[job_pb2.WatchEventsRequest, job_pb2.WatchEventsResponse]:
+            return self._jobs.WatchEvents(job_pb2.WatchEventsRequest(job_id=job_id, after_seq=after))
+
+        async for answer in follow(self, begin):
+            after = answer.event.seq
+            yield answer.event
+
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""
 
@@ -256,6 +330,22 @@ class Client:
         async with self._errors():
             return (await self._nodes.GetNode(node_pb2.GetNodeRequest(name=name))).node
 
+    async def watch_nodes(self) -> AsyncIterator[node_pb2.WatchNodesResponse]:
+        """Give all nodes by name, then `ready`, then each as it changes, or the name of one that was `deleted`.
+
+        As `watch_jobs` does. That a node was heard from is no change.
+        """
+        await self._answers()
+
+        def what(change: node_pb2.WatchNodesResponse) -> tuple[str, bytes]:
+            node = node_pb2.Node()
+            node.CopyFrom(change.node)
+            node.ClearField("last_heard_at")
+            return node.name, node.SerializeToString(deterministic=True)
+
+        async for change in keep_up(self, lambda: self._nodes.WatchNodes(node_pb2.WatchNodesRequest()), what):
+            yield change
+
     async def cordon_node(self, name: str, reason: str = "") -> node_pb2.Node:
         """Have a node take no new work; what runs there goes on."""
         async with self._errors():
@@ -275,6 +365,11 @@ class Client:
             if within is not None:
                 request.within.FromTimedelta(within)
             return (await self._nodes.DrainNode(request)).node
+
+    async def _answers(self) -> None:
+        """Make sure that the coordinator is there: to wait for one that never was helps nobody."""
+        async with self._errors():
+            await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=1))
 
     async def _pages(self, page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
         token = ""
