@@ -178,6 +178,17 @@ class Client:
             request = job_pb2.GetJobSummaryRequest(job_id=job_id)
             return (await self._jobs.GetJobSummary(request)).summary
 
+    async def job_metrics(
+        self, job_id: str, names: Sequence[str] = (), points: int = 0
+    ) -> Sequence[job_pb2.MetricSeries]:
+        """Give the curves of a job by name: what it reports, "steps_per_second", "goodput".
+
+        Of these `names` alone, if any are given; each of at most `points` points, 0: all that are kept.
+        """
+        async with self._errors():
+            request = job_pb2.GetJobMetricsRequest(job_id=job_id, names=names, max_points=points)
+            return (await self._jobs.GetJobMetrics(request)).series
+
     async def stream_logs(
         self,
         job_id: str,

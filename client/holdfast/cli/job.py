@@ -24,6 +24,7 @@ from holdfast.cli.common import (
     to_dict,
 )
 from holdfast.cli.complete import job_argument, live_job_argument
+from holdfast.cli.curves import command as curves
 from holdfast.cli.delete import delete, purge
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
@@ -148,6 +149,7 @@ def command() -> None:
 
 command.add_command(delete)
 command.add_command(purge)
+command.add_command(curves)
 command.add_command(logs)
 command.add_command(samples)
 command.add_command(why)

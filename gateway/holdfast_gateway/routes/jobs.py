@@ -25,6 +25,8 @@ MOST_INCIDENTS = 1_000
 
 State = Literal["pending", "starting", "running", "restarting", "stopping", "succeeded", "failed", "stopped"]
 Pause = Annotated[float, Query(ge=0, le=60, description="Seconds, at least, between two.")]
+Names = Annotated[list[str], Query(max_length=100)]
+Points = Annotated[int, Query(ge=0, le=100_000, description="0: all that are kept.")]
 States = Annotated[list[State], Query()]
 
 router = APIRouter(tags=["jobs"])
@@ -108,6 +110,13 @@ async def explain_job(
 ) -> Response:
     """Tell what ended the attempts of a job, what was done, what it cost; the newest `incidents`."""
     return answer(await parts.client.explain_job(job_id, incidents=incidents))
+
+
+@router.get("/jobs/{job_id}/metrics", **gives("GetJobMetricsResponse"))
+async def get_metrics(job_id: str, parts: Use, name: Names = [], points: Points = 0) -> Response:
+    """Give the curves of a job: what it reported, `steps_per_second`, `goodput`; each of at most `points` points."""
+    series = await parts.client.job_metrics(job_id, name, points)
+    return answer(job_pb2.GetJobMetricsResponse(series=series))
 
 
 @router.get("/jobs/{job_id}/checkpoints", **gives("ListCheckpointsResponse"))
