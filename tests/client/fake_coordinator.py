@@ -111,6 +111,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def DeleteJob(self, request, context):
         self._begin("DeleteJob", request, context)
         self._find(request.job_id, context)
+        del self.jobs[request.job_id]
         return job_pb2.DeleteJobResponse()
 
     def GetJobSummary(self, request, context):

@@ -13,7 +13,8 @@ from holdfast_agent.core import Key
 
 
 @pytest.fixture(autouse=True)
-def _forget_it_afterwards():
+def _forget_it_afterwards(monkeypatch):
+    monkeypatch.setattr(log_fields, "_carried", {})
     yield
     structlog.reset_defaults()
 
@@ -39,8 +40,7 @@ def test_on_a_terminal_it_is_for_people(monkeypatch):
     assert re.search(r"\[warning *\] hangs .*attempt=2 job=c7mk2xq9pd rank=3\n$", into.getvalue())
 
 
-def test_a_line_names_its_worker_and_its_leader(monkeypatch):
-    monkeypatch.setattr(log_fields, "_carried", {})
+def test_a_line_names_its_worker_and_its_leader():
     into = io.StringIO()
     set_up_logs(into)
     log = structlog.get_logger()

@@ -109,6 +109,26 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/holdfast.v1.JobService/WatchEvents',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.WatchJobs = channel.unary_stream(
+                '/holdfast.v1.JobService/WatchJobs',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
+        self.RestartJob = channel.unary_unary(
+                '/holdfast.v1.JobService/RestartJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.RestartJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.RestartJobResponse.FromString,
+                _registered_method=True)
+        self.PlanJob = channel.unary_unary(
+                '/holdfast.v1.JobService/PlanJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.PlanJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -217,6 +237,41 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """The timeline from behind a seq on, then every event as it comes: with the seq
+        of the last one seen, no gap and no repeat. Of one job, it ends when the job
+        is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJobs(self, request, context):
+        """All jobs, newest first, then a mark, then each job that has changed. What
+        changes together, or faster than it is read, is sent once, as it is then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestartJob(self, request, context):
+        """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+        charge to its restart budget; or one that has failed, or was stopped, go on
+        from its last commit. Idempotent by request_id. One that has succeeded is
+        refused (FAILED_PRECONDITION), and so is one that is being stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanJob(self, request, context):
+        """Where the ranks of a job would be placed if it were created now, or why it
+        would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -294,6 +349,26 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.ListEventsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.WatchEventsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'WatchJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJobs,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'RestartJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.RestartJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.RestartJobResponse.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.PlanJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.PlanJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -701,6 +776,114 @@ class JobService:
             '/holdfast.v1.JobService/ListEvents',
             holdfast_dot_v1_dot_job__pb2.ListEventsRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.JobService/WatchEvents',
+            holdfast_dot_v1_dot_job__pb2.WatchEventsRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.JobService/WatchJobs',
+            holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/RestartJob',
+            holdfast_dot_v1_dot_job__pb2.RestartJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.RestartJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/PlanJob',
+            holdfast_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.PlanJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

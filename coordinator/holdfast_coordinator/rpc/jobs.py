@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from google.rpc import code_pb2
 
 from holdfast.v1 import job_pb2, job_pb2_grpc
-from holdfast_coordinator import codec, codec_metrics
+from holdfast_coordinator import codec, codec_metrics, codec_plan
 from holdfast_coordinator.core import story
 from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.checkpoints import find_gang, no_checkpoint
@@ -16,28 +16,28 @@ from holdfast_coordinator.core.events import (
     CheckpointDeleteRequested,
     CheckpointPinRequested,
     JobDeleteRequested,
+    JobRestartRequested,
     JobStopRequested,
     JobSubmitted,
 )
+from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.model import TERMINAL, Commit, Entry, Gang, Job, JobState
+from holdfast_coordinator.core.plan import plan
 from holdfast_coordinator.core.series import Point
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.story import Story
 from holdfast_coordinator.core.validate import Violation, pin_violations, violations
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.recorder import Recorder
-from holdfast_coordinator.rpc import paging
+from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.rpc.watches import WATCH_PAUSE_S, WATCH_PAUSE_S_A_RANK
 from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
 INCIDENTS, MOST_INCIDENTS = 10, 1_000
 ENTRIES_AT_ONCE = 1_000
-WATCH_PAUSE_S = 0.03
-"""From a change to the look at it: who restarts goes before who watches, and what changes together shows so."""
-WATCH_PAUSE_S_A_RANK = 0.0001
-"""And so much more for each rank: a job of 10,000 is shown once a second, however many heartbeats come."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
 
 
@@ -58,14 +58,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def CreateJob(
         self, request: job_pb2.CreateJobRequest, context: Context
     ) -> job_pb2.CreateJobResponse:
-        spec = codec.spec_from_proto(request.spec)
-        wrong = violations(spec)
-        if len(request.request_id) > MAX_REQUEST_ID:
-            wrong += (Violation("request_id", f"is longer than {MAX_REQUEST_ID} characters"),)
-        if wrong:
-            first = wrong[0]
-            message = f"the job can't be: {first.field}: {first.description}"
-            await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+        spec = await _checked(context, request.spec, _wrong_id(request.request_id))
         event = JobSubmitted(self._engine.clock.now(), new_job_id(), request.request_id, spec)
         job_id = await _served(context, lambda: self._engine.submit(event))
         return job_pb2.CreateJobResponse(job=await self._job(context, job_id))
@@ -104,10 +97,40 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                 await changed.wait()
                 await asyncio.sleep(WATCH_PAUSE_S + job.spec.world_size * WATCH_PAUSE_S_A_RANK)
 
+    async def WatchJobs(
+        self, request: job_pb2.WatchJobsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+        def look(state: State, job_id: str) -> job_pb2.Job | None:
+            job = state.jobs.get(job_id)
+            if job is None:
+                return None
+            return self._view(state, job, datasets=False, workers=request.with_workers)
+
+        changes = watches.jobs(self._engine, look, with_workers=request.with_workers)
+        async for change in watches.told(context, changes):
+            yield change
+
     async def StopJob(self, request: job_pb2.StopJobRequest, context: Context) -> job_pb2.StopJobResponse:
         event = JobStopRequested(self._engine.clock.now(), request.job_id, request.force)
         await _served(context, lambda: self._engine.submit(event))
         return job_pb2.StopJobResponse(job=await self._job(context, request.job_id))
+
+    async def RestartJob(
+        self, request: job_pb2.RestartJobRequest, context: Context
+    ) -> job_pb2.RestartJobResponse:
+        wrong = _wrong_id(request.request_id)
+        if wrong:
+            message = f"{wrong[0].field} {wrong[0].description}"
+            await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+        now = self._engine.clock.now()
+        event = JobRestartRequested(now, request.job_id, request.request_id, request.force)
+        await _served(context, lambda: self._engine.submit(event))
+        return job_pb2.RestartJobResponse(job=await self._job(context, request.job_id))
+
+    async def PlanJob(self, request: job_pb2.PlanJobRequest, context: Context) -> job_pb2.PlanJobResponse:
+        spec = await _checked(context, request.spec)
+        made = await _served(context, lambda: self._engine.read(lambda state: plan(state, spec)))
+        return job_pb2.PlanJobResponse(plan=codec_plan.plan_to_proto(spec, made))
 
     async def DeleteJob(
         self, request: job_pb2.DeleteJobRequest, context: Context
@@ -222,6 +245,16 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             next_page_token=paging.encode([entries[-1].seq]) if more else "",
         )
 
+    async def WatchEvents(
+        self, request: job_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchEventsResponse]:
+        job_id = request.job_id
+        if job_id and not await self._history(context, lambda store: store.entries(job_id=job_id, limit=1)):
+            await self._job(context, job_id)  # which ends the call: one that was deleted has a timeline
+        coming = watches.events(self._engine, job_id, request.after_seq)
+        async for event in watches.told(context, coming):
+            yield event
+
     async def _commit(self, context: Context, job_id: str, step: int | None, rank: int | None) -> Commit:
         """The commit of a step, or the newest; ends the call when there is none."""
 
@@ -272,10 +305,10 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
         return await _served(context, lambda: self._engine.read(ask))
 
-    def _view(self, state: State, job: Job, *, datasets: bool) -> job_pb2.Job:
-        workers = state.workers_of(job)
-        running = self._engine.running(job, workers)
-        return codec.job_to_proto(job, state.gangs_of(job), workers, running, datasets=datasets)
+    def _view(self, state: State, job: Job, *, datasets: bool, workers: bool = True) -> job_pb2.Job:
+        shown = state.workers_of(job) if workers else []
+        running = self._engine.running(job, shown)
+        return codec.job_to_proto(job, state.gangs_of(job), shown, running, datasets=datasets)
 
 
 async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> paging.T:
@@ -283,6 +316,22 @@ async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> 
         return await call()
     except (RefusedError, NotLeadingError, StoreError) as error:
         await abort_refused(context, error)
+
+
+async def _checked(context: Context, given: job_pb2.JobSpec, wrong: tuple[Violation, ...] = ()) -> JobSpec:
+    """Read a spec; end the call when it can't be, or for what else is wrong."""
+    spec = codec.spec_from_proto(given)
+    wrong = (*violations(spec), *wrong)
+    if wrong:
+        message = f"the job can't be: {wrong[0].field}: {wrong[0].description}"
+        await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+    return spec
+
+
+def _wrong_id(request_id: str) -> tuple[Violation, ...]:
+    if len(request_id) <= MAX_REQUEST_ID:
+        return ()
+    return (Violation("request_id", f"is longer than {MAX_REQUEST_ID} characters"),)
 
 
 def _all_entries(store: Store, job_id: str) -> Iterator[Entry]:
