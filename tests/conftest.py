@@ -18,6 +18,15 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 os.environ["HOLDFAST_CONFIG"] = os.devnull
 os.environ.pop("HOLDFAST_CONTEXT", None)
 
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--rewrite",
+        action="store_true",
+        help="write what happens now into tests/traces and tests/client/golden, to be reviewed in git",
+    )
+
+
 AWS = (
     "AWS_PROFILE",
     "AWS_SESSION_TOKEN",

@@ -59,7 +59,7 @@ async def take(pid: int, pid_start: int, directory: Path) -> Evidence:
 
 async def _stacks(pid: int) -> tuple[str, str]:
     """The innermost frame of the main thread, and the Python stacks of all; a sentence when there are none."""
-    py_spy = _py_spy()
+    py_spy = find_py_spy()
     if py_spy is None:
         return "", "no Python stacks: py-spy is not installed here; it comes with holdfast[agent]"
     said = ""
@@ -104,7 +104,8 @@ def _written(threads: list[dict[str, Any]], pid: int) -> tuple[str, str]:
     return where, "\n".join(lines)
 
 
-def _py_spy() -> str | None:
+def find_py_spy() -> str | None:
+    """The program's path: the one that was installed with us, or that of PATH."""
     beside = Path(sys.executable).with_name("py-spy")
     return str(beside) if os.access(beside, os.X_OK) else shutil.which("py-spy")
 

@@ -11,6 +11,7 @@ Every method raises holdfast.wire.HoldfastError or one of its kinds.
 import asyncio
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -393,6 +394,18 @@ class Client:
             if within is not None:
                 request.within.FromTimedelta(within)
             return (await self._nodes.DrainNode(request)).node
+
+    async def clock_offset(self) -> timedelta | None:
+        """How far the coordinator's clock is ahead of the one here, to half of a round trip; None: it does not tell."""
+        async with self._errors():
+            before = time.time_ns()
+            call = self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=1))
+            await call
+            after = time.time_ns()
+            said = dict(await call.trailing_metadata())
+        if wire.TIME_KEY not in said:
+            return None
+        return timedelta(microseconds=(int(said[wire.TIME_KEY]) - (before + after) // 2) // 1000)
 
     async def _answers(self) -> None:
         """Make sure that the coordinator is there: to wait for one that never was helps nobody."""

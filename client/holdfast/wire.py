@@ -20,6 +20,9 @@ MAX_MESSAGE_BYTES = 16 * 2**20
 DEADLINE_S = 30.0
 """Of every unary call that names none."""
 
+TIME_KEY = "holdfast-time-ns"
+"""In what follows the answer to ListNodes: the coordinator's time, nanoseconds since the Unix epoch."""
+
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 

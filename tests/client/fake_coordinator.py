@@ -5,6 +5,7 @@ every request.
 """
 
 import threading
+import time
 from concurrent import futures
 
 import grpc
@@ -42,6 +43,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.time_left = []  # seconds to the deadline of each
         self.jobs = {}
         self.nodes = []
+        self.ahead_s = 0.0  # its clock, of ours; None: it does not tell
         self.node_changes = []  # what GetNode shows, one after the other
         self.events = []
         self.checkpoints = []
@@ -102,6 +104,20 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self._find(request.job_id, context)
         for job in self.watched:
             yield job_pb2.WatchJobResponse(job=job)
+        self._end_stream(context)
+
+    def WatchJobs(self, request, context):
+        self._begin("WatchJobs", request, context)
+        for job in self.jobs.values():
+            yield job_pb2.WatchJobsResponse(job=job)
+        yield job_pb2.WatchJobsResponse(ready=True)
+        self._end_stream(context)
+
+    def WatchNodes(self, request, context):
+        self._begin("WatchNodes", request, context)
+        for node in self.nodes:
+            yield node_pb2.WatchNodesResponse(node=node)
+        yield node_pb2.WatchNodesResponse(ready=True)
         self._end_stream(context)
 
     def StopJob(self, request, context):
@@ -166,6 +182,9 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
 
     def ListNodes(self, request, context):
         self._begin("ListNodes", request, context)
+        if self.ahead_s is not None:
+            told = time.time_ns() + int(self.ahead_s * 1e9)
+            context.set_trailing_metadata(((wire.TIME_KEY, str(told)),))
         items, token = page(self.nodes, request.page_token)
         return node_pb2.ListNodesResponse(nodes=items, next_page_token=token)
 

@@ -417,3 +417,41 @@ def test_a_degraded_job_says_so_wherever_it_is_looked_at(coordinator, holdfast):
     over = make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="every rank exited with code 0", degraded=True)
     coordinator.watched = [over]
     assert holdfast("job", "watch", JOB).stdout == "succeeded, degraded: every rank exited with code 0\n"
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        ("table", ["running: 2 of 2 workers are up", "succeeded: all done"]),
+        ("name", ["running", "succeeded"]),
+    ],
+)
+def test_watching_in_each_form(coordinator, holdfast, form, shown):
+    coordinator.add_job(make_job())
+    coordinator.watched = [make_job(), make_job(state=job_pb2.JOB_STATE_SUCCEEDED, reason="all done")]
+    assert holdfast("job", "watch", JOB, "-o", form).stdout.splitlines() == shown
+
+
+@pytest.mark.parametrize("verb", [["watch"], ["get", "--watch"], ["summary", "--watch"]])
+def test_every_change_is_a_line_of_json_or_a_document_of_yaml(coordinator, holdfast, verb):
+    coordinator.add_job(make_job())
+    coordinator.watched = [make_job(), make_job(state=job_pb2.JOB_STATE_SUCCEEDED)]
+    coordinator.summary = job_pb2.JobSummary(job_id=JOB, state=job_pb2.JOB_STATE_RUNNING)
+    found = [json.loads(line) for line in holdfast("job", *verb, JOB, "-o", "json").stdout.splitlines()]
+    assert [each["state"] for each in found].count("JOB_STATE_RUNNING") >= 1
+    assert len(found) == 2
+    assert list(yaml.safe_load_all(holdfast("job", *verb, JOB, "-o", "yaml").stdout)) == found
+
+
+@pytest.mark.parametrize("verb", ["get", "summary"])
+def test_watching_prints_tables_one_after_the_other_where_there_is_no_terminal(coordinator, holdfast, verb):
+    coordinator.add_job(make_job())
+    coordinator.watched = [make_job(), make_job(state=job_pb2.JOB_STATE_SUCCEEDED)]
+    once = holdfast("job", verb, JOB).stdout
+    done = holdfast("job", verb, JOB, "--watch")
+    assert done.exit_code == EXIT.OK
+    assert "\x1b" not in done.stdout
+    if verb == "summary":
+        assert done.stdout == f"{once}\n{once}"
+    else:
+        assert done.stdout.startswith(f"{once}\n")

@@ -160,7 +160,11 @@ def test_a_request_that_is_sent_again_changes_nothing():
     assert cluster.again(request="r").writes == ()
     cluster.again(request="s", force=True)
     assert cluster.gang().attempt == 3
-    assert cluster.again(request="s", force=True).writes == ()
+    for request in ("s", "r"):
+        assert cluster.again(request=request, force=True).writes == ()
+    for number in range(20):
+        cluster.again(request=str(number))
+    assert len(cluster.job().restarts_asked) == 8
 
 
 def refusal(cluster: Cluster):

@@ -86,7 +86,7 @@ async def test_of_a_program_that_is_not_python(house):
 
 
 async def test_where_py_spy_is_not_it_says_so(stuck, monkeypatch):
-    monkeypatch.setattr(evidence, "_py_spy", lambda: None)
+    monkeypatch.setattr(evidence, "find_py_spy", lambda: None)
     found = await take(*stuck)
     assert "py-spy is not installed here" in found.text
     assert "native state:" in found.text
@@ -96,7 +96,7 @@ async def test_a_py_spy_that_hangs_itself_is_ended(stuck, monkeypatch, tmp_path)
     slow = tmp_path / "py-spy"
     slow.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
     slow.chmod(0o700)
-    monkeypatch.setattr(evidence, "_py_spy", lambda: str(slow))
+    monkeypatch.setattr(evidence, "find_py_spy", lambda: str(slow))
     monkeypatch.setattr(evidence, "PY_SPY_S", 0.5)
     found = await take(*stuck)
     assert "py-spy took more than 0.5 s" in found.text

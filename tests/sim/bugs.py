@@ -353,7 +353,9 @@ PLANTS: dict[str, Plant] = {
     ),
     "commit goes back": Plant(commit_goes_back, "went back|is older than the commit", LOST_ACKS),
     "LATEST goes back": Plant(latest_goes_back, "P1: LATEST .* went back"),
-    "start twice": Plant(start_twice, "P6: .* is spawned twice|P2: .* starts beside"),
+    "start twice": Plant(
+        start_twice, "P6: .* is spawned twice|P2: .* starts beside|P4: .* is lost, and node"
+    ),
     "exits not in the inventory": Plant(
         exits_not_in_inventory, "P4: .* is lost, and node|things unacknowledged|liveness: .* is restarting"
     ),

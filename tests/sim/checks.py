@@ -346,8 +346,8 @@ class Checks:
                     steps = self.commits.get((job_id, index), {})
                     if step in steps:
                         steps[step] = drained(steps[step], rank)
-                case Put(Job(restart_id=request_id)) if request_id:
-                    self._done.add(request_id)
+                case Put(Job() as job):
+                    self._done.update(job.restarts_asked)
                 case Put(Gang() as gang):
                     self._attempts[gang.job_id, gang.index] = gang.attempt
         self._seen_durable.check(store._state)
@@ -441,13 +441,11 @@ class Checks:
             raise Violation(f"P3: {event.request_id} is acknowledged and not durable")
         if isinstance(event, JobStopRequested):
             job = durable.jobs[event.job_id]
-            restarted = job.restart_id  # since then
+            restarted = job.restarts_asked  # since then
             if job.desired is not Desired.STOPPED and job.state not in TERMINAL and not restarted:
                 raise Violation(f"P3: the stop of {event.job_id} is acknowledged and not durable")
-        if (
-            isinstance(event, JobRestartRequested)
-            and durable.jobs[event.job_id].restart_id != event.request_id
-        ):
+        asked = durable.jobs[event.job_id].restarts_asked if isinstance(event, JobRestartRequested) else ()
+        if isinstance(event, JobRestartRequested) and event.request_id not in asked:
             raise Violation(f"P3: the restart of {event.job_id} is acknowledged and not durable")
 
     def count(self, what: str, by: int = 1) -> None:

@@ -176,7 +176,7 @@ class Simulation:
             stop = JobStopRequested(world.now, "j2", world.chance(0.5))
             world.at(world.between(4_000, 20_000), self.client.ask, "stop j2", stop)
         for job_id in self.jobs:
-            if world.chance(0.5):
+            if not self.only and world.chance(0.5):
                 again = JobRestartRequested(world.now, job_id, f"again-{job_id}", world.chance(0.5))
                 world.at(world.between(4_000, 30_000), self.client.ask, f"restart {job_id}", again)
         self.faults.begin()
@@ -226,10 +226,11 @@ class Simulation:
                 ):
                     raise Violation(f"P1: rank {worker.rank} of j3 was drained, and does steps again")
             self.client.ask("uncordon", NodeUncordonRequested(world.now, node))
-        if world.chance(0.5):
+        restarts = "" if self.only else world.rng.choice(["while it runs", "when it was stopped"])
+        if restarts == "while it runs":
             self._restarted()
         self._stopped_whole()
-        if world.chance(0.5):
+        if restarts == "when it was stopped":
             self._restarted()
             self._stopped_whole()
         self.checks.count("stopped in peace")

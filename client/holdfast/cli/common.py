@@ -70,6 +70,13 @@ metrics_option = click.option(
     metavar="ADDRESS",
     help="Serve /metrics for Prometheus: host:port, or a port of loopback.  [default: not at all]",
 )
+watch_option = click.option(
+    "-w",
+    "--watch",
+    "again",
+    is_flag=True,
+    help="Show it again after every change, until the job has ended; with -o json one line each.",
+)
 
 
 def fail(message: str, code: EXIT = EXIT.FAILED) -> NoReturn:
@@ -86,12 +93,12 @@ def asynchronous(command: Callable[..., Coroutine[Any, Any, T]]) -> Callable[...
         try:
             return asyncio.run(command(*args, **kwargs))
         except wire.HoldfastError as error:
-            fail(_with_source(str(error)), exit_code(error))
+            fail(with_source(str(error)), exit_code(error))
 
     return run
 
 
-def _with_source(sentence: str) -> str:
+def with_source(sentence: str) -> str:
     """Say where an address was taken from, in an error that is about it."""
     context = click.get_current_context(silent=True)
     server = context.meta.get(_SERVER) if context is not None else None
@@ -139,12 +146,12 @@ def show(
         show_table([column.head for column in wanted], [[c.cell(item) for c in wanted] for item in items])
 
 
-def show_data(data: dict[str, Any], form: str) -> None:
-    """Print as JSON or YAML."""
+def show_data(data: dict[str, Any], form: str, *, compact: bool = False) -> None:
+    """Print as JSON, on one line if `compact`, or YAML."""
     if form == "json":
         import json
 
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(data, indent=None if compact else 2, ensure_ascii=False))
     else:
         import yaml
 
@@ -160,11 +167,45 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo(padded.rstrip())
 
 
+class Showings:
+    """Of something that is shown again and again: each in place of the one before on a terminal, else after it."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._first = True
+
+    def begin(self) -> None:
+        """Make way for the next one."""
+        if self._form in ("table", "wide") and sys.stdout.isatty():
+            click.echo("\x1b[H\x1b[2J", nl=False)
+        elif not self._first and self._form in ("table", "wide"):
+            click.echo()
+        elif not self._first and self._form == "yaml":
+            click.echo("---")
+        self._first = False
+
+
 def to_dict(message: Message) -> dict[str, Any]:
-    """The proto message's JSON form."""
+    """The proto message's JSON form, its fields in the order of their numbers and its maps in that of their keys."""
     from google.protobuf.json_format import MessageToDict
 
     found: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return _in_order(found, message.DESCRIPTOR)
+
+
+def _in_order(data: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    """What protobuf makes begins with the fields that are set, and has maps in no order at all."""
+    found = {}
+    for field in sorted(descriptor.fields, key=lambda each: each.number):
+        if field.json_name in data:
+            value, inner = data[field.json_name], field.message_type
+            if inner is not None and inner.GetOptions().map_entry:
+                value = dict(sorted(value.items()))
+            elif isinstance(value, dict):
+                value = _in_order(value, inner)
+            elif inner is not None and isinstance(value, list):
+                value = [_in_order(each, inner) for each in value]
+            found[field.json_name] = value
     return found
 
 

@@ -3,6 +3,7 @@
 import click
 
 from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
+from holdfast.cli.complete import job_argument
 from holdfast.cli.sparkline import sparkline
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
@@ -24,7 +25,7 @@ COLUMNS = (
 
 
 @click.command("metrics")
-@click.argument("job_id")
+@job_argument
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--points",

@@ -4,6 +4,7 @@ import click
 
 from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
 from holdfast.cli.complete import complete_jobs
+from holdfast.cli.watching import Lines, follow_option
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
@@ -26,19 +27,32 @@ COLUMNS = (
 
 @click.command()
 @click.argument("job_id", default="", metavar="[JOB_ID]", shell_complete=complete_jobs)
+@follow_option
+@click.option("--after", default=0, metavar="SEQ", help="Only what came after the event of this seq.")
 @server_option
 @output_option
 @asynchronous
-async def command(job_id: str, server: str, output: str) -> None:
+async def command(job_id: str, server: str, output: str, after: int, *, again: bool) -> None:
     """Print what happened and why, oldest first: of one job, or of everything. Times are UTC.
 
     \b
     Examples:
       holdfast events
       holdfast events c7mk2xq9pd -o json
+      holdfast events --watch --after 1200 -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
         if job_id:
             await client.get_job(job_id)
-        events = [event async for event in client.list_events(job_id)]
+        if again:
+            lines = Lines(output, COLUMNS, lambda e: e.kind)
+            there = (
+                [event async for event in client.list_events(job_id, after=after)] if lines.is_table else []
+            )
+            if lines.is_table:
+                lines.begin(there)
+            async for event in client.watch_events(job_id, after=there[-1].seq if there else after):
+                lines.add(event, event)
+            return
+        events = [event async for event in client.list_events(job_id, after=after)]
     show(events, output, key="events", columns=COLUMNS, name=lambda e: e.kind)

@@ -8,6 +8,7 @@ import click
 
 from holdfast.cli.common import (
     Column,
+    Showings,
     age,
     asynchronous,
     enum_word,
@@ -22,6 +23,7 @@ from holdfast.cli.common import (
     show_table,
     time_shares,
     to_dict,
+    watch_option,
 )
 from holdfast.cli.complete import job_argument, live_job_argument
 from holdfast.cli.curves import command as curves
@@ -29,8 +31,10 @@ from holdfast.cli.delete import delete, purge
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.logs import command as logs
+from holdfast.cli.plan import show_plan
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.samples import command as samples
+from holdfast.cli.watching import Lines, follow_option, watch_list
 from holdfast.cli.why import command as why
 from holdfast.client import TERMINAL, Client
 from holdfast.units import parse_duration
@@ -158,6 +162,7 @@ command.add_command(why)
 @command.command(context_settings={"allow_interspersed_args": False})
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="A job file; flags win over it.")
 @spec_options
+@click.option("--dry-run", is_flag=True, help="Submit nothing: say where each rank would be placed now.")
 @waiting
 @server_option
 @output_option
@@ -169,6 +174,7 @@ async def submit(
     server: str,
     output: str,
     *,
+    dry_run: bool,
     wait: bool,
     timeout: float | None,
     **flags: Any,
@@ -180,6 +186,7 @@ async def submit(
       holdfast job submit -f job.yaml
       holdfast job submit -n 8 --restart-scope rank -- python train.py --lr 0.1
       holdfast job submit -f job.yaml -n 16 --wait --timeout 2h
+      holdfast job submit -f job.yaml --dry-run
     """  # noqa: D301  click reads the backspaces
     spec, where = job_pb2.JobSpec(world_size=1), None
     if file is not None:
@@ -194,6 +201,9 @@ async def submit(
     await resolve_resume_from(spec, server)
     async with Client(server) as client:
         try:
+            if dry_run:
+                show_plan(await client.plan_job(spec), output)
+                return
             job = await client.create_job(spec)
         except InvalidSpec as error:
             fail(explain(error, flags, where), EXIT.USAGE)
@@ -205,15 +215,17 @@ async def submit(
 @command.command("list")
 @click.option("--state", "states", multiple=True, help="Only jobs in this state; may be repeated.")
 @click.option("--name", default="", help="Only jobs of this name.")
+@follow_option
 @server_option
 @output_option
 @asynchronous
-async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str) -> None:
+async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str, *, again: bool) -> None:
     """List jobs, newest first.
 
     \b
     Examples:
       holdfast job list --state running --state pending
+      holdfast job list --watch
       holdfast job list -o name
     """  # noqa: D301  click reads the backspaces
     known = {enum_word(state): number for state, number in job_pb2.JobState.items() if number}
@@ -222,41 +234,53 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
             raise click.BadParameter(f"{state} is none of {', '.join(known)}", param_hint="--state")
     async with Client(server) as client:
         wanted = [known[state] for state in states]
+        if again:
+            matches = lambda job: (not wanted or job.state in wanted) and name in ("", job.spec.name)  # noqa: E731
+            await watch_list(client.watch_jobs(), Lines(output, COLUMNS, lambda job: job.id), "job", matches)
         jobs = [job async for job in client.list_jobs(states=wanted, name=name)]
     show(jobs, output, key="jobs", columns=COLUMNS, name=lambda job: job.id)
 
 
 @command.command()
 @job_argument
+@watch_option
 @server_option
 @output_option
 @asynchronous
-async def get(job_id: str, server: str, output: str) -> None:
+async def get(job_id: str, server: str, output: str, *, again: bool) -> None:
     """Show a job and its workers.
 
     \b
     Examples:
-      holdfast job get c7mk2xq9pd
+      holdfast job get c7mk2xq9pd --watch
       holdfast job get c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        show_job(await client.get_job(job_id), output)
+        if not again:
+            show_job(await client.get_job(job_id), output)
+            return
+        showings = Showings(output)
+        async for job in client.watch_job(job_id):
+            showings.begin()
+            show_job(job, output, compact=True)
 
 
 @command.command()
 @job_argument
 @timeout_option
 @server_option
+@output_option
 @asynchronous
-async def watch(job_id: str, timeout: float | None, server: str) -> None:
+async def watch(job_id: str, timeout: float | None, server: str, output: str) -> None:
     """Print a line for every change of a job, until it has ended; the exit code tells how.
 
     \b
-    Example:
+    Examples:
       holdfast job watch c7mk2xq9pd --timeout 2h
+      holdfast job watch c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        await wait_for(client, job_id, timeout, tell=True)
+        await wait_for(client, job_id, timeout, form=output)
 
 
 @command.command()
@@ -288,33 +312,69 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: fl
 
 @command.command()
 @job_argument
+@click.option("--force", is_flag=True, help="SIGKILL at once; it goes on from the last commit.")
+@waiting
+@server_option
+@asynchronous
+async def restart(job_id: str, server: str, *, force: bool, wait: bool, timeout: float | None) -> None:
+    """Have a job begin its next attempt, after a checkpoint of all its ranks.
+
+    One that has failed, or was stopped, goes on from its last commit. Nothing of this is charged to its restart budget.
+
+    \b
+    Examples:
+      holdfast job restart c7mk2xq9pd
+      holdfast job restart c7mk2xq9pd --force --wait
+    """  # noqa: D301  click reads the backspaces
+    async with Client(server) as client:
+        job = await client.restart_job(job_id, force=force)
+        if wait:
+            await wait_for(client, job_id, timeout)
+        else:
+            click.echo(printable(f"{job.id} {state_word(job)}: {job.reason}"), err=True)
+
+
+@command.command()
+@job_argument
+@watch_option
 @server_option
 @output_option
 @asynchronous
-async def summary(job_id: str, server: str, output: str) -> None:
+async def summary(job_id: str, server: str, output: str, *, again: bool) -> None:
     """Show a job in numbers: steps, throughput, restarts, steps redone, goodput.
 
     \b
-    Example:
+    Examples:
+      holdfast job summary c7mk2xq9pd --watch
       holdfast job summary c7mk2xq9pd -o json
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
-        found = await client.job_summary(job_id)
-    if output in ("json", "yaml"):
-        show_data(to_dict(found), output)
-    elif output == "name":
+        if not again:
+            _show_summary(await client.job_summary(job_id), output)
+            return
+        showings = Showings(output)
+        async for _ in client.watch_job(job_id):
+            found = await client.job_summary(job_id)
+            showings.begin()
+            _show_summary(found, output, compact=True)
+
+
+def _show_summary(found: job_pb2.JobSummary, form: str, *, compact: bool = False) -> None:
+    if form in ("json", "yaml"):
+        show_data(to_dict(found), form, compact=compact)
+    elif form == "name":
         click.echo(found.job_id)
     else:
         show_table(["", ""], summary_rows(found))
 
 
-def show_job(job: job_pb2.Job, form: str) -> None:
+def show_job(job: job_pb2.Job, form: str, *, compact: bool = False) -> None:
     """Print one job."""
     if form == "name":
         click.echo(job.id)
         return
     if form in ("json", "yaml"):
-        show_data(to_dict(job), form)
+        show_data(to_dict(job), form, compact=compact)
         return
     click.echo(f"{job.id}  {job.spec.name}  {state_word(job)}: {printable(job.reason)}")
     click.echo(
@@ -327,18 +387,22 @@ def show_job(job: job_pb2.Job, form: str) -> None:
 
 
 async def wait_for(
-    client: Client, job_id: str, limit: float | None, *, tell: bool = False, leave: bool = True
+    client: Client, job_id: str, limit: float | None, *, form: str = "", leave: bool = True
 ) -> EXIT:
-    """Wait until a job has ended. With `leave`, exit with its code unless that is 0."""
+    """Wait until a job has ended. With a `form` print each change; with `leave`, exit with its code unless it is 0."""
     code = EXIT.OK
     told = ""
+    showings = Showings(form)
     try:
         async with asyncio.timeout(limit):
             async for job in client.watch_job(job_id):
                 line = f"{state_word(job)}{', degraded' if job.degraded else ''}: {job.reason}"
-                if tell and line != told:
-                    click.echo(printable(line))
-                    told = line
+                if form in ("json", "yaml"):
+                    showings.begin()
+                    show_job(job, form, compact=True)
+                elif form and line != told:
+                    click.echo(state_word(job) if form == "name" else printable(line))
+                told = line
                 if job.state in TERMINAL:
                     code = CODES[job.state]
                     click.echo(f"{job.id} {printable(line)}", err=True)

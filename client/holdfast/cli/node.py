@@ -20,6 +20,7 @@ from holdfast.cli.common import (
     to_dict,
 )
 from holdfast.cli.complete import node_argument
+from holdfast.cli.watching import Lines, follow_option, watch_list
 from holdfast.client import Client
 from holdfast.v1 import node_pb2
 from holdfast.wire import DeadlineExceeded
@@ -84,17 +85,21 @@ def command() -> None:
 
 
 @command.command("list")
+@follow_option
 @server_option
 @output_option
 @asynchronous
-async def list_nodes(server: str, output: str) -> None:
+async def list_nodes(server: str, output: str, *, again: bool) -> None:
     """List the nodes: what they have, and what is used of it.
 
     \b
-    Example:
+    Examples:
       holdfast node list -o wide
+      holdfast node list --watch
     """  # noqa: D301  click reads the backspaces
     async with Client(server) as client:
+        if again:
+            await watch_list(client.watch_nodes(), Lines(output, COLUMNS, lambda n: n.name), "node")
         nodes = [node async for node in client.list_nodes()]
     show(nodes, output, key="nodes", columns=COLUMNS, name=lambda n: n.name)
 

@@ -27,11 +27,13 @@ from holdfast_coordinator.core.model import (
 )
 from holdfast_coordinator.core.turn import Turn
 
+IDS_KEPT = 8
+
 
 def requested(turn: Turn, event: JobRestartRequested) -> None:
     """Do what a user asks for."""
     job = turn.find_job(event.job_id)
-    if job is None or (event.request_id and event.request_id == job.restart_id):
+    if job is None or (event.request_id and event.request_id in job.restarts_asked):
         return
     if job.state is JobState.SUCCEEDED:
         turn.refuse(
@@ -40,13 +42,17 @@ def requested(turn: Turn, event: JobRestartRequested) -> None:
             f"submit it anew; with --resume-from {job.id} it begins with what this one has committed",
         )
     elif job.state in TERMINAL:
-        _revive(turn, replace(job, restart_id=event.request_id))
+        _revive(turn, _noted(job, event))
     elif job.ending is not None:
         remedy = "wait until it has ended, then restart it"
         turn.refuse(Problem.FAILED_PRECONDITION, f"job {job.id} is being brought to its end", remedy)
     else:
-        turn.put(replace(job, restart_id=event.request_id))
+        turn.put(_noted(job, event))
         _renew(turn, job, event)
+
+
+def _noted(job: Job, event: JobRestartRequested) -> Job:
+    return replace(job, restarts_asked=(*job.restarts_asked, event.request_id)[-IDS_KEPT:])
 
 
 def _renew(turn: Turn, job: Job, event: JobRestartRequested) -> None:

@@ -92,8 +92,8 @@ class Job:
     """The terminal state that it is being brought to, while workers are still being stopped."""
     force: bool = False
     """Stop without grace."""
-    restart_id: str = ""
-    """Of the request that restarted it last: one that is sent again changes nothing."""
+    restarts_asked: tuple[str, ...] = ()
+    """The ids of the newest requests that restarted it: one that is sent again changes nothing."""
     over_ms: int = 0
     """For how long it had ended before it was restarted."""
 

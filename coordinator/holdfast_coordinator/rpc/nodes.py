@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from google.rpc import code_pb2
 
 from holdfast.v1 import node_pb2, node_pb2_grpc
+from holdfast.wire import TIME_KEY
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.events import (
     NodeCordonRequested,
@@ -44,6 +45,7 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             await abort_refused(context, error)
         more, nodes = len(nodes) > size, nodes[:size]
         token = paging.encode([nodes[-1].name]) if more else ""
+        context.set_trailing_metadata(((TIME_KEY, str(self._engine.clock.now_ns())),))
         return node_pb2.ListNodesResponse(nodes=nodes, next_page_token=token)
 
     async def GetNode(self, request: node_pb2.GetNodeRequest, context: Context) -> node_pb2.GetNodeResponse:

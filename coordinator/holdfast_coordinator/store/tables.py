@@ -29,7 +29,7 @@ jobs = Table(
     Column("finished_ms", BigInteger, nullable=False),
     Column("ending", String),
     Column("force", Boolean, nullable=False),
-    Column("restart_id", String, nullable=False),
+    Column("restarts_asked", JSON, nullable=False),
     Column("over_ms", BigInteger, nullable=False),
 )
 
