@@ -62,8 +62,6 @@ output_option = click.option(
     show_default=True,
     help="json and yaml are the API's own messages.",
 )
-
-
 metrics_option = click.option(
     "--metrics",
     default="",
