@@ -3,7 +3,19 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, cli, commits, heartbeats, loader, logs, recovery, step, supervision, warm
+from benchmarks import (
+    checkpoints,
+    cli,
+    commits,
+    gateway,
+    heartbeats,
+    loader,
+    logs,
+    recovery,
+    step,
+    supervision,
+    warm,
+)
 from benchmarks.figures import machine
 
 PARTS = {
@@ -17,6 +29,7 @@ PARTS = {
     "loader": loader.measure,
     "logs": logs.measure,
     "cli": cli.measure,
+    "gateway": gateway.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -1,11 +1,16 @@
 """The composition root of a standing agent; `holdfast agent` calls it."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import structlog
 
+from holdfast.log_fields import carry
 from holdfast_agent.agent import Agent, AgentConfig
 from holdfast_agent.notices import Notice
+
+if TYPE_CHECKING:
+    from holdfast.exposition import MetricsServer
 
 log = structlog.get_logger(__name__)
 
@@ -16,16 +21,22 @@ async def serve(
     stop: asyncio.Event,
     at_once: asyncio.Event | None = None,
     drain_s: float | None = None,
+    metrics: str = "",
 ) -> None:
-    """Serve until `stop` is set; workers go on (P4). Raises StateDirError.
+    """Serve until `stop` is set; workers go on (P4). Raises StateDirError, AddressError.
 
     With `drain_s` they do not: the node is drained first, for so many seconds at most, unless `at_once` is set, and
-    what still runs then is ended.
+    what still runs then is ended. `metrics` is where Prometheus finds its numbers, host:port or a port of loopback;
+    empty: nowhere.
     """
+    carry(node=config.name)
     agent = Agent(config)
     running = asyncio.create_task(agent.run())
     stopped = asyncio.create_task(stop.wait())
+    server = None
     try:
+        if metrics:
+            server = await _serve_metrics(agent, metrics)
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done() and drain_s is not None:
             await _drained(agent, drain_s, running, at_once or asyncio.Event())
@@ -35,12 +46,23 @@ async def serve(
         stopped.cancel()
         running.cancel()
         await asyncio.gather(running, stopped, return_exceptions=True)
+        if server is not None:
+            await server.stop()
         left = len(agent.workers())
         await agent.stop(workers=drain_s is not None)
         ends = (
             "the agent ends with its workers" if drain_s is not None else "the agent ends; its workers go on"
         )
         log.info(ends, workers=left)
+
+
+async def _serve_metrics(agent: Agent, address: str) -> "MetricsServer":
+    from holdfast.exposition import MetricsServer
+    from holdfast_agent.metrics import Exporter
+
+    server = MetricsServer(Exporter(agent).collect)
+    log.info("metrics", address=await server.start(address))
+    return server
 
 
 async def _drained(

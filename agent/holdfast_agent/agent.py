@@ -184,6 +184,29 @@ class Agent:
             if worker.phase is Phase.RUNNING
         ]
 
+    def phases(self) -> Mapping[Key, Phase]:
+        """Where each worker is in its life."""
+        return {key: worker.phase for key, worker in self._core.workers.items()}
+
+    @property
+    def session(self) -> Session:
+        """The stream to the coordinator."""
+        return self._session
+
+    @property
+    def config(self) -> AgentConfig:
+        """What the operator decided."""
+        return self._config
+
+    @property
+    def shims(self) -> int:
+        """How many shims it watches."""
+        return self._crew.watched
+
+    def logs_of(self, key: Key) -> Path:
+        """Where the logs of a worker lie."""
+        return self._state_dir.attempt(key).path
+
     # What comes in
 
     def _heard(self, message: agent_pb2.CoordinatorMessage) -> None:

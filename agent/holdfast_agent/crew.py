@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -87,9 +88,14 @@ class Crew:
         self._groups.close()
         self._witness.close()
 
+    @property
+    def watched(self) -> int:
+        """How many shims are seen to their end."""
+        return len(self._pidfds)
+
     def spawn(self, order: Order) -> None:
         """Start a worker, behind the caller's back."""
-        self._in_background(self._spawn(order))
+        self._in_background(order.key, self._spawn(order))
 
     def signal(self, key: Key, how: Stop) -> None:
         """Stop a worker: with one of the graces, or at once."""
@@ -135,7 +141,7 @@ class Crew:
         if ended is not None and not (self._logs is not None and self._logs.measures(attempt)):
             return core.Worker(attempt.key, Phase.ENDED, ended=ended)
         started = attempt.read(SHIM)
-        self._in_background(self._adopt(attempt))
+        self._in_background(attempt.key, self._adopt(attempt))
         if started is None:
             return core.Worker(attempt.key, Phase.STARTING)
         return core.Worker(attempt.key, Phase.RUNNING, started["worker_pid"], started["worker_start_time"])
@@ -220,7 +226,7 @@ class Crew:
         pidfd = self._pidfds[attempt.key]
         if self._ending:
             signal_shim(pidfd, signal.SIGUSR1)
-        waking = asyncio.create_task(_wake_shim(pidfd, pid, pid_start))
+        waking = asyncio.create_task(_wake_shim(attempt.key, pidfd, pid, pid_start))
         try:
             await readable(pidfd)
         finally:
@@ -250,18 +256,18 @@ class Crew:
             return never_begun("its agent could not start it: the process that starts workers was killed")
         return await self._witness.unrecorded(attempt)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, key: Key, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(partial(self._done, key))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, key: Key, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("a worker is no longer watched", exc_info=task.exception())
+            log.error("a worker is no longer watched", worker=key, exc_info=task.exception())
 
 
-async def _wake_shim(shim: int, pid: int, pid_start: int) -> None:
+async def _wake_shim(key: Key, shim: int, pid: int, pid_start: int) -> None:
     """See that a worker's end is noticed although its shim is stopped: have it go on."""
     try:
         worker = os.pidfd_open(pid) if pid else -1
@@ -275,7 +281,7 @@ async def _wake_shim(shim: int, pid: int, pid_start: int) -> None:
             return
         await readable(worker)
         await asyncio.sleep(SHIM_WITHIN_S)
-        log.info("a shim has not told of its worker's end yet; having it go on if it is stopped", pid=pid)
+        log.info("a shim has not told of its worker's end yet; having it go on if it is stopped", worker=key)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(shim, signal.SIGCONT)
     finally:

@@ -5,8 +5,11 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import structlog
+
+from holdfast_agent.core import Key
 
 SETTLE_WITHIN_S = 2.0
 """An end is not held back for longer, when the process is busy with a pattern that takes too long."""
@@ -39,7 +42,7 @@ class LogMetrics:
             async with asyncio.timeout(SETTLE_WITHIN_S):
                 await done.wait()
         except TimeoutError:
-            log.warning("the last lines of a log were not looked at for metrics", directory=name)
+            log.warning("the last lines of a log were not looked at for metrics", **_about(name))
         self._watched.discard(name)
         self._ending.pop(name, None)
         if (
@@ -102,7 +105,16 @@ class LogMetrics:
         elif "slow" in said:
             why = "its pattern takes too long to match; write one that repeats no repetition"
             log.warning(
-                "a metric is not looked for any more", metric=said["slow"], directory=said["in"], why=why
+                "a metric is not looked for any more", metric=said["slow"], why=why, **_about(said["in"])
             )
         else:
-            log.warning("metrics can't be found", directory=said["in"], error=said["failed"])
+            log.warning("metrics can't be found", error=said["failed"], **_about(said["in"]))
+
+
+def _about(directory: str) -> dict[str, Any]:
+    """Whose directory it is, for a line of the log."""
+    path = Path(directory)
+    rank, _, attempt = path.name.partition("-")
+    if not (rank.isdecimal() and attempt.isdecimal()):
+        return {"directory": directory}
+    return {"worker": Key(path.parent.name, int(rank), int(attempt))}

@@ -9,6 +9,8 @@ import grpc.aio
 import structlog
 
 from holdfast import wire
+from holdfast.log_fields import carry
+from holdfast.measures import Histogram
 from holdfast.v1 import agent_pb2, agent_pb2_grpc
 
 OUTBOX = 10_000
@@ -50,6 +52,11 @@ class Session:
         self._call: _Call | None = None
         self._served = False
         self._why = ""
+        self.opened = 0
+        """How many sessions there were."""
+        self.is_open = False
+        self.lag_s = Histogram()
+        """How much later than due each heartbeat was made."""
 
     async def run(self) -> None:
         """Keep a session open until cancelled."""
@@ -58,6 +65,7 @@ class Session:
             stub = agent_pb2_grpc.AgentServiceStub(channel)
             while True:
                 why = await self._once(stub)
+                self.is_open = False
                 if self._served or not failures:
                     log.info(
                         "session ended" if self._served else "no session", coordinator=self._target, why=why
@@ -117,8 +125,10 @@ class Session:
         return "the coordinator ended it"
 
     def _open(self, epoch: int) -> None:
-        log.info("session open", coordinator=self._target, epoch=epoch)
-        self._epoch, self._served = epoch, True
+        carry(epoch=epoch)
+        log.info("session open", coordinator=self._target)
+        self._epoch, self._served, self.is_open = epoch, True, True
+        self.opened += 1
 
     async def _send_all(self, call: _Call) -> None:
         """Send what is queued at once, and a heartbeat every interval."""
@@ -140,6 +150,7 @@ class Session:
                 async with asyncio.timeout_at(next_beat):
                     message = await self._outbox.get()
             except TimeoutError:
+                self.lag_s.observe(loop.time() - next_beat)
                 message = agent_pb2.AgentMessage(epoch=self._epoch, heartbeat=self._beat())
                 next_beat = loop.time() + self._interval_s
             await call.write(message)

@@ -4,7 +4,7 @@ import asyncio
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -22,6 +22,9 @@ from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.rpc.nodes import NodeService
 from holdfast_coordinator.store.sqlite import SqliteStore
 from holdfast_coordinator.store.sqlite_points import SqlitePoints
+
+if TYPE_CHECKING:
+    from holdfast.exposition import MetricsServer
 
 STOP_GRACE_S = 1.0
 
@@ -45,13 +48,15 @@ class ListenError(Exception):
 class CoordinatorConfig:
     """What the operator decides.
 
-    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`.
+    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`. `metrics` is where
+    Prometheus finds its numbers, host:port or a port of loopback; empty: nowhere.
     """
 
     listen: str
     state_dir: Path
     insecure: bool = False
     lost_after_ms: int = 10_000
+    metrics: str = ""
 
 
 class Coordinator:
@@ -65,14 +70,19 @@ class Coordinator:
         self._health: asyncio.Task[None] | None = None
         self._store: SqliteStore | None = None
         self._recorder: Recorder | None = None
+        self._metrics: MetricsServer | None = None
 
     async def start(self) -> str:
         """Open the store, lead, and listen. Return the address that clients use.
 
-        Raises ListenError, StoreError.
+        Raises ListenError, AddressError, StoreError.
         """
         config = self._config
         check_address(config.listen, insecure=config.insecure)
+        if config.metrics:
+            from holdfast import exposition
+
+            exposition.read_address(config.metrics)
         self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
         settings = Settings(lost_after_ms=config.lost_after_ms, suspect_after_ms=config.lost_after_ms // 2)
         self._engine = Engine(self._store, settings, Clock())
@@ -88,6 +98,8 @@ class Coordinator:
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
         self._recorder.start()
+        if config.metrics:
+            await self._serve_metrics(self._engine, self._recorder)
         self._health = asyncio.create_task(_keep_health(self._engine, health_servicer))
         log.info("listening", address=target, state_dir=str(config.state_dir))
         return target
@@ -99,6 +111,8 @@ class Coordinator:
 
     async def stop(self) -> None:
         """Stop serving. Workers and agents go on; everything acknowledged is in the store."""
+        if self._metrics is not None:
+            await self._metrics.stop()
         if self._recorder is not None:
             await self._recorder.close()
         tasks = [task for task in (self._health, self._loop) if task is not None]
@@ -109,6 +123,13 @@ class Coordinator:
             await self._server.stop(STOP_GRACE_S)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
+
+    async def _serve_metrics(self, engine: Engine, recorder: Recorder) -> None:
+        from holdfast.exposition import MetricsServer
+        from holdfast_coordinator.metrics import Exporter
+
+        self._metrics = MetricsServer(Exporter(engine, recorder).collect)
+        log.info("metrics", address=await self._metrics.start(self._config.metrics))
 
     def _bind(self, server: grpc.aio.Server) -> str:
         listen = self._config.listen

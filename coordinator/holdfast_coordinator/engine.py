@@ -20,9 +20,11 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
+from holdfast.log_fields import carry
 from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec
 from holdfast_coordinator.changes import Changes, Topic
+from holdfast_coordinator.codec_values import MOST_STEPS
 from holdfast_coordinator.core import checkpoints, liveness, stragglers
 from holdfast_coordinator.core.effects import (
     Append,
@@ -47,6 +49,7 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Node, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
+from holdfast_coordinator.measures import Measures
 from holdfast_coordinator.session import Session
 from holdfast_coordinator.store.api import Store, StoreError
 
@@ -94,6 +97,7 @@ class _Request:
 
     event: Event
     done: asyncio.Future[str]
+    asked: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(slots=True)
@@ -102,6 +106,7 @@ class _Read(Generic[T]):
 
     ask: Callable[[State], T]
     done: asyncio.Future[T]
+    asked: float = field(default_factory=time.perf_counter)
 
 
 _Item = Event | _Request | _Read[Any]
@@ -123,6 +128,7 @@ class Engine:
     def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
+        self.measures = Measures()
         self.changes = Changes()
         self._store = store
         self._thread = ThreadPoolExecutor(1, "store")
@@ -206,6 +212,7 @@ class Engine:
         somebody asks.
         """
         self._heard[node] = self.clock.now()
+        self.measures.heartbeats += 1
         for report in reports:
             key = report.key
             job_id, rank, attempt = key.job_id, key.rank, key.attempt
@@ -243,6 +250,21 @@ class Engine:
                 found[worker.rank] = codec.progress_from_proto(progress)
         return found
 
+    @property
+    def backlog(self) -> int:
+        """How much waits in the inbox."""
+        return self._inbox.qsize()
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return len(self._sessions)
+
+    def steps_done(self, job_id: str, rank: int, attempt: int) -> int | None:
+        """What a rank said last of its steps, in an attempt that is still its newest; None: nothing yet."""
+        said, progress = self._telemetry.get(job_id, {}).get(rank, (0, None))
+        return min(progress.steps_done, MOST_STEPS) if progress is not None and said == attempt else None
+
     def reporting(self) -> list[str]:
         """The jobs of which some rank has said how far it is."""
         return list(self._telemetry)
@@ -268,6 +290,7 @@ class Engine:
             await self._take_over()
             while True:
                 items = await self._next_items()
+                began = self._note_wait(items)
                 try:
                     batch = await self._work(items)
                 except StoreError as error:
@@ -275,10 +298,20 @@ class Engine:
                     await self._take_over()
                 else:
                     self._publish(batch)
+                    if items:
+                        self.measures.batch_s.observe(time.perf_counter() - began)
         finally:
             self._close_sessions("the coordinator is going away")
             self.changes.end("it is going away")
             self._thread.shutdown(wait=True)
+
+    def _note_wait(self, items: Iterable[_Item]) -> float:
+        """Count how long those waited that somebody waits for. Returns the time."""
+        now = time.perf_counter()
+        for item in items:
+            if isinstance(item, _Request | _Read):
+                self.measures.queue_s.observe(now - item.asked)
+        return now
 
     async def _take_over(self) -> None:
         """Read the state from the store and begin a new epoch; try again for as long as the store fails."""
@@ -296,13 +329,15 @@ class Engine:
                 self._not_leading = str(error)
                 await asyncio.sleep(RETRY_S)
         self._state = state
+        self.measures.begin(state)
+        carry(epoch=state.epoch)
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
         self._heard = dict.fromkeys(state.nodes, lease_from)
         self._next_tick = self.clock.now()
         self._not_leading = ""
         self._leading.set()
         self._interrupted.clear()
-        log.info("leading", epoch=state.epoch, jobs=len(state.jobs), nodes=len(state.nodes))
+        log.info("leading", jobs=len(state.jobs), nodes=len(state.nodes))
 
     async def _next_items(self) -> list[_Item]:
         """Wait for the inbox, a tick, or the end of a backoff, whatever is first."""
@@ -407,7 +442,9 @@ class Engine:
         self.changes.end("it starts over from its store")
 
     def _store_batch(self, writes: list[Write], epoch: int) -> None:
+        began = time.perf_counter()
         self._store.commit(writes, epoch=epoch)
+        self.measures.store_s.observe(time.perf_counter() - began)
 
     def _publish(self, batch: _Batch) -> None:
         """Everything in the batch is durable: let it be seen."""
@@ -429,6 +466,8 @@ class Engine:
         for job_id in _changed_jobs(batch.writes):
             self._forget_telemetry(job_id)
             self._wake(job_id)
+        if batch.writes:
+            self.measures.note(batch.writes, self.clock.now())
         self.changes.note(batch.writes)
         for write in batch.writes:
             if isinstance(write, Append) and isinstance(write.item, Entry):

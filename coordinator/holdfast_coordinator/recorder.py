@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.meter import Meter
+from holdfast_coordinator.core.meter import Meter, said
 from holdfast_coordinator.core.model import LIVE, TERMINAL
 from holdfast_coordinator.core.series import Point, admitted, crowded_out, thin
 from holdfast_coordinator.core.state import State
@@ -133,6 +133,10 @@ class Recorder:
                 known += [point for point in fresh[name] if point.at_ms > last]
         return {name: thin(found[name], most) if most else found[name] for name in sorted(found)}
 
+    def latest(self, job_id: str) -> Meter:
+        """What was seen last of a job that runs; nothing of one that has said nothing."""
+        return self._meters.get(job_id, Meter())
+
     def _due(self, state: State) -> tuple[dict[str, int], set[str]]:
         """The jobs to look at, with their sizes; and those that are gone."""
         over = {job.id for job in state.jobs.values() if job.state in TERMINAL}
@@ -155,7 +159,7 @@ class Recorder:
             over = job.state in TERMINAL
             at = job.finished_ms if over else now
             summary = summarize(job, state.gangs_of(job), workers, running, at)
-            newest = {worker.key: running.get(worker.rank, worker.progress) for worker in workers}
+            newest = said(workers, running)
             stepping = {worker.key for worker in workers if over or worker.state in LIVE}
             meter = self._meters.setdefault(job_id, Meter())
             of_job = self._unwritten.setdefault(job_id, {})

@@ -3,7 +3,7 @@
 from math import nan
 
 from holdfast_coordinator.core.account import summarize
-from holdfast_coordinator.core.meter import Meter
+from holdfast_coordinator.core.meter import Meter, said
 from holdfast_coordinator.core.model import Progress
 from holdfast_coordinator.core.series import Point
 from tests.core.builders import key, running
@@ -15,8 +15,8 @@ def measured(meter, cluster, stepping=(0, 1), **ranks):
     progress = {int(name[1:]): each for name, each in ranks.items()}
     workers = cluster.state.workers_of(cluster.job())
     summary = summarize(cluster.job(), [cluster.gang()], workers, progress, cluster.now)
-    newest = {worker.key: progress.get(worker.rank, worker.progress) for worker in workers}
-    return meter.measure(cluster.now, summary, newest, {key(rank) for rank in stepping})
+    stepping = {worker.key for worker in workers if worker.rank in stepping}
+    return meter.measure(cluster.now, summary, said(workers, progress), stepping)
 
 
 def so_far(step, ms_a_step=10, **metrics):
@@ -52,6 +52,17 @@ def test_ranks_that_are_down_have_no_throughput():
     assert measured(meter, cluster, stepping=(0,), **ranks)["steps_per_second"].value == 100
     assert measured(meter, cluster, stepping=(), **ranks)["steps_per_second"].value == 0
     assert "steps_per_second" not in measured(meter, cluster, stepping=(), **ranks)
+
+
+def test_an_attempt_has_not_done_the_steps_of_the_one_before():
+    cluster, meter = running(1, backoff_ms=0), Meter()
+    measured(meter, cluster, r0=so_far(100))
+    cluster.exited(key(0), 1, at_step=100)
+    cluster.tick(10)
+    assert cluster.worker().attempt == 2
+    assert measured(meter, cluster, stepping=(0,))["steps_per_second"].value == 0
+    found = measured(meter, cluster, r0=so_far(5, 20))
+    assert found["steps_per_second"].value == 50
 
 
 def test_what_is_no_number_is_a_gap():

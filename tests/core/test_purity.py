@@ -10,6 +10,7 @@ import holdfast_coordinator.core.step
 CORE = Path(holdfast_coordinator.core.step.__file__).parent
 PURE = {
     *(
+        "bisect",
         "collections",
         "collections.abc",
         "dataclasses",

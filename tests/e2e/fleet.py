@@ -37,14 +37,17 @@ class Fleet:
     async def open(self) -> None:
         self.client = Client(self.target)
 
-    def start_coordinator(self) -> None:
+    def start_coordinator(self, *more: str) -> None:
         state = str(self.root / "coordinator")
         options = ["--listen", self.target, "--state-dir", state, "--lost-after", self._lost_after]
-        self._start("coordinator", "coordinator", *options)
+        self._start("coordinator", "coordinator", *options, *more)
 
     def start_agent(self, name: str = "node-a", slots: int = 4, *more: str) -> None:
         options = ["--coordinator", self.target, "--name", name, "--slots", str(slots), *more]
         self._start(name, "agent", *options, "--state-dir", str(self.root / name))
+
+    def start_gateway(self, listen: str) -> None:
+        self._start("gateway", "gateway", "--listen", listen, "--server", self.target)
 
     def signal(self, name: str, number: int) -> None:
         self.processes[name].send_signal(number)

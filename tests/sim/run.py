@@ -226,10 +226,11 @@ class Simulation:
                 ):
                     raise Violation(f"P1: rank {worker.rank} of j3 was drained, and does steps again")
             self.client.ask("uncordon", NodeUncordonRequested(world.now, node))
-        if world.chance(0.5):
+        restarts = "" if self.only else world.rng.choice(["while it runs", "when it was stopped"])
+        if restarts == "while it runs":
             self._restarted()
         self._stopped_whole()
-        if world.chance(0.5):
+        if restarts == "when it was stopped":
             self._restarted()
             self._stopped_whole()
         self.checks.count("stopped in peace")

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from holdfast.addresses import DEFAULT_TARGET
-from holdfast.cli.common import fail, pairs, set_up_logs, state_dir
+from holdfast.cli.common import fail, metrics_option, pairs, set_up_logs, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.units import parse_duration
 
@@ -39,6 +39,20 @@ def _read_headers(
             raise click.BadParameter(f'"{text}" is not of the form NAME: VALUE', context, parameter)
         found[name.strip()] = value.strip()
     return found
+
+
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events of the first and of the second SIGTERM or SIGINT."""
+    stop, at_once = asyncio.Event(), asyncio.Event()
+
+    def told() -> None:
+        if stop.is_set():
+            at_once.set()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told)
+    return stop, at_once
 
 
 @click.command()
@@ -130,6 +144,7 @@ def _read_headers(
     is_flag=True,
     help="On SIGTERM drain the node first, then end with whatever still runs: for pods.",
 )
+@metrics_option
 def command(
     coordinator: str,
     name: str,
@@ -146,6 +161,7 @@ def command(
     notice_headers: dict[str, str],
     notice_deadline: float,
     drain_on_term: bool,
+    metrics: str,
 ) -> None:
     """Run an agent. It may be killed at any time and started again: its workers run on, and are found again.
 
@@ -158,6 +174,7 @@ def command(
       holdfast agent --drain-on-term --notice-deadline 25s
     """  # noqa: D301  click reads the backspaces
     try:
+        from holdfast.exposition import AddressError
         from holdfast_agent.__main__ import serve
         from holdfast_agent.agent import AgentConfig
         from holdfast_agent.groups import GroupsError
@@ -183,19 +200,11 @@ def command(
     )
 
     async def run() -> None:
-        stop, at_once = asyncio.Event(), asyncio.Event()
-
-        def told() -> None:
-            if stop.is_set():
-                at_once.set()
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, told)
+        stop, at_once = _signals()
         drain_s = notice_deadline if drain_on_term else None
-        await serve(config, stop=stop, at_once=at_once, drain_s=drain_s)
+        await serve(config, stop=stop, at_once=at_once, drain_s=drain_s, metrics=metrics)
 
     try:
         asyncio.run(run())
-    except (StateDirError, GroupsError) as error:
+    except (StateDirError, GroupsError, AddressError) as error:
         fail(str(error))

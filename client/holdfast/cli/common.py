@@ -65,8 +65,12 @@ output_option = click.option(
     show_default=True,
     help="json and yaml are the API's own messages.",
 )
-
-
+metrics_option = click.option(
+    "--metrics",
+    default="",
+    metavar="ADDRESS",
+    help="Serve /metrics for Prometheus: host:port, or a port of loopback.  [default: not at all]",
+)
 watch_option = click.option(
     "-w",
     "--watch",
@@ -283,6 +287,8 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
     """Have the daemons log: for people on a terminal, JSON otherwise. `tell` hears of errors, once of each cause."""
     import structlog
 
+    from holdfast import log_fields
+
     told: set[str] = set()
 
     def tell_errors(_logger: object, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -292,16 +298,20 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
             tell(f"{event['event']}: {cause}" if cause else str(event["event"]))
         return event
 
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    written: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
     if into.isatty():
-        renderer = structlog.dev.ConsoleRenderer(colors=coloured(into))
+        written = [structlog.dev.ConsoleRenderer(colors=coloured(into))]
     structlog.configure(
         processors=[
             tell_errors,
-            structlog.contextvars.merge_contextvars,
+            log_fields.spell_worker,
+            log_fields.add_carried,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
+            *written,
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(into))),
     )

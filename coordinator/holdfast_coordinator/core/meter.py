@@ -1,15 +1,29 @@
 """What is put down of a job from time to time: what its program reports, its throughput, its goodput."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 
 from holdfast_coordinator.core.account import Summary
-from holdfast_coordinator.core.model import Key, Progress
+from holdfast_coordinator.core.model import LIVE, Key, Progress, Worker, WorkerState
 from holdfast_coordinator.core.series import OWN, Point
 
 LEAST_CHANGE = 0.001
 """Of the goodput while nothing is done: it falls all the time then, ever more slowly."""
+
+
+def said(workers: Iterable[Worker], running: Mapping[int, Progress]) -> dict[Key, Progress]:
+    """What each attempt said last. `running` is that of those that run, by rank.
+
+    A rank that is to start again still has the progress of the attempt before: that is not this attempt's.
+    """
+    found = {}
+    for worker in workers:
+        if worker.rank in running:
+            found[worker.key] = running[worker.rank]
+        elif worker.state not in LIVE and worker.state is not WorkerState.WAITING:
+            found[worker.key] = worker.progress
+    return found
 
 
 @dataclass(slots=True)
@@ -21,16 +35,18 @@ class Meter:
     """Steps a second of each rank, by its own clock: at its last steps, whenever that was."""
     values: dict[str, float] = field(default_factory=dict)
     """What was put down last."""
+    step: int | None = None
+    """The furthest that every rank had reached."""
 
     def measure(
         self, now: int, summary: Summary, newest: Mapping[Key, Progress], stepping: Collection[Key]
     ) -> dict[str, Point]:
         """Look at a job now. Returns a point of each series in which there is something new.
 
-        `newest` is what every rank said last; `stepping` are those whose rate counts. A value that is no number is left
-        out: it would be a gap in the curve.
+        `newest` is what every rank `said` last; `stepping` are those whose rate counts. A value that is no number is
+        left out: it is a gap in the curve.
         """
-        moved = False
+        self.step, moved = summary.steps, False
         for key, progress in newest.items():
             before = self.at.get(key, Progress())
             steps, ms = progress.steps_done - before.steps_done, progress.stepping_ms - before.stepping_ms
@@ -40,7 +56,7 @@ class Meter:
         self.at = dict(newest)
         self.rates = {key: rate for key, rate in self.rates.items() if key in newest}
         found = {name: value for name, value in summary.metrics.items() if name not in OWN}
-        if self.rates:
+        if self.rates or "steps_per_second" in self.values:
             found["steps_per_second"] = sum(rate for key, rate in self.rates.items() if key in stepping)
         if summary.goodput is not None:
             found["goodput"] = summary.goodput

@@ -5,6 +5,7 @@ curve of a day and one of a month have as many points, and no stretch of either 
 the newest ones all do.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,27 +43,36 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     """At most `most` (2 or more) of the points, spread evenly over their time, the first and the last among them."""
     if len(points) <= most:
         return list(points)
-    # The smallest gap that leaves few enough: one more than all of their time leaves the ends.
-    least, enough = 0, points[-1].at_ms - points[0].at_ms + 1
-    while enough - least > 1:
+    times = [point.at_ms for point in points]
+    # About the smallest gap that leaves few enough. This one does however the points lie.
+    least, enough = 0, (times[-1] - times[0]) // (most - 1) + 1
+    while enough - least > 1 + enough // 64:
         middle = (least + enough) // 2
-        if len(_spaced(points, middle)) <= most:
+        if len(_spaced(times, middle, most)) <= most:
             enough = middle
         else:
             least = middle
-    return _spaced(points, enough)
+    return [points[index] for index in _spaced(times, enough, most)]
 
 
-def _spaced(points: Sequence[Point], gap_ms: int) -> list[Point]:
-    """The points that are so far from the one before; and the last, at worst in the place of the one before it."""
-    kept = [points[0]]
-    for point in points:
-        if point.at_ms - kept[-1].at_ms >= gap_ms:
-            kept.append(point)
-    if kept[-1] is not points[-1]:
+def _spaced(times: Sequence[int], gap_ms: int, most: int) -> list[int]:
+    """Indices of times that are so far from the one before; and of the last, at worst in the place of the one before.
+
+    No more than one beyond `most`: then it is known that these are too many.
+    """
+    kept = [0]
+    while len(kept) <= most:
+        index = bisect_left(times, times[kept[-1]] + gap_ms, kept[-1] + 1)
+        if index == len(times):
+            break
+        kept.append(index)
+    else:
+        return kept
+    last = len(times) - 1
+    if kept[-1] != last:
         if len(kept) > 1:
             kept.pop()
-        kept.append(points[-1])
+        kept.append(last)
     return kept
 
 
