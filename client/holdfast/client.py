@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from types import TracebackType
@@ -118,8 +118,9 @@ class Client:
         def what(change: job_pb2.WatchJobsResponse) -> tuple[str, bytes]:
             return change.job.id, change.job.SerializeToString(deterministic=True)
 
-        async for change in keep_up(self, lambda: self._jobs.WatchJobs(request), what):
-            yield change
+        async with aclosing(keep_up(self, lambda: self._jobs.WatchJobs(request), what)) as changes:
+            async for change in changes:
+                yield change
 
     async def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
         """Ask a job to stop after a last checkpoint, within its grace; or, with `force`, SIGKILL at once."""
@@ -335,9 +336,10 @@ class Client:
         def begin() -> grpc.aio.UnaryStreamCall[job_pb2.WatchEventsRequest, job_pb2.WatchEventsResponse]:
             return self._jobs.WatchEvents(job_pb2.WatchEventsRequest(job_id=job_id, after_seq=after))
 
-        async for answer in follow(self, begin):
-            after = answer.event.seq
-            yield answer.event
+        async with aclosing(follow(self, begin)) as answers:
+            async for answer in answers:
+                after = answer.event.seq
+                yield answer.event
 
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""
@@ -372,8 +374,10 @@ class Client:
             node.ClearField("last_heard_at")
             return node.name, node.SerializeToString(deterministic=True)
 
-        async for change in keep_up(self, lambda: self._nodes.WatchNodes(node_pb2.WatchNodesRequest()), what):
-            yield change
+        request = node_pb2.WatchNodesRequest()
+        async with aclosing(keep_up(self, lambda: self._nodes.WatchNodes(request), what)) as changes:
+            async for change in changes:
+                yield change
 
     async def cordon_node(self, name: str, reason: str = "") -> node_pb2.Node:
         """Have a node take no new work; what runs there goes on."""

@@ -1,7 +1,8 @@
 """Watches that outlive connections: each goes on where it was when the coordinator is back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 import grpc
@@ -24,7 +25,7 @@ class _Call(Protocol[T_co]):
     def cancel(self) -> bool: ...
 
 
-async def follow(client: _Client, begin: Callable[[], _Call[T]]) -> AsyncIterator[T]:
+async def follow(client: _Client, begin: Callable[[], _Call[T]]) -> AsyncGenerator[T, None]:
     """Yield what a stream says, to its end; begin it again whenever the coordinator was away."""
     while True:
         call = begin()
@@ -42,7 +43,7 @@ async def follow(client: _Client, begin: Callable[[], _Call[T]]) -> AsyncIterato
 
 async def keep_up(
     client: _Client, begin: Callable[[], _Call[Change]], what: Callable[[Change], tuple[str, bytes]]
-) -> AsyncIterator[Change]:
+) -> AsyncGenerator[Change, None]:
     """Yield all that there is, the mark, and every change, each once, over any number of connections.
 
     `what` gives the name of what a change shows, and what it is like. What was deleted while nobody was connected is
@@ -56,23 +57,24 @@ async def keep_up(
         unseen.update(known)
         return begin()
 
-    async for change in follow(client, begin_anew):
-        kind = change.WhichOneof("change")
-        if kind == "ready":
-            for name in sorted(unseen):
-                del known[name]
-                yield type(change)(deleted=name)
-            unseen.clear()
-            if not marked:
-                marked = True
-                yield change
-        elif kind == "deleted":
-            unseen.discard(change.deleted)
-            if known.pop(change.deleted, None) is not None:
-                yield change
-        elif kind is not None:
-            name, content = what(change)
-            unseen.discard(name)
-            if known.get(name) != hash(content):
-                known[name] = hash(content)
-                yield change
+    async with aclosing(follow(client, begin_anew)) as changes:
+        async for change in changes:
+            kind = change.WhichOneof("change")
+            if kind == "ready":
+                for name in sorted(unseen):
+                    del known[name]
+                    yield type(change)(deleted=name)
+                unseen.clear()
+                if not marked:
+                    marked = True
+                    yield change
+            elif kind == "deleted":
+                unseen.discard(change.deleted)
+                if known.pop(change.deleted, None) is not None:
+                    yield change
+            elif kind is not None:
+                name, content = what(change)
+                unseen.discard(name)
+                if known.get(name) != hash(content):
+                    known[name] = hash(content)
+                    yield change

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 
 from google.rpc import code_pb2
 
@@ -107,8 +108,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             return self._view(state, job, datasets=False, workers=request.with_workers)
 
         changes = watches.jobs(self._engine, look, with_workers=request.with_workers)
-        async for change in watches.told(context, changes):
-            yield change
+        async with aclosing(watches.told(context, changes)) as told:
+            async for change in told:
+                yield change
 
     async def StopJob(self, request: job_pb2.StopJobRequest, context: Context) -> job_pb2.StopJobResponse:
         event = JobStopRequested(self._engine.clock.now(), request.job_id, request.force)
@@ -252,8 +254,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         if job_id and not await self._history(context, lambda store: store.entries(job_id=job_id, limit=1)):
             await self._job(context, job_id)  # which ends the call: one that was deleted has a timeline
         coming = watches.events(self._engine, job_id, request.after_seq)
-        async for event in watches.told(context, coming):
-            yield event
+        async with aclosing(watches.told(context, coming)) as told:
+            async for event in told:
+                yield event
 
     async def _commit(self, context: Context, job_id: str, step: int | None, rank: int | None) -> Commit:
         """The commit of a step, or the newest; ends the call when there is none."""

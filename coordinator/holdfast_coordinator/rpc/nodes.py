@@ -1,6 +1,7 @@
 """NodeService."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from google.rpc import code_pb2
 
@@ -88,8 +89,9 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             node = state.nodes.get(name)
             return self._view(state, node) if node is not None else None
 
-        async for change in watches.told(context, watches.nodes(self._engine, look)):
-            yield change
+        async with aclosing(watches.told(context, watches.nodes(self._engine, look))) as told:
+            async for change in told:
+                yield change
 
     async def _changed(self, event: NodeRequest, context: Context) -> node_pb2.Node:
         """Have a request done, and show what has become of its node."""

@@ -5,7 +5,8 @@ is sent waits for it in gRPC's flow control, one piece at a time.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
 
@@ -34,11 +35,12 @@ EVENTS_AT_ONCE = 100
 """Held for a reader: with all of their evidence 2 MiB."""
 
 
-async def told(context: Context, stream: AsyncIterator[T]) -> AsyncIterator[T]:
+async def told(context: Context, stream: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
     """Give a stream out; end the call with what the engine said when it breaks."""
     try:
-        async for item in stream:
-            yield item
+        async with aclosing(stream):
+            async for item in stream:
+                yield item
     except WatchOverError as error:
         await abort_refused(context, NotLeadingError(str(error)))
     except (RefusedError, NotLeadingError, StoreError) as error:
@@ -47,7 +49,7 @@ async def told(context: Context, stream: AsyncIterator[T]) -> AsyncIterator[T]:
 
 async def jobs(
     engine: Engine, look: Callable[[State, str], job_pb2.Job | None], *, with_workers: bool
-) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+) -> AsyncGenerator[job_pb2.WatchJobsResponse, None]:
     """All jobs, the mark, their changes. `look` gives one as it is to be shown. Raises as `_all`."""
 
     def newest_first(state: State) -> Iterable[str]:
@@ -56,18 +58,19 @@ async def jobs(
 
     topic, at_once = (Topic.WORKERS, 1) if with_workers else (Topic.JOBS, JOBS_AT_ONCE)
     changes = _all(engine, topic, newest_first, look, _content, at_once)
-    async for job_id, job in changes:
-        if job is not None:
-            yield job_pb2.WatchJobsResponse(job=job)
-        elif job_id:
-            yield job_pb2.WatchJobsResponse(deleted=job_id)
-        else:
-            yield job_pb2.WatchJobsResponse(ready=True)
+    async with aclosing(changes):
+        async for job_id, job in changes:
+            if job is not None:
+                yield job_pb2.WatchJobsResponse(job=job)
+            elif job_id:
+                yield job_pb2.WatchJobsResponse(deleted=job_id)
+            else:
+                yield job_pb2.WatchJobsResponse(ready=True)
 
 
 async def nodes(
     engine: Engine, look: Callable[[State, str], node_pb2.Node | None]
-) -> AsyncIterator[node_pb2.WatchNodesResponse]:
+) -> AsyncGenerator[node_pb2.WatchNodesResponse, None]:
     """All nodes, the mark, their changes. `look` gives one as it is to be shown. Raises as `_all`."""
 
     def content(node: node_pb2.Node) -> bytes:
@@ -78,16 +81,19 @@ async def nodes(
         return _content(copy)
 
     changes = _all(engine, Topic.NODES, lambda state: sorted(state.nodes), look, content, NODES_AT_ONCE)
-    async for name, node in changes:
-        if node is not None:
-            yield node_pb2.WatchNodesResponse(node=node)
-        elif name:
-            yield node_pb2.WatchNodesResponse(deleted=name)
-        else:
-            yield node_pb2.WatchNodesResponse(ready=True)
+    async with aclosing(changes):
+        async for name, node in changes:
+            if node is not None:
+                yield node_pb2.WatchNodesResponse(node=node)
+            elif name:
+                yield node_pb2.WatchNodesResponse(deleted=name)
+            else:
+                yield node_pb2.WatchNodesResponse(ready=True)
 
 
-async def events(engine: Engine, job_id: str, after: int) -> AsyncIterator[job_pb2.WatchEventsResponse]:
+async def events(
+    engine: Engine, job_id: str, after: int
+) -> AsyncGenerator[job_pb2.WatchEventsResponse, None]:
     """The timeline behind `after`, and what comes; of one job until it is deleted.
 
     Raises RefusedError, NotLeadingError, StoreError, WatchOverError.
@@ -129,7 +135,7 @@ async def _all(
     look: Callable[[State, str], M | None],
     content: Callable[[M], bytes],
     at_once: int,
-) -> AsyncIterator[tuple[str, M | None]]:
+) -> AsyncGenerator[tuple[str, M | None], None]:
     """Everything under its name, then ("", None), then whatever is other than it was shown last; None: it is gone.
 
     Raises NotLeadingError, WatchOverError.
