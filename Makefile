@@ -9,7 +9,7 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim soak bench peers torch jax node browser clean
+.PHONY: help demo test test-s3 lint fmt proto client sim soak bench peers torch jax node browser clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	  --python_out=client --grpc_python_out=client --mypy_out=client --mypy_grpc_out=client \
 	  proto/holdfast/v1/*.proto
+
+client: $(READY) ## write the blocking client from the asyncio one
+	$(BIN)/python scripts/blocking.py
 
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
