@@ -6,6 +6,8 @@ HOLDFAST_TESTS_NEED=node,chromium turns such a skip into a failure: what has to 
 import os
 import shutil
 import subprocess
+from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -26,12 +28,9 @@ def need(name: str) -> str:
     """The path of a program; skips the test where it is not found, or fails it where it has to be."""
     path = next(filter(None, map(shutil.which, NAMES[name])), None)
     missing = f"{name} is not found" if path is None else _lacks(name, path)
-    if path is not None and not missing:
-        return path
-    reason = f"{missing}: {REMEDIES[name]}"
-    if name in needed():
-        pytest.fail(f"{reason}; {VARIABLE} says that this has to run", pytrace=False)
-    pytest.skip(reason)
+    if path is None or missing:
+        _missing(name, f"{missing}: {REMEDIES[name]}")
+    return path
 
 
 def needed() -> set[str]:
@@ -52,3 +51,17 @@ def _lacks(name: str, path: str) -> str:
     if int(version.removeprefix("v").split(".")[0]) < NODE_MAJOR:
         return f"{path} is {version}"
     return ""
+
+
+def npm_ci(folder: Path) -> None:
+    """Install what a folder's package-lock.json names; skips or fails as `need("node")` does where npm can't."""
+    need("node")
+    done = subprocess.run(["npm", "ci", "--silent"], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        _missing("node", f"`npm ci` in {folder} failed ({(done.stderr or done.stdout).strip()[-500:]})")
+
+
+def _missing(name: str, why: str) -> NoReturn:
+    if name in needed():
+        pytest.fail(f"{why}; {VARIABLE} says that this has to run", pytrace=False)
+    pytest.skip(why)
