@@ -39,6 +39,14 @@ class Client(BlockingCalls):
         """Give the job now and after every change, until it has ended; goes on when the coordinator was away."""
         return self._iterate(self._client.watch_job(job_id))
 
+    def watch_jobs(self, *, with_workers: bool = False) -> Generator[job_pb2.WatchJobsResponse, None, None]:
+        """Give all jobs, newest first, then `ready`, then each as it changes, or the id of one that was `deleted`.
+
+        Which of them it is `WhichOneof("change")` says: "job", "deleted" or "ready". It goes on when the coordinator
+        was away, with what has changed meanwhile, and never ends. Without workers unless asked: of them there are many.
+        """
+        return self._iterate(self._client.watch_jobs(with_workers=with_workers))
+
     def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
         """Ask a job to stop after a last checkpoint, within its grace; or, with `force`, SIGKILL at once."""
         return self._run(self._client.stop_job(job_id, force=force))
@@ -111,6 +119,14 @@ class Client(BlockingCalls):
         """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""
         return self._iterate(self._client.list_events(job_id, after=after))
 
+    def watch_events(self, job_id: str = "", *, after: int = 0) -> Generator[job_pb2.Event, None, None]:
+        """Give the timeline of a job, or of all, from behind the event of seq `after` on, then each event as it comes.
+
+        No gap and no repeat, also when the coordinator was away, or when it is begun again with the `seq` of the last
+        one that was seen. Of one job it ends when that is deleted; otherwise never.
+        """
+        return self._iterate(self._client.watch_events(job_id, after=after))
+
     def list_nodes(self) -> Generator[node_pb2.Node, None, None]:
         """Iterate over the nodes by name."""
         return self._iterate(self._client.list_nodes())
@@ -118,6 +134,13 @@ class Client(BlockingCalls):
     def get_node(self, name: str) -> node_pb2.Node:
         """Look at a node."""
         return self._run(self._client.get_node(name))
+
+    def watch_nodes(self) -> Generator[node_pb2.WatchNodesResponse, None, None]:
+        """Give all nodes by name, then `ready`, then each as it changes, or the name of one that was `deleted`.
+
+        As `watch_jobs` does. That a node was heard from is no change.
+        """
+        return self._iterate(self._client.watch_nodes())
 
     def cordon_node(self, name: str, reason: str = "") -> node_pb2.Node:
         """Have a node take no new work; what runs there goes on."""
