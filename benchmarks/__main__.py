@@ -14,6 +14,7 @@ from benchmarks import (
     summary,
     supervision,
     warm,
+    watchers,
 )
 from benchmarks.figures import machine
 
@@ -28,6 +29,7 @@ PARTS = {
     "loader": loader.measure,
     "logs": logs.measure,
     "summary": summary.measure,
+    "watchers": watchers.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -14,7 +14,7 @@ from holdfast import wire
 from holdfast.v1 import job_pb2, job_pb2_grpc
 
 WORKERS = 1_000
-CALLS = 400
+CALLS = 1_000
 BEAT_S = 1.0
 
 
