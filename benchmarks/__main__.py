@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks import (
     checkpoints,
     commits,
+    gateway,
     heartbeats,
     loader,
     logs,
@@ -30,6 +31,7 @@ PARTS = {
     "logs": logs.measure,
     "summary": summary.measure,
     "watchers": watchers.measure,
+    "gateway": gateway.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

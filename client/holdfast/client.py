@@ -11,9 +11,10 @@ Every method raises holdfast.wire.HoldfastError or one of its kinds.
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -69,15 +70,27 @@ class Client:
         self, *, states: Sequence[job_pb2.JobState.ValueType] = (), name: str = ""
     ) -> AsyncIterator[job_pb2.Job]:
         """Iterate over jobs, newest first."""
-        wanted = job_pb2.JobFilter(states=states, name=name)
 
         async def page(token: str) -> tuple[Sequence[job_pb2.Job], str]:
-            request = job_pb2.ListJobsRequest(page_size=PAGE, page_token=token, filter=wanted)
-            answer = await self._jobs.ListJobs(request)
+            answer = await self.list_jobs_page(states=states, name=name, size=PAGE, token=token)
             return answer.jobs, answer.next_page_token
 
         async for job in self._pages(page):
             yield job
+
+    async def list_jobs_page(
+        self,
+        *,
+        states: Sequence[job_pb2.JobState.ValueType] = (),
+        name: str = "",
+        size: int = 0,
+        token: str = "",
+    ) -> job_pb2.ListJobsResponse:
+        """Give a page of jobs, newest first: at most `size`, 100 unless given, from where the page before ended."""
+        wanted = job_pb2.JobFilter(states=states, name=name)
+        async with self._errors():
+            request = job_pb2.ListJobsRequest(page_size=size, page_token=token, filter=wanted)
+            return await self._jobs.ListJobs(request)
 
     async def watch_job(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
         """Give the job now and after every change, until it has ended; goes on when the coordinator was away."""
@@ -113,16 +126,86 @@ class Client:
         async with self._errors():
             return (await self._jobs.StopJob(job_pb2.StopJobRequest(job_id=job_id, force=force))).job
 
-    async def delete_job(self, job_id: str) -> None:
-        """Forget an ended job and its logs."""
+    async def restart_job(self, job_id: str, *, force: bool = False, request_id: str = "") -> job_pb2.Job:
+        """Have a job begin its next attempt after a checkpoint of all its ranks; or, with `force`, at once.
+
+        One that has failed or was stopped goes on from its last commit. The same `request_id` never restarts it twice;
+        by default each call has its own.
+        """
+        request = job_pb2.RestartJobRequest(
+            job_id=job_id, force=force, request_id=request_id or secrets.token_hex(16)
+        )
+        async with self._errors():
+            return (await self._jobs.RestartJob(request)).job
+
+    async def plan_job(self, spec: job_pb2.JobSpec) -> job_pb2.JobPlan:
+        """Say where the ranks of a job would be placed if it were created now, or why it would wait."""
+        async with self._errors():
+            return (await self._jobs.PlanJob(job_pb2.PlanJobRequest(spec=spec))).plan
+
+    async def delete_job(self, job_id: str, *, stop_first: bool = False, force: bool = False) -> None:
+        """Forget an ended job and its logs.
+
+        With `stop_first` also one that runs: it is stopped as `stop_job` does it, also with `force`, and waited for.
+        Raises ValueError.
+        """
+        if force and not stop_first:
+            raise ValueError("force says how to stop; give stop_first, too")
+        if stop_first:
+            await self.stop_job(job_id, force=force)
+            async for _ in self.watch_job(job_id):
+                pass
         async with self._errors():
             await self._jobs.DeleteJob(job_pb2.DeleteJobRequest(job_id=job_id))
+
+    async def purge_jobs(
+        self,
+        *,
+        older_than: timedelta,
+        states: Collection[job_pb2.JobState.ValueType] = TERMINAL,
+        name: str = "",
+        dry_run: bool = False,
+    ) -> list[job_pb2.Job]:
+        """Forget the jobs that ended at least `older_than` ago, by the clock here, and give them as they were.
+
+        Only those in one of the states, which are ones of ended jobs, and whose name matches `name`, a glob. One that
+        was begun again meanwhile is left. With `dry_run` nothing is deleted. Raises ValueError.
+        """
+        if not TERMINAL.issuperset(states):
+            raise ValueError("jobs that have not ended are never purged; give states of ended jobs")
+        latest = datetime.now(UTC) - older_than
+        found = [
+            job
+            async for job in self.list_jobs(states=list(states))
+            if job.state in states
+            and job.finished_at.ToDatetime(UTC) <= latest
+            and (not name or fnmatchcase(job.spec.name, name))
+        ]
+        if dry_run:
+            return found
+        deleted = []
+        for job in found:
+            with suppress(wire.FailedPrecondition):
+                await self.delete_job(job.id)
+                deleted.append(job)
+        return deleted
 
     async def job_summary(self, job_id: str) -> job_pb2.JobSummary:
         """Give a job in numbers."""
         async with self._errors():
             request = job_pb2.GetJobSummaryRequest(job_id=job_id)
             return (await self._jobs.GetJobSummary(request)).summary
+
+    async def job_metrics(
+        self, job_id: str, names: Sequence[str] = (), points: int = 0
+    ) -> Sequence[job_pb2.MetricSeries]:
+        """Give the curves of a job by name: what it reports, "steps_per_second", "goodput".
+
+        Of these `names` alone, if any are given; each of at most `points` points, 0: all that are kept.
+        """
+        async with self._errors():
+            request = job_pb2.GetJobMetricsRequest(job_id=job_id, names=names, max_points=points)
+            return (await self._jobs.GetJobMetrics(request)).series
 
     async def stream_logs(
         self,
@@ -134,16 +217,18 @@ class Client:
         since: datetime | None = None,
         tail: int | None = None,
         grep: str = "",
+        cursors: Sequence[job_pb2.LogCursor] = (),
     ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
         """Iterate over what workers wrote, in order for each of them; goes on where it was when somebody was away.
 
         `since` is by the clock of the node that wrote; `tail` counts lines of each worker's stdout, and of its stderr;
         `grep` is a regular expression, of the lines that the others leave. What lies on a node that is away comes
         from the archive in the checkpoint storage; where there is none, `away` of a response says so, and why. Every
-        byte comes once; what was freed is counted in `skipped`. Raises ValueError.
+        byte comes once; what was freed is counted in `skipped`. Of logs that have a cursor in `cursors` comes what lies
+        behind it: so whoever kept them goes on where they were. Raises ValueError.
         """
         request = job_pb2.StreamLogsRequest(
-            job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail
+            job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail, cursors=cursors
         )
         if since is not None:
             request.since.FromDatetime(since)
@@ -168,12 +253,19 @@ class Client:
         """Iterate over committed checkpoints, newest first."""
 
         async def page(token: str) -> tuple[Sequence[job_pb2.Checkpoint], str]:
-            request = job_pb2.ListCheckpointsRequest(job_id=job_id, page_size=PAGE, page_token=token)
-            answer = await self._jobs.ListCheckpoints(request)
+            answer = await self.list_checkpoints_page(job_id, size=PAGE, token=token)
             return answer.checkpoints, answer.next_page_token
 
         async for checkpoint in self._pages(page):
             yield checkpoint
+
+    async def list_checkpoints_page(
+        self, job_id: str, *, size: int = 0, token: str = ""
+    ) -> job_pb2.ListCheckpointsResponse:
+        """Give a page of committed checkpoints, newest first: at most `size`, 100 unless given."""
+        async with self._errors():
+            request = job_pb2.ListCheckpointsRequest(job_id=job_id, page_size=size, page_token=token)
+            return await self._jobs.ListCheckpoints(request)
 
     async def get_checkpoint(
         self, job_id: str, step: int | None = None, rank: int | None = None
@@ -216,14 +308,21 @@ class Client:
         """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""
 
         async def page(token: str) -> tuple[Sequence[job_pb2.Event], str]:
-            request = job_pb2.ListEventsRequest(
-                job_id=job_id, page_size=PAGE, page_token=token, after_seq=after
-            )
-            answer = await self._jobs.ListEvents(request)
+            answer = await self.list_events_page(job_id, after=after, size=PAGE, token=token)
             return answer.events, answer.next_page_token
 
         async for event in self._pages(page):
             yield event
+
+    async def list_events_page(
+        self, job_id: str = "", *, after: int = 0, size: int = 0, token: str = ""
+    ) -> job_pb2.ListEventsResponse:
+        """Give a page of the timeline, oldest first: at most `size`, 100 unless given."""
+        async with self._errors():
+            request = job_pb2.ListEventsRequest(
+                job_id=job_id, page_size=size, page_token=token, after_seq=after
+            )
+            return await self._jobs.ListEvents(request)
 
     async def watch_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
         """Give the timeline of a job, or of all, from behind the event of seq `after` on, then each event as it comes.
@@ -244,11 +343,16 @@ class Client:
         """Iterate over the nodes by name."""
 
         async def page(token: str) -> tuple[Sequence[node_pb2.Node], str]:
-            answer = await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=PAGE, page_token=token))
+            answer = await self.list_nodes_page(size=PAGE, token=token)
             return answer.nodes, answer.next_page_token
 
         async for node in self._pages(page):
             yield node
+
+    async def list_nodes_page(self, *, size: int = 0, token: str = "") -> node_pb2.ListNodesResponse:
+        """Give a page of the nodes, by name: at most `size`, 100 unless given."""
+        async with self._errors():
+            return await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=size, page_token=token))
 
     async def get_node(self, name: str) -> node_pb2.Node:
         """Look at a node."""

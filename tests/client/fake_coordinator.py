@@ -6,6 +6,7 @@ every request.
 
 import threading
 from concurrent import futures
+from contextlib import contextmanager
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -49,6 +50,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.ended = False  # whether deleting a checkpoint leaves its files to the client
         self.summary = job_pb2.JobSummary()
         self.story = job_pb2.JobStory()
+        self.curves = []  # what GetJobMetrics says
         self.watched = []  # what WatchJob says, one Job after the other
         self.log = []  # what StreamLogs says, chunk after chunk
         self.silent = set()  # methods that do not answer while `hold` is not set
@@ -99,8 +101,9 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def WatchJob(self, request, context):
         self._begin("WatchJob", request, context)
         self._find(request.job_id, context)
-        for job in self.watched:
-            yield job_pb2.WatchJobResponse(job=job)
+        with self._told_when_left():
+            for job in self.watched:
+                yield job_pb2.WatchJobResponse(job=job)
         self._end_stream(context)
 
     def StopJob(self, request, context):
@@ -110,11 +113,16 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def DeleteJob(self, request, context):
         self._begin("DeleteJob", request, context)
         self._find(request.job_id, context)
+        del self.jobs[request.job_id]
         return job_pb2.DeleteJobResponse()
 
     def GetJobSummary(self, request, context):
         self._begin("GetJobSummary", request, context)
         return job_pb2.GetJobSummaryResponse(summary=self.summary)
+
+    def GetJobMetrics(self, request, context):
+        self._begin("GetJobMetrics", request, context)
+        return job_pb2.GetJobMetricsResponse(series=self.curves)
 
     def ExplainJob(self, request, context):
         self._begin("ExplainJob", request, context)
@@ -124,12 +132,13 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self._begin("StreamLogs", request, context)
         self._find(request.job_id, context)
         places = {(c.rank, c.attempt, c.stream): c.offset for c in request.cursors}
-        for chunk in self.log:
-            at = chunk.cursor
-            if at.offset < places.get((at.rank, at.attempt, at.stream), 0):
-                continue
-            yield chunk
-            self._fail_if_told("StreamLogs chunk", context)
+        with self._told_when_left():
+            for chunk in self.log:
+                at = chunk.cursor
+                if at.offset < places.get((at.rank, at.attempt, at.stream), 0):
+                    continue
+                yield chunk
+                self._fail_if_told("StreamLogs chunk", context)
         self._end_stream(context)
 
     def ListCheckpoints(self, request, context):
@@ -211,9 +220,19 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         if found is not None:
             context.abort_with_status(found)
 
+    @contextmanager
+    def _told_when_left(self):
+        """gRPC drops a stream whose client goes before all of it is said."""
+        try:
+            yield
+        except GeneratorExit:
+            self.hold.set()
+            raise
+
     def _end_stream(self, context):
         """A stream that is held open ends when its client goes, or the test lets it."""
-        context.add_callback(self.hold.set)
+        if not context.add_callback(self.hold.set):
+            self.hold.set()  # it has gone already
         self.hold.wait()
 
     def _find(self, job_id, context):

@@ -69,6 +69,11 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryResponse.FromString,
                 _registered_method=True)
+        self.GetJobMetrics = channel.unary_unary(
+                '/holdfast.v1.JobService/GetJobMetrics',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsResponse.FromString,
+                _registered_method=True)
         self.StreamLogs = channel.unary_stream(
                 '/holdfast.v1.JobService/StreamLogs',
                 request_serializer=holdfast_dot_v1_dot_job__pb2.StreamLogsRequest.SerializeToString,
@@ -113,6 +118,16 @@ class JobServiceStub:
                 '/holdfast.v1.JobService/WatchJobs',
                 request_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
+        self.RestartJob = channel.unary_unary(
+                '/holdfast.v1.JobService/RestartJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.RestartJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.RestartJobResponse.FromString,
+                _registered_method=True)
+        self.PlanJob = channel.unary_unary(
+                '/holdfast.v1.JobService/PlanJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.PlanJobResponse.FromString,
                 _registered_method=True)
 
 
@@ -162,6 +177,13 @@ class JobServiceServicer:
 
     def GetJobSummary(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobMetrics(self, request, context):
+        """The curves of a job: what its program reports, its throughput, its goodput.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -232,6 +254,24 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestartJob(self, request, context):
+        """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+        charge to its restart budget; or one that has failed, or was stopped, go on
+        from its last commit. Idempotent by request_id. One that has succeeded is
+        refused (FAILED_PRECONDITION), and so is one that is being stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanJob(self, request, context):
+        """Where the ranks of a job would be placed if it were created now, or why it
+        would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -269,6 +309,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetJobSummary,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryResponse.SerializeToString,
+            ),
+            'GetJobMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobMetrics,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsResponse.SerializeToString,
             ),
             'StreamLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamLogs,
@@ -314,6 +359,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJobs,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'RestartJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.RestartJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.RestartJobResponse.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.PlanJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.PlanJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -505,6 +560,33 @@ class JobService:
             '/holdfast.v1.JobService/GetJobSummary',
             holdfast_dot_v1_dot_job__pb2.GetJobSummaryRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.GetJobSummaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/GetJobMetrics',
+            holdfast_dot_v1_dot_job__pb2.GetJobMetricsRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.GetJobMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -748,6 +830,60 @@ class JobService:
             '/holdfast.v1.JobService/WatchJobs',
             holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/RestartJob',
+            holdfast_dot_v1_dot_job__pb2.RestartJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.RestartJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/PlanJob',
+            holdfast_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.PlanJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

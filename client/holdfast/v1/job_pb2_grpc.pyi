@@ -43,6 +43,8 @@ class JobServiceStub:
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
     """Removes an ended job and its logs. Its checkpoints stay where they are."""
     GetJobSummary: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobSummaryRequest, _job_pb2.GetJobSummaryResponse]
+    GetJobMetrics: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobMetricsRequest, _job_pb2.GetJobMetricsResponse]
+    """The curves of a job: what its program reports, its throughput, its goodput."""
     StreamLogs: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]
     """The output of workers, in order per worker and stream."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]
@@ -67,6 +69,16 @@ class JobServiceStub:
     """All jobs, newest first, then a mark, then each job that has changed. What
     changes together, or faster than it is read, is sent once, as it is then.
     """
+    RestartJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.RestartJobRequest, _job_pb2.RestartJobResponse]
+    """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+    charge to its restart budget; or one that has failed, or was stopped, go on
+    from its last commit. Idempotent by request_id. One that has succeeded is
+    refused (FAILED_PRECONDITION), and so is one that is being stopped.
+    """
+    PlanJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.PlanJobRequest, _job_pb2.PlanJobResponse]
+    """Where the ranks of a job would be placed if it were created now, or why it
+    would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -83,6 +95,8 @@ class JobServiceAsyncStub(JobServiceStub):
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes an ended job and its logs. Its checkpoints stay where they are."""
     GetJobSummary: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobSummaryRequest, _job_pb2.GetJobSummaryResponse]  # type: ignore[assignment]
+    GetJobMetrics: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobMetricsRequest, _job_pb2.GetJobMetricsResponse]  # type: ignore[assignment]
+    """The curves of a job: what its program reports, its throughput, its goodput."""
     StreamLogs: _aio.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """The output of workers, in order per worker and stream."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
@@ -106,6 +120,16 @@ class JobServiceAsyncStub(JobServiceStub):
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobsRequest, _job_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """All jobs, newest first, then a mark, then each job that has changed. What
     changes together, or faster than it is read, is sent once, as it is then.
+    """
+    RestartJob: _aio.UnaryUnaryMultiCallable[_job_pb2.RestartJobRequest, _job_pb2.RestartJobResponse]  # type: ignore[assignment]
+    """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+    charge to its restart budget; or one that has failed, or was stopped, go on
+    from its last commit. Idempotent by request_id. One that has succeeded is
+    refused (FAILED_PRECONDITION), and so is one that is being stopped.
+    """
+    PlanJob: _aio.UnaryUnaryMultiCallable[_job_pb2.PlanJobRequest, _job_pb2.PlanJobResponse]  # type: ignore[assignment]
+    """Where the ranks of a job would be placed if it were created now, or why it
+    would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -162,6 +186,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.GetJobSummaryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.GetJobSummaryResponse, _abc.Awaitable[_job_pb2.GetJobSummaryResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetJobMetrics(
+        self,
+        request: _job_pb2.GetJobMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.GetJobMetricsResponse, _abc.Awaitable[_job_pb2.GetJobMetricsResponse]]:
+        """The curves of a job: what its program reports, its throughput, its goodput."""
 
     @_abc_1.abstractmethod
     def StreamLogs(
@@ -239,6 +271,28 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_pb2.WatchJobsResponse]]:
         """All jobs, newest first, then a mark, then each job that has changed. What
         changes together, or faster than it is read, is sent once, as it is then.
+        """
+
+    @_abc_1.abstractmethod
+    def RestartJob(
+        self,
+        request: _job_pb2.RestartJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.RestartJobResponse, _abc.Awaitable[_job_pb2.RestartJobResponse]]:
+        """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+        charge to its restart budget; or one that has failed, or was stopped, go on
+        from its last commit. Idempotent by request_id. One that has succeeded is
+        refused (FAILED_PRECONDITION), and so is one that is being stopped.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanJob(
+        self,
+        request: _job_pb2.PlanJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.PlanJobResponse, _abc.Awaitable[_job_pb2.PlanJobResponse]]:
+        """Where the ranks of a job would be placed if it were created now, or why it
+        would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -93,7 +93,7 @@ class Summary:
     steps_redone: int
     steps_per_second: float
     elapsed_ms: int
-    """Since it was created."""
+    """Since it was created, but for the time in which it had ended."""
     goodput: float | None
     time_ms: dict[str, float]
     """Where the elapsed time went, the mean of all ranks; the parts sum to it. See `_parts`."""
@@ -123,7 +123,7 @@ def summarize(
             accounts.append(Account(waiting_ms=max(0, now - gang.short_since_ms)))
     totals = _sum(accounts)
     world = len(workers)
-    elapsed = max(0, (job.finished_ms or now) - job.created_ms)
+    elapsed = max(0, (job.finished_ms or now) - job.created_ms - job.over_ms)
     needed = sum(_needed_ms(job, worker, elapsed) for worker in workers)
     restarts = sum(gang.restarts for gang in gangs)
     rate = totals.steps_done / (totals.stepping_ms / 1000 / world) if totals.stepping_ms else 0.0
