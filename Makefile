@@ -9,7 +9,7 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim soak bench peers torch jax clean
+.PHONY: help demo test test-s3 lint fmt proto client sim soak bench peers torch jax node browser clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 	  --python_out=client --grpc_python_out=client --mypy_out=client --mypy_grpc_out=client \
 	  proto/holdfast/v1/*.proto
 
+client: $(READY) ## write the blocking client from the asyncio one
+	$(BIN)/python scripts/blocking.py
+
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
@@ -67,6 +70,15 @@ torch: $(READY) ## add torch to the venv, for the tests and examples that use it
 
 jax: $(READY) ## add jax to the venv, for the tests that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
+
+# Debian's packages, where they are missing.
+APT := $(if $(filter-out 0,$(shell id -u)),sudo )env DEBIAN_FRONTEND=noninteractive apt-get -qq
+
+node: ## install Node.js and npm where they are missing, for the tests that need them
+	@command -v node >/dev/null && command -v npm >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends nodejs npm; }
+
+browser: ## install Chromium where it is missing, for the tests that need it
+	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .venv-peers .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

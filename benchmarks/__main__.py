@@ -13,8 +13,10 @@ from benchmarks import (
     logs,
     recovery,
     step,
+    summary,
     supervision,
     warm,
+    watchers,
 )
 from benchmarks.figures import machine
 
@@ -29,6 +31,8 @@ PARTS = {
     "loader": loader.measure,
     "logs": logs.measure,
     "cli": cli.measure,
+    "summary": summary.measure,
+    "watchers": watchers.measure,
     "gateway": gateway.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")

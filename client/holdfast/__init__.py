@@ -8,7 +8,9 @@ import importlib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from holdfast.client import Client
+    from holdfast import errors
+    from holdfast.blocking import Client
+    from holdfast.client import Client as AsyncClient
     from holdfast.data.errors import DataError, ShardChanged
     from holdfast.worker.errors import CheckpointCorrupt, CheckpointError, CheckpointMismatch
     from holdfast.worker.reading import load
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointMismatch",
@@ -24,6 +27,7 @@ __all__ = [
     "DataError",
     "Run",
     "ShardChanged",
+    "errors",
     "init",
     "load",
 ]
@@ -32,7 +36,7 @@ _HOME = {
     "CheckpointCorrupt": "holdfast.worker.errors",
     "CheckpointError": "holdfast.worker.errors",
     "CheckpointMismatch": "holdfast.worker.errors",
-    "Client": "holdfast.client",
+    "Client": "holdfast.blocking",
     "DataError": "holdfast.data.errors",
     "ShardChanged": "holdfast.data.errors",
     "Run": "holdfast.worker.run",
@@ -42,6 +46,12 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
+    if name == "errors":
+        return importlib.import_module("holdfast.errors")
+    if name == "AsyncClient":
+        from holdfast.client import Client
+
+        return Client
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'holdfast' has no attribute {name!r}")

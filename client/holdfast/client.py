@@ -98,10 +98,11 @@ class Client:
         await self.get_job(job_id)  # to wait for a coordinator that was never there helps nobody
         while True:
             try:
-                async for answer in self._jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id)):
-                    yield answer.job
-                    if answer.job.state in TERMINAL:
-                        return
+                with wire.ended_after(self._jobs.WatchJob(job_pb2.WatchJobRequest(job_id=job_id))) as answers:
+                    async for answer in answers:
+                        yield answer.job
+                        if answer.job.state in TERMINAL:
+                            return
             except grpc.aio.AioRpcError as error:
                 self.raise_unless_away(error)
             await asyncio.sleep(RECONNECT_S)
@@ -233,22 +234,22 @@ class Client:
         )
         if since is not None:
             request.since.FromDatetime(since)
-        chunks = read_logs(self, self._jobs.StreamLogs, request)
-        if not grep:
-            async for chunk in chunks:
-                yield chunk
-            return
-        from holdfast.log_text import Filter
+        async with aclosing(read_logs(self, self._jobs.StreamLogs, request)) as chunks:
+            if not grep:
+                async for chunk in chunks:
+                    yield chunk
+                return
+            from holdfast.log_text import Filter
 
-        try:
-            wanted = Filter(grep)
-        except re.error as error:
-            raise ValueError(f"{grep!r} is no regular expression: {error}") from error
-        async for chunk in chunks:
-            for found in wanted.add(chunk):
+            try:
+                wanted = Filter(grep)
+            except re.error as error:
+                raise ValueError(f"{grep!r} is no regular expression: {error}") from error
+            async for chunk in chunks:
+                for found in wanted.add(chunk):
+                    yield found
+            for found in wanted.finish():
                 yield found
-        for found in wanted.finish():
-            yield found
 
     async def list_checkpoints(self, job_id: str) -> AsyncIterator[job_pb2.Checkpoint]:
         """Iterate over committed checkpoints, newest first."""

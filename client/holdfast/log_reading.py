@@ -2,18 +2,22 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Protocol
 
 import grpc
 
+from holdfast import wire
 from holdfast.log_cursors import Cursors
 from holdfast.v1 import job_pb2
 
 RECONNECT_S = 0.5
 """Between tries to go on with a stream while the coordinator is away."""
 
-Call = Callable[[job_pb2.StreamLogsRequest], AsyncIterable[job_pb2.StreamLogsResponse]]
+Call = Callable[
+    [job_pb2.StreamLogsRequest],
+    grpc.aio.UnaryStreamCall[job_pb2.StreamLogsRequest, job_pb2.StreamLogsResponse],
+]
 
 
 class _Client(Protocol):
@@ -24,7 +28,7 @@ class _Client(Protocol):
 
 async def read_logs(
     client: _Client, call: Call, request: job_pb2.StreamLogsRequest
-) -> AsyncIterator[job_pb2.StreamLogsResponse]:
+) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
     """Yield what was asked for, every byte once."""
     job = await client.get_job(request.job_id)
     cursors = Cursors(request.cursors)
@@ -32,13 +36,14 @@ async def read_logs(
         del request.cursors[:]
         request.cursors.extend(cursors.all())
         try:
-            async for chunk in call(request):
-                if chunk.HasField("away"):
-                    async for found in _from_archive(job, request, chunk.away, cursors):
-                        if found.HasField("away") or cursors.take(found):
-                            yield found
-                elif cursors.take(chunk):
-                    yield chunk
+            with wire.ended_after(call(request)) as chunks:
+                async for chunk in chunks:
+                    if chunk.HasField("away"):
+                        async for found in _from_archive(job, request, chunk.away, cursors):
+                            if found.HasField("away") or cursors.take(found):
+                                yield found
+                    elif cursors.take(chunk):
+                        yield chunk
         except grpc.aio.AioRpcError as error:
             client.raise_unless_away(error)
         else:

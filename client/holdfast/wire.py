@@ -4,9 +4,10 @@ Coordinator, agent, gateway and client all take it from here, so that both ends 
 """
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -22,6 +23,8 @@ DEADLINE_S = 30.0
 
 TIME_KEY = "holdfast-time-ns"
 """In what follows the answer to ListNodes: the coordinator's time, nanoseconds since the Unix epoch."""
+
+C = TypeVar("C", bound=grpc.aio.RpcContext)
 
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
@@ -69,6 +72,15 @@ def open_channel(target: str = DEFAULT_TARGET) -> grpc.aio.Channel:
         ("grpc.service_config", json.dumps(config)),
     ]
     return grpc.aio.insecure_channel(target, options=options, interceptors=[_Deadline()])
+
+
+@contextmanager
+def ended_after(call: C) -> Iterator[C]:
+    """Have a stream's call end with whoever reads it: one that is only dropped lives until the collector comes."""
+    try:
+        yield call
+    finally:
+        call.cancel()
 
 
 class _Deadline(grpc.aio.UnaryUnaryClientInterceptor):
@@ -133,6 +145,10 @@ class ResourceExhausted(HoldfastError):  # noqa: N818
 
 class DeadlineExceeded(HoldfastError):  # noqa: N818
     """No answer in time."""
+
+
+class ClientClosed(HoldfastError):  # noqa: N818
+    """The client was closed, or was made before this process was forked."""
 
 
 class InvalidSpec(HoldfastError):  # noqa: N818

@@ -143,6 +143,9 @@ class Engine:
         self._heard: dict[str, int] = {}
         self._preloads: dict[str, tuple[str, agent_pb2.Preloads]] = {}
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
+        self._read: dict[
+            str, dict[int, tuple[agent_pb2.Progress, Progress]]
+        ] = {}  # what came of it, once asked
         self._paces: dict[str, stragglers.Paces] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._next_tick = 0
@@ -243,11 +246,15 @@ class Engine:
     def running(self, job: Job, workers: Iterable[Worker]) -> dict[int, Progress]:
         """The newest progress of the ranks whose attempt is still the one that reported it."""
         ranks = self._telemetry.get(job.id, {})
+        read = self._read.setdefault(job.id, {}) if ranks else {}
         found: dict[int, Progress] = {}
         for worker in workers:
             attempt, progress = ranks.get(worker.rank, (0, None))
             if progress is not None and worker.state in LIVE and worker.attempt == attempt:
-                found[worker.rank] = codec.progress_from_proto(progress)
+                known = read.get(worker.rank)
+                if known is None or known[0] is not progress:
+                    known = read[worker.rank] = progress, codec.progress_from_proto(progress)
+                found[worker.rank] = known[1]
         return found
 
     @property
@@ -496,6 +503,7 @@ class Engine:
         job = self._state.jobs.get(job_id)
         if job is None or job.state in TERMINAL:
             self._telemetry.pop(job_id, None)
+            self._read.pop(job_id, None)
 
     def _wake(self, job_id: str) -> None:
         for changed in self._watchers.get(job_id, ()):

@@ -7,6 +7,7 @@ every request.
 import threading
 import time
 from concurrent import futures
+from contextlib import contextmanager
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -102,8 +103,9 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def WatchJob(self, request, context):
         self._begin("WatchJob", request, context)
         self._find(request.job_id, context)
-        for job in self.watched:
-            yield job_pb2.WatchJobResponse(job=job)
+        with self._told_when_left():
+            for job in self.watched:
+                yield job_pb2.WatchJobResponse(job=job)
         self._end_stream(context)
 
     def WatchJobs(self, request, context):
@@ -146,12 +148,13 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self._begin("StreamLogs", request, context)
         self._find(request.job_id, context)
         places = {(c.rank, c.attempt, c.stream): c.offset for c in request.cursors}
-        for chunk in self.log:
-            at = chunk.cursor
-            if at.offset < places.get((at.rank, at.attempt, at.stream), 0):
-                continue
-            yield chunk
-            self._fail_if_told("StreamLogs chunk", context)
+        with self._told_when_left():
+            for chunk in self.log:
+                at = chunk.cursor
+                if at.offset < places.get((at.rank, at.attempt, at.stream), 0):
+                    continue
+                yield chunk
+                self._fail_if_told("StreamLogs chunk", context)
         self._end_stream(context)
 
     def ListCheckpoints(self, request, context):
@@ -236,9 +239,19 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         if found is not None:
             context.abort_with_status(found)
 
+    @contextmanager
+    def _told_when_left(self):
+        """gRPC drops a stream whose client goes before all of it is said."""
+        try:
+            yield
+        except GeneratorExit:
+            self.hold.set()
+            raise
+
     def _end_stream(self, context):
         """A stream that is held open ends when its client goes, or the test lets it."""
-        context.add_callback(self.hold.set)
+        if not context.add_callback(self.hold.set):
+            self.hold.set()  # it has gone already
         self.hold.wait()
 
     def _find(self, job_id, context):

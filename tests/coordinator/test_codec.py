@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_coordinator import codec, rule_codec
 from holdfast_coordinator.codec_hangs import LONGEST_EVIDENCE, LONGEST_SECTION
+from holdfast_coordinator.codec_values import to_ms
 from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.effects import (
     AskStop,
@@ -316,3 +318,11 @@ def test_a_notice_is_read_alone_and_with_a_hello():
     assert codec.joined_from_proto(hello, session="s", at=1).notice is None
     hello.notice.CopyFrom(notice)
     assert codec.joined_from_proto(hello, session="s", at=1).notice == read
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(0, 0), (3, 999_999_999), (315_576_000_000, 1), (-1, -999_999), (0, -1)]
+)
+def test_durations_are_read_as_protobuf_reads_them(seconds, nanos):
+    duration = Duration(seconds=seconds, nanos=nanos)
+    assert to_ms(duration) == duration.ToMilliseconds()

@@ -54,13 +54,17 @@ def test_what_is_left_to_do_has_an_issue(path):
             assert re.search(r"issue \d+", line), f"line {number} names no issue: {line.strip()}"
 
 
-@pytest.fixture(scope="module")
-def diagrams():
-    """docs/diagrams.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("diagrams", ROOT / "docs/diagrams.py")
+def script(path):
+    """One that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def diagrams():
+    return script("docs/diagrams.py")
 
 
 def test_diagrams_are_as_the_tables_have_them(diagrams):
@@ -95,6 +99,11 @@ def test_the_job_file_in_the_quickstart_is_one(tmp_path):
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/quickstart.md").read_text(), re.DOTALL)
     (tmp_path / "job.yaml").write_text(text)
     assert SpecFile(tmp_path / "job.yaml").part.to_proto().world_size == 4
+
+
+def test_the_blocking_client_is_what_the_asyncio_one_says():
+    blocking = script("scripts/blocking.py")
+    assert blocking.MADE.read_text() == blocking.generated(), "run `make client`"
 
 
 def test_generated_code_is_what_the_protos_say(tmp_path):

@@ -1,6 +1,5 @@
 """JobService."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -32,8 +31,8 @@ from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.recorder import Recorder
 from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
+from holdfast_coordinator.rpc.job_watch import JobWatches
 from holdfast_coordinator.rpc.logs import LogRelay
-from holdfast_coordinator.rpc.watches import WATCH_PAUSE_S, WATCH_PAUSE_S_A_RANK
 from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
@@ -55,6 +54,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._engine = engine
         self._logs = logs
         self._recorder = recorder
+        self._watches = JobWatches(engine, self._watched)
 
     async def CreateJob(
         self, request: job_pb2.CreateJobRequest, context: Context
@@ -88,15 +88,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def WatchJob(
         self, request: job_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[job_pb2.WatchJobResponse]:
-        with self._engine.watch(request.job_id) as changed:
-            while True:
-                changed.clear()
-                job = await self._job(context, request.job_id, datasets=False)
-                yield job_pb2.WatchJobResponse(job=job)
-                if codec.JOB_STATES[job.state] in TERMINAL:
-                    return
-                await changed.wait()
-                await asyncio.sleep(WATCH_PAUSE_S + job.spec.world_size * WATCH_PAUSE_S_A_RANK)
+        async for job in watches.told(context, self._watches.follow(request.job_id)):
+            yield job_pb2.WatchJobResponse(job=job)
 
     async def WatchJobs(
         self, request: job_pb2.WatchJobsRequest, context: Context
@@ -307,6 +300,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             return self._view(state, _find(state, job_id), datasets=datasets)
 
         return await _served(context, lambda: self._engine.read(ask))
+
+    def _watched(self, state: State, job_id: str) -> job_pb2.Job:
+        return self._view(state, _find(state, job_id), datasets=False)
 
     def _view(self, state: State, job: Job, *, datasets: bool, workers: bool = True) -> job_pb2.Job:
         shown = state.workers_of(job) if workers else []
