@@ -9,10 +9,10 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto sim soak bench peers torch jax clean
+.PHONY: help demo test test-s3 lint fmt proto dashboard sim soak bench peers torch jax clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
@@ -49,6 +49,10 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 	  --python_out=client --grpc_python_out=client --mypy_out=client --mypy_grpc_out=client \
 	  proto/holdfast/v1/*.proto
 
+dashboard: ## build the dashboard into the gateway, with Node.js 18 or newer
+	@command -v npm >/dev/null || { echo "the dashboard is built with Node.js 18 or newer and npm; all else runs without it"; exit 2; }
+	cd dashboard && npm ci --ignore-scripts && npm run build
+
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
@@ -69,5 +73,5 @@ jax: $(READY) ## add jax to the venv, for the tests that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-peers .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

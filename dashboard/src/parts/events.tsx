@@ -1,0 +1,62 @@
+/** The timeline in words, newest first. */
+
+import type { JSX } from "preact";
+import { useState } from "preact/hooks";
+import { formatRoute } from "../route.ts";
+import { troubling } from "../story.ts";
+import { clock, count } from "../text.ts";
+import type { Entry } from "../wire.ts";
+
+const AT_ONCE = 60;
+
+export function EventList({ events, leftOut, withJob }: { events: Entry[]; leftOut: number; withJob: boolean }): JSX.Element {
+  const [shown, setShown] = useState(AT_ONCE);
+  const some = events.slice(-shown).reverse();
+  if (events.length === 0) return <p class="empty">Nothing has happened yet.</p>;
+  return (
+    <>
+      <ol class="events" aria-label="Events, newest first">
+        {some.map((event) => (
+          <Row key={event.seq} event={event} withJob={withJob} />
+        ))}
+      </ol>
+      {events.length > shown ? (
+        <button type="button" class="more" onClick={() => setShown(shown + 200)}>
+          Show older ones
+        </button>
+      ) : null}
+      {leftOut > 0 && events.length <= shown ? (
+        <p class="empty">{count(leftOut)} older ones: `holdfast events`.</p>
+      ) : null}
+    </>
+  );
+}
+
+function Row({ event, withJob }: { event: Entry; withJob: boolean }): JSX.Element {
+  const bad = troubling(event);
+  const who = [
+    event.rank === null ? "" : `rank ${event.rank}`,
+    event.node,
+    event.attempt > 1 ? `attempt ${event.attempt}` : "",
+  ].filter(Boolean);
+  return (
+    <li class={bad ? "bad" : ""} data-kind={event.kind} data-seq={event.seq}>
+      <time dateTime={new Date(event.at).toISOString()}>{clock(event.at)}</time>
+      <span class="kind">{event.kind}</span>
+      <span class="why">
+        {withJob && event.jobId ? (
+          <a href={formatRoute({ page: "job", id: event.jobId, params: {} })}>{event.jobId}</a>
+        ) : null}
+        {who.length > 0 ? <span class="who">{who.join(" · ")}</span> : null}
+        <span class="message">{event.message}</span>
+        {event.outcome ? <span class="outcome">→ {event.outcome}</span> : null}
+        {event.evidence ? (
+          <details>
+            <summary>evidence</summary>
+            <pre tabIndex={0}>{event.evidence}</pre>
+          </details>
+        ) : null}
+      </span>
+    </li>
+  );
+}

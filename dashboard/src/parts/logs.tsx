@@ -1,0 +1,96 @@
+/** Output of workers as they write it: the newest lines, of which those in sight are in the document. */
+
+import type { JSX } from "preact";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { openStream, paced } from "../stream.ts";
+import { count, printable } from "../text.ts";
+import { readLine, type Line } from "../wire.ts";
+
+export const MOST_LINES = 5_000;
+const TAIL = 200;
+const LINE_HIGH = 18;
+const AROUND = 20;
+
+interface Held {
+  lines: Line[];
+  leftOut: number;
+  over: boolean;
+}
+
+function useLines(jobId: string, ranks: number[], turn: number): Held {
+  const [held, setHeld] = useState<Held>({ lines: [], leftOut: 0, over: false });
+  const which = ranks.join(",");
+  useEffect(() => {
+    let lines: Line[] = [];
+    let leftOut = 0;
+    let over = false;
+    const { wish, stop } = paced(150, () => setHeld({ lines, leftOut, over }));
+    const query = [...ranks.map((rank) => `rank=${rank}`), `tail=${TAIL}`].join("&");
+    const close = openStream(() => `/jobs/${encodeURIComponent(jobId)}/logs/stream?${query}`, {
+      events: {
+        line: (data) => {
+          lines.push(readLine(data));
+          if (lines.length > MOST_LINES * 1.2) {
+            leftOut += lines.length - MOST_LINES;
+            lines = lines.slice(-MOST_LINES);
+          }
+          wish();
+        },
+        end: () => {
+          over = true;
+          wish();
+          close();
+        },
+      },
+    });
+    setHeld({ lines, leftOut, over });
+    return () => {
+      stop();
+      close();
+    };
+  }, [jobId, which, turn]);
+  return held;
+}
+
+export function Logs({ jobId, ranks, turn }: { jobId: string; ranks: number[]; turn: number }): JSX.Element {
+  const { lines, leftOut, over } = useLines(jobId, ranks, turn);
+  const box = useRef<HTMLDivElement>(null);
+  const [top, setTop] = useState(0);
+  const [follow, setFollow] = useState(true);
+  useLayoutEffect(() => {
+    if (follow && box.current) box.current.scrollTop = box.current.scrollHeight;
+  });
+  const high = box.current?.clientHeight ?? 360;
+  const first = Math.max(0, Math.floor((follow ? lines.length * LINE_HIGH - high : top) / LINE_HIGH) - AROUND);
+  const some = lines.slice(first, first + Math.ceil(high / LINE_HIGH) + 2 * AROUND);
+  const scrolled = (): void => {
+    const place = box.current;
+    if (!place) return;
+    setTop(place.scrollTop);
+    setFollow(place.scrollHeight - place.scrollTop - place.clientHeight < LINE_HIGH);
+  };
+  const status = [
+    `${count(lines.length)} lines`,
+    leftOut ? `${count(leftOut)} older ones left out` : "",
+    over ? "the job has ended" : follow ? "following" : "not following: scroll to the end to follow",
+  ].filter(Boolean);
+  return (
+    <>
+      <div class="logs" ref={box} onScroll={scrolled} tabIndex={0} role="log" aria-live="off" aria-label="Output of the workers">
+        <svg class="before" width="1" height={lines.length * LINE_HIGH} aria-hidden="true" />
+        <ol class="lines" style={{ top: `${first * LINE_HIGH}px` }}>
+          {some.map((line, index) => (
+            <li key={first + leftOut + index} class={line.stream}>
+              <span class="rank">
+                {line.rank}
+                {line.attempt > 1 ? `.${line.attempt}` : ""}
+              </span>
+              {printable(line.text)}
+            </li>
+          ))}
+        </ol>
+      </div>
+      <p class="note">{lines.length === 0 && !over ? "Nothing was written yet." : status.join(" · ")}</p>
+    </>
+  );
+}
