@@ -9,7 +9,7 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto dashboard sim soak bench peers torch jax clean
+.PHONY: help demo test test-s3 lint fmt proto dashboard sim soak bench peers torch jax node browser clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,15 @@ torch: $(READY) ## add torch to the venv, for the tests and examples that use it
 
 jax: $(READY) ## add jax to the venv, for the tests that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
+
+# Debian's packages, where they are missing.
+APT := $(if $(filter-out 0,$(shell id -u)),sudo )env DEBIAN_FRONTEND=noninteractive apt-get -qq
+
+node: ## install Node.js and npm where they are missing, for the tests that need them
+	@command -v node >/dev/null && command -v npm >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends nodejs npm; }
+
+browser: ## install Chromium where it is missing, for the tests that need it
+	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .venv-peers dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
