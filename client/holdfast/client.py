@@ -22,6 +22,7 @@ import grpc
 from holdfast import wire
 from holdfast.log_reading import RECONNECT_S, read_logs
 from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, worker_pb2
+from holdfast.watches import follow, keep_up
 
 T = TypeVar("T")
 
@@ -90,6 +91,21 @@ class Client:
             except grpc.aio.AioRpcError as error:
                 self.raise_unless_away(error)
             await asyncio.sleep(RECONNECT_S)
+
+    async def watch_jobs(self, *, with_workers: bool = False) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+        """Give all jobs, newest first, then `ready`, then each as it changes, or the id of one that was `deleted`.
+
+        Which of them it is `WhichOneof("change")` says: "job", "deleted" or "ready". It goes on when the coordinator
+        was away, with what has changed meanwhile, and never ends. Without workers unless asked: of them there are many.
+        """
+        await self._answers()
+        request = job_pb2.WatchJobsRequest(with_workers=with_workers)
+
+        def what(change: job_pb2.WatchJobsResponse) -> tuple[str, bytes]:
+            return change.job.id, change.job.SerializeToString(deterministic=True)
+
+        async for change in keep_up(self, lambda: self._jobs.WatchJobs(request), what):
+            yield change
 
     async def stop_job(self, job_id: str, *, force: bool = False) -> job_pb2.Job:
         """Ask a job to stop after a last checkpoint, within its grace; or, with `force`, SIGKILL at once."""
@@ -208,6 +224,21 @@ class Client:
         async for event in self._pages(page):
             yield event
 
+    async def watch_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
+        """Give the timeline of a job, or of all, from behind the event of seq `after` on, then each event as it comes.
+
+        No gap and no repeat, also when the coordinator was away, or when it is begun again with the `seq` of the last
+        one that was seen. Of one job it ends when that is deleted; otherwise never.
+        """
+        await self._answers()
+
+        def begin() -> grpc.aio.UnaryStreamCall[job_pb2.WatchEventsRequest, job_pb2.WatchEventsResponse]:
+            return self._jobs.WatchEvents(job_pb2.WatchEventsRequest(job_id=job_id, after_seq=after))
+
+        async for answer in follow(self, begin):
+            after = answer.event.seq
+            yield answer.event
+
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""
 
@@ -222,6 +253,22 @@ class Client:
         """Look at a node."""
         async with self._errors():
             return (await self._nodes.GetNode(node_pb2.GetNodeRequest(name=name))).node
+
+    async def watch_nodes(self) -> AsyncIterator[node_pb2.WatchNodesResponse]:
+        """Give all nodes by name, then `ready`, then each as it changes, or the name of one that was `deleted`.
+
+        As `watch_jobs` does. That a node was heard from is no change.
+        """
+        await self._answers()
+
+        def what(change: node_pb2.WatchNodesResponse) -> tuple[str, bytes]:
+            node = node_pb2.Node()
+            node.CopyFrom(change.node)
+            node.ClearField("last_heard_at")
+            return node.name, node.SerializeToString(deterministic=True)
+
+        async for change in keep_up(self, lambda: self._nodes.WatchNodes(node_pb2.WatchNodesRequest()), what):
+            yield change
 
     async def cordon_node(self, name: str, reason: str = "") -> node_pb2.Node:
         """Have a node take no new work; what runs there goes on."""
@@ -242,6 +289,11 @@ class Client:
             if within is not None:
                 request.within.FromTimedelta(within)
             return (await self._nodes.DrainNode(request)).node
+
+    async def _answers(self) -> None:
+        """Make sure that the coordinator is there: to wait for one that never was helps nobody."""
+        async with self._errors():
+            await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=1))
 
     async def _pages(self, page: Callable[[str], Awaitable[tuple[Sequence[T], str]]]) -> AsyncIterator[T]:
         token = ""

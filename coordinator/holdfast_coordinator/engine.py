@@ -22,6 +22,7 @@ import structlog
 
 from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec
+from holdfast_coordinator.changes import Changes, Topic
 from holdfast_coordinator.core import checkpoints, liveness, stragglers
 from holdfast_coordinator.core.effects import (
     Append,
@@ -122,6 +123,7 @@ class Engine:
     def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
+        self.changes = Changes()
         self._store = store
         self._thread = ThreadPoolExecutor(1, "store")
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue(INBOX)
@@ -215,10 +217,12 @@ class Engine:
             if known is None or known[0] <= attempt:
                 ranks[rank] = attempt, report.progress
                 self._wake(job_id)
+                self.changes.mark(job_id, Topic.WORKERS)
 
     def note_preloads(self, node: str, session: str, preloads: agent_pb2.Preloads) -> None:
         """Note what a node says that it has preloaded. Writes nothing."""
         self._preloads[node] = session, preloads
+        self.changes.mark(node, Topic.NODES)
 
     def preloads_of(self, node: Node) -> Iterable[node_pb2.Preload]:
         """What a node has preloaded, as it said last in the session that speaks for it."""
@@ -269,6 +273,7 @@ class Engine:
                     self._publish(batch)
         finally:
             self._close_sessions("the coordinator is going away")
+            self.changes.end("it is going away")
             self._thread.shutdown(wait=True)
 
     async def _take_over(self) -> None:
@@ -395,6 +400,7 @@ class Engine:
             if isinstance(item, _Request | _Read):
                 _fail(item.done, NotLeadingError(str(error)))
         self._close_sessions("the coordinator starts over from its store")
+        self.changes.end("it starts over from its store")
 
     def _store_batch(self, writes: list[Write], epoch: int) -> None:
         self._store.commit(writes, epoch=epoch)
@@ -419,6 +425,7 @@ class Engine:
         for job_id in _changed_jobs(batch.writes):
             self._forget_telemetry(job_id)
             self._wake(job_id)
+        self.changes.note(batch.writes)
         for write in batch.writes:
             if isinstance(write, Append) and isinstance(write.item, Entry):
                 _log_entry(write.item)

@@ -104,6 +104,16 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/holdfast.v1.JobService/WatchEvents',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.WatchJobs = channel.unary_stream(
+                '/holdfast.v1.JobService/WatchJobs',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -205,6 +215,23 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchEvents(self, request, context):
+        """The timeline from behind a seq on, then every event as it comes: with the seq
+        of the last one seen, no gap and no repeat. Of one job, it ends when the job
+        is deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJobs(self, request, context):
+        """All jobs, newest first, then a mark, then each job that has changed. What
+        changes together, or faster than it is read, is sent once, as it is then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -277,6 +304,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.ListEventsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.WatchEventsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'WatchJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJobs,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -657,6 +694,60 @@ class JobService:
             '/holdfast.v1.JobService/ListEvents',
             holdfast_dot_v1_dot_job__pb2.ListEventsRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.JobService/WatchEvents',
+            holdfast_dot_v1_dot_job__pb2.WatchEventsRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.JobService/WatchJobs',
+            holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,15 @@ class JobServiceStub:
     """The story of a job: what ended its attempts, what was done, what it cost."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListEventsRequest, _job_pb2.ListEventsResponse]
     """The timeline, oldest first."""
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_job_pb2.WatchEventsRequest, _job_pb2.WatchEventsResponse]
+    """The timeline from behind a seq on, then every event as it comes: with the seq
+    of the last one seen, no gap and no repeat. Of one job, it ends when the job
+    is deleted.
+    """
+    WatchJobs: _grpc.UnaryStreamMultiCallable[_job_pb2.WatchJobsRequest, _job_pb2.WatchJobsResponse]
+    """All jobs, newest first, then a mark, then each job that has changed. What
+    changes together, or faster than it is read, is sent once, as it is then.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -89,6 +98,15 @@ class JobServiceAsyncStub(JobServiceStub):
     """The story of a job: what ended its attempts, what was done, what it cost."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_job_pb2.ListEventsRequest, _job_pb2.ListEventsResponse]  # type: ignore[assignment]
     """The timeline, oldest first."""
+    WatchEvents: _aio.UnaryStreamMultiCallable[_job_pb2.WatchEventsRequest, _job_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """The timeline from behind a seq on, then every event as it comes: with the seq
+    of the last one seen, no gap and no repeat. Of one job, it ends when the job
+    is deleted.
+    """
+    WatchJobs: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobsRequest, _job_pb2.WatchJobsResponse]  # type: ignore[assignment]
+    """All jobs, newest first, then a mark, then each job that has changed. What
+    changes together, or faster than it is read, is sent once, as it is then.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -201,5 +219,26 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.ListEventsResponse, _abc.Awaitable[_job_pb2.ListEventsResponse]]:
         """The timeline, oldest first."""
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _job_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_pb2.WatchEventsResponse], _abc.AsyncIterator[_job_pb2.WatchEventsResponse]]:
+        """The timeline from behind a seq on, then every event as it comes: with the seq
+        of the last one seen, no gap and no repeat. Of one job, it ends when the job
+        is deleted.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchJobs(
+        self,
+        request: _job_pb2.WatchJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_pb2.WatchJobsResponse]]:
+        """All jobs, newest first, then a mark, then each job that has changed. What
+        changes together, or faster than it is read, is sent once, as it is then.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

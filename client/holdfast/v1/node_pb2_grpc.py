@@ -59,6 +59,11 @@ class NodeServiceStub:
                 request_serializer=holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.FromString,
                 _registered_method=True)
+        self.WatchNodes = channel.unary_stream(
+                '/holdfast.v1.NodeService/WatchNodes',
+                request_serializer=holdfast_dot_v1_dot_node__pb2.WatchNodesRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_node__pb2.WatchNodesResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -97,6 +102,15 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchNodes(self, request, context):
+        """All nodes by name, then a mark, then each node that has changed. What changes
+        together, or faster than it is read, is sent once, as it is then. That a node
+        was heard from is no change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +138,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.DrainNode,
                     request_deserializer=holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'WatchNodes': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchNodes,
+                    request_deserializer=holdfast_dot_v1_dot_node__pb2.WatchNodesRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_node__pb2.WatchNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +280,33 @@ class NodeService:
             '/holdfast.v1.NodeService/DrainNode',
             holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.SerializeToString,
             holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/holdfast.v1.NodeService/WatchNodes',
+            holdfast_dot_v1_dot_node__pb2.WatchNodesRequest.SerializeToString,
+            holdfast_dot_v1_dot_node__pb2.WatchNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

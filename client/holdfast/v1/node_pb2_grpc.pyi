@@ -39,6 +39,11 @@ class NodeServiceStub:
     """Also ends a drain; what was asked to move still does."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.DrainNodeRequest, _node_pb2.DrainNodeResponse]
     """Cordons the node and moves its work elsewhere, after a checkpoint."""
+    WatchNodes: _grpc.UnaryStreamMultiCallable[_node_pb2.WatchNodesRequest, _node_pb2.WatchNodesResponse]
+    """All nodes by name, then a mark, then each node that has changed. What changes
+    together, or faster than it is read, is sent once, as it is then. That a node
+    was heard from is no change.
+    """
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -51,6 +56,11 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Also ends a drain; what was asked to move still does."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_node_pb2.DrainNodeRequest, _node_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Cordons the node and moves its work elsewhere, after a checkpoint."""
+    WatchNodes: _aio.UnaryStreamMultiCallable[_node_pb2.WatchNodesRequest, _node_pb2.WatchNodesResponse]  # type: ignore[assignment]
+    """All nodes by name, then a mark, then each node that has changed. What changes
+    together, or faster than it is read, is sent once, as it is then. That a node
+    was heard from is no change.
+    """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -90,5 +100,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.DrainNodeResponse, _abc.Awaitable[_node_pb2.DrainNodeResponse]]:
         """Cordons the node and moves its work elsewhere, after a checkpoint."""
+
+    @_abc_1.abstractmethod
+    def WatchNodes(
+        self,
+        request: _node_pb2.WatchNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_pb2.WatchNodesResponse], _abc.AsyncIterator[_node_pb2.WatchNodesResponse]]:
+        """All nodes by name, then a mark, then each node that has changed. What changes
+        together, or faster than it is read, is sent once, as it is then. That a node
+        was heard from is no change.
+        """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

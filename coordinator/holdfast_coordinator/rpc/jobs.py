@@ -24,18 +24,15 @@ from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.story import Story
 from holdfast_coordinator.core.validate import Violation, pin_violations, violations
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
-from holdfast_coordinator.rpc import paging
+from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.rpc.watches import WATCH_PAUSE_S, WATCH_PAUSE_S_A_RANK
 from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
 INCIDENTS, MOST_INCIDENTS = 10, 1_000
 ENTRIES_AT_ONCE = 1_000
-WATCH_PAUSE_S = 0.03
-"""From a change to the look at it: who restarts goes before who watches, and what changes together shows so."""
-WATCH_PAUSE_S_A_RANK = 0.0001
-"""And so much more for each rank: a job of 10,000 is shown once a second, however many heartbeats come."""
 _ID_LETTERS = "abcdefghjkmnpqrstvwxyz23456789"
 
 
@@ -100,6 +97,19 @@ class JobService(job_pb2_grpc.JobServiceServicer):
                     return
                 await changed.wait()
                 await asyncio.sleep(WATCH_PAUSE_S + job.spec.world_size * WATCH_PAUSE_S_A_RANK)
+
+    async def WatchJobs(
+        self, request: job_pb2.WatchJobsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+        def look(state: State, job_id: str) -> job_pb2.Job | None:
+            job = state.jobs.get(job_id)
+            if job is None:
+                return None
+            return self._view(state, job, datasets=False, workers=request.with_workers)
+
+        changes = watches.jobs(self._engine, look, with_workers=request.with_workers)
+        async for change in watches.told(context, changes):
+            yield change
 
     async def StopJob(self, request: job_pb2.StopJobRequest, context: Context) -> job_pb2.StopJobResponse:
         event = JobStopRequested(self._engine.clock.now(), request.job_id, request.force)
@@ -208,6 +218,16 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             next_page_token=paging.encode([entries[-1].seq]) if more else "",
         )
 
+    async def WatchEvents(
+        self, request: job_pb2.WatchEventsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchEventsResponse]:
+        job_id = request.job_id
+        if job_id and not await self._history(context, lambda store: store.entries(job_id=job_id, limit=1)):
+            await self._job(context, job_id)  # which ends the call: one that was deleted has a timeline
+        coming = watches.events(self._engine, job_id, request.after_seq)
+        async for event in watches.told(context, coming):
+            yield event
+
     async def _commit(self, context: Context, job_id: str, step: int | None, rank: int | None) -> Commit:
         """The commit of a step, or the newest; ends the call when there is none."""
 
@@ -258,10 +278,10 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
         return await _served(context, lambda: self._engine.read(ask))
 
-    def _view(self, state: State, job: Job, *, datasets: bool) -> job_pb2.Job:
-        workers = state.workers_of(job)
-        running = self._engine.running(job, workers)
-        return codec.job_to_proto(job, state.gangs_of(job), workers, running, datasets=datasets)
+    def _view(self, state: State, job: Job, *, datasets: bool, workers: bool = True) -> job_pb2.Job:
+        shown = state.workers_of(job) if workers else []
+        running = self._engine.running(job, shown)
+        return codec.job_to_proto(job, state.gangs_of(job), shown, running, datasets=datasets)
 
 
 async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> paging.T:

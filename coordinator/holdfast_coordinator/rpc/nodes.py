@@ -1,5 +1,7 @@
 """NodeService."""
 
+from collections.abc import AsyncIterator
+
 from google.rpc import code_pb2
 
 from holdfast.v1 import node_pb2, node_pb2_grpc
@@ -13,7 +15,7 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.model import Node
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
-from holdfast_coordinator.rpc import paging
+from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 
 DRAIN_WITHIN_MS = 120_000
@@ -74,6 +76,18 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             )
         event = NodeDrainRequested(self._engine.clock.now(), request.name, within_ms, reason)
         return node_pb2.DrainNodeResponse(node=await self._changed(event, context))
+
+    async def WatchNodes(
+        self,
+        request: node_pb2.WatchNodesRequest,  # noqa: ARG002  gRPC's signature
+        context: Context,
+    ) -> AsyncIterator[node_pb2.WatchNodesResponse]:
+        def look(state: State, name: str) -> node_pb2.Node | None:
+            node = state.nodes.get(name)
+            return self._view(state, node) if node is not None else None
+
+        async for change in watches.told(context, watches.nodes(self._engine, look)):
+            yield change
 
     async def _changed(self, event: NodeRequest, context: Context) -> node_pb2.Node:
         """Have a request done, and show what has become of its node."""
