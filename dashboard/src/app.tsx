@@ -81,7 +81,7 @@ function Page({ route }: { route: Route }): JSX.Element {
   if (route.page === "jobs") return <Jobs route={route} />;
   if (route.page === "job") return <JobPage key={route.id} route={route} />;
   if (route.page === "nodes") return <Nodes route={route} />;
-  return <Overview />;
+  return <Overview route={route} />;
 }
 
 function ThemeChoice(): JSX.Element {

@@ -12,30 +12,35 @@ export interface Attempt {
 export interface Mark {
   at: number;
   text: string;
-  bad: boolean;
 }
 
 export interface Story {
   attempts: Attempt[];
   commits: Mark[];
-  troubles: Mark[];
+  incidents: Mark[];
 }
 
 const BAD = new Set([
   "CheckpointFailed",
   "CheckpointQuarantined",
+  "JobFailed",
   "JobGivenUp",
   "NodeExcluded",
   "NodeLost",
   "NodeSuspect",
+  "RestartDecided",
   "StragglerStruckOut",
-  "WorkerExited",
   "WorkerHung",
   "WorkerLost",
 ]);
 
-/** Whether an event says that something went wrong. */
-export const troubling = (event: Entry): boolean => BAD.has(event.kind) && !/^exit code 0\b/.test(event.message);
+/** Whether an event says that something went wrong: one for each death, whoever went with it. */
+export const troubling = (event: Entry): boolean => BAD.has(event.kind);
+
+const ROUTINE = new Set(["CheckpointCommitted", "WorkerExited", "WorkerStarted"]);
+
+/** Whether there is one of these for every rank, or every few minutes, of a job that is well. */
+export const routine = (event: Entry): boolean => ROUTINE.has(event.kind);
 
 const sentence = (event: Entry): string => {
   const who = event.rank === null ? "" : `rank ${event.rank}: `;
@@ -44,12 +49,12 @@ const sentence = (event: Entry): string => {
 
 /** Tell it from events in the order of their seq. In scope "rank" each rank has attempts of its own, which are not lanes. */
 export function told(events: readonly Entry[], scope: string): Story {
-  const story: Story = { attempts: [], commits: [], troubles: [] };
+  const story: Story = { attempts: [], commits: [], incidents: [] };
   for (const event of events) {
     if (event.kind === "CheckpointCommitted") {
-      story.commits.push({ at: event.at, text: sentence(event), bad: false });
+      story.commits.push({ at: event.at, text: sentence(event) });
     } else if (troubling(event)) {
-      story.troubles.push({ at: event.at, text: sentence(event), bad: true });
+      story.incidents.push({ at: event.at, text: sentence(event) });
     }
     if (scope === "rank" || event.attempt === 0) continue;
     const last = story.attempts.at(-1);

@@ -76,13 +76,13 @@ test("of a step that was done again the last report counts", () => {
 const entry = (kind: string, at: number, attempt: number, message = ""): Entry =>
   readEntry({ seq: String(at), at: new Date(at).toISOString(), kind, attempt, message, rank: 1 });
 
-test("a timeline has its attempts one after the other, its commits and its troubles", () => {
+test("a timeline has its attempts one after the other, its commits and its incidents", () => {
   const events = [
     entry("JobCreated", 0, 0),
     entry("WorkerStarted", 10, 1),
     entry("CheckpointCommitted", 20, 1),
     entry("WorkerExited", 30, 1, "killed by SIGKILL at step 13"),
-    entry("RestartDecided", 31, 2),
+    { ...entry("RestartDecided", 31, 2, "killed by SIGKILL at step 13"), outcome: "restarts from step 10" },
     entry("WorkerStarted", 40, 2),
     entry("WorkerExited", 50, 2, "exit code 0 at step 50"),
   ];
@@ -92,7 +92,7 @@ test("a timeline has its attempts one after the other, its commits and its troub
     { number: 2, from: 31, to: null },
   ]);
   assert.equal(story.commits.length, 1);
-  assert.deepEqual(story.troubles.map((mark) => mark.text), ["rank 1: killed by SIGKILL at step 13"]);
+  assert.deepEqual(story.incidents.map((mark) => mark.text), ["rank 1: killed by SIGKILL at step 13; restarts from step 10"]);
   assert.deepEqual(told(events, "rank").attempts, []);
   const marks = Array.from({ length: 1000 }, (_, index) => index);
   assert.ok(spread(marks, 300).length <= 301);

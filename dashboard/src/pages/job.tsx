@@ -6,7 +6,7 @@ import { getMetrics, getSummary, restartJob, stopJob } from "../api.ts";
 import { jobEnded, setParams, useAsked, useEvents, useJob, useNow } from "../hooks.ts";
 import { Confirm, Failure, Figure, Panel, StateMark, type Question } from "../parts/basics.tsx";
 import { Curve, MOST_POINTS } from "../parts/curves.tsx";
-import { EventList } from "../parts/events.tsx";
+import { EventList, RoutineChoice } from "../parts/events.tsx";
 import { Goodput } from "../parts/goodput.tsx";
 import { Logs } from "../parts/logs.tsx";
 import { RankGrid } from "../parts/ranks.tsx";
@@ -62,6 +62,7 @@ function Shown({ job, route, events, leftOut, turn, again }: ShownProps): JSX.El
     if (!next.delete(rank)) next.add(rank);
     setParams({ ranks: formatRanks(next) });
   };
+  const brief = route.params["routine"] === "off";
   const asTable = route.params["view"] === "table";
   return (
     <>
@@ -99,8 +100,8 @@ function Shown({ job, route, events, leftOut, turn, again }: ShownProps): JSX.El
       </Panel>
       <Curves id={job.id} over={over} turn={turn} live={summary.value} />
       <div class="columns even">
-        <Panel title="Events">
-          <EventList events={events} leftOut={leftOut} withJob={false} />
+        <Panel title="Events" aside={<RoutineChoice off={brief} usual={false} />}>
+          <EventList events={events} leftOut={leftOut} withJob={false} brief={brief} />
         </Panel>
         <LogPanel job={job} route={route} picked={[...picked]} turn={turn} />
       </div>

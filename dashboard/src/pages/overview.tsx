@@ -3,17 +3,19 @@
 import type { JSX } from "preact";
 import { getSummaries } from "../api.ts";
 import { useAsked, useEvents, useJobs, useNodes, useNow } from "../hooks.ts";
-import { EventList } from "../parts/events.tsx";
+import { EventList, RoutineChoice } from "../parts/events.tsx";
 import { Failure, Figure, Meter, Panel, StateMark } from "../parts/basics.tsx";
-import { formatRoute } from "../route.ts";
+import { formatRoute, type Route } from "../route.ts";
 import { JOB_STATES } from "../states.ts";
-import { count, duration, percent, plural } from "../text.ts";
+import { clock, count, duration, percent, plural } from "../text.ts";
 import { ended, type Job, type Node, type Summary } from "../wire.ts";
 
 const MOST_JOBS = 12;
+const MOST_ENDED = 5;
 const EVENTS = 100;
 
-export function Overview(): JSX.Element {
+export function Overview({ route }: { route: Route }): JSX.Element {
+  const brief = route.params["routine"] !== "on";
   const jobs = useJobs();
   const nodes = useNodes();
   const { events, leftOut } = useEvents("", EVENTS);
@@ -25,17 +27,20 @@ export function Overview(): JSX.Element {
       <Failure text={summaries.error} />
       <Fleet nodes={nodes.rows} jobs={jobs.rows} summaries={summaries.value ?? []} />
       <div class="columns">
-        <Panel
-          title="Jobs under way"
-          aside={
-            <a href={formatRoute({ page: "jobs", id: "", params: {} })}>all {plural(jobs.rows.length, "job")}</a>
-          }
-        >
-          <LiveJobs jobs={jobs.rows} ready={jobs.ready} summaries={byJob} />
-          <States jobs={jobs.rows} />
-        </Panel>
-        <Panel title="What happened">
-          <EventList events={events} leftOut={leftOut} withJob />
+        <div>
+          <Panel
+            title="Jobs under way"
+            aside={
+              <a href={formatRoute({ page: "jobs", id: "", params: {} })}>all {plural(jobs.rows.length, "job")}</a>
+            }
+          >
+            <LiveJobs jobs={jobs.rows} ready={jobs.ready} summaries={byJob} />
+            <States jobs={jobs.rows} />
+          </Panel>
+          <Ended jobs={jobs.rows} />
+        </div>
+        <Panel title="What happened" aside={<RoutineChoice off={brief} usual />}>
+          <EventList events={events} leftOut={leftOut} withJob brief={brief} />
         </Panel>
       </div>
     </>
@@ -117,6 +122,26 @@ function LiveJobs(props: { jobs: Job[]; ready: boolean; summaries: Map<string, S
         </tbody>
       </table>
     </div>
+  );
+}
+
+/** The newest that are over, with why. */
+function Ended({ jobs }: { jobs: Job[] }): JSX.Element | null {
+  const over = jobs.filter((job) => ended(job.state)).sort((a, b) => b.finishedAt - a.finishedAt);
+  if (over.length === 0) return null;
+  return (
+    <Panel title="Ended lately">
+      <ul class="ended">
+        {over.slice(0, MOST_ENDED).map((job) => (
+          <li key={job.id}>
+            <a href={formatRoute({ page: "job", id: job.id, params: {} })}>{job.name || job.id}</a>
+            <StateMark state={job.state} />
+            <span class="note">{clock(job.finishedAt)}</span>
+            <p class="note">{job.reason}</p>
+          </li>
+        ))}
+      </ul>
+    </Panel>
   );
 }
 

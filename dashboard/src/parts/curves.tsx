@@ -4,7 +4,7 @@ import type { JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import { count, figure } from "../text.ts";
+import { clock, count, figure } from "../text.ts";
 import { bySteps, byTime, thinned } from "../thin.ts";
 import type { Series } from "../wire.ts";
 
@@ -33,7 +33,12 @@ function options(canvas: HTMLElement, over: "step" | "time", width: number): uPl
     cursor: { y: false, drag: { x: false, y: false }, points: { size: 6 } },
     scales: { x: { time: over === "time" } },
     axes: [
-      { ...axis, size: 26, space: 70 },
+      {
+        ...axis,
+        size: 26,
+        space: 70,
+        values: (_plot, ticks) => ticks.map((tick) => (over === "time" ? clock(tick * 1000).slice(-8) : count(tick))),
+      },
       { ...axis, size: 56, space: 32, values: (_plot, ticks) => ticks.map((tick) => figure(tick)) },
     ],
     series: [{}, { stroke: colour("accent"), width: 1.5, points: { show: false }, spanGaps: true }],
@@ -65,7 +70,7 @@ export function Curve({ title, series, over }: CurveProps): JSX.Element {
         const x = index === null || index === undefined ? undefined : xs[index];
         const y = index === null || index === undefined ? undefined : ys?.[index];
         if (!readout.current) return;
-        const where = x === undefined ? "" : over === "step" ? `step ${count(x)}` : new Date(x * 1000).toLocaleTimeString();
+        const where = x === undefined ? "" : over === "step" ? `step ${count(x)}` : clock(x * 1000);
         readout.current.textContent = x === undefined ? "" : `${where}: ${figure(y ?? null)}`;
       };
       plot.current = new uPlot({ ...wanted, hooks: { setCursor: [hover] } }, latest.current, place);

@@ -2,15 +2,35 @@
 
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
+import { setParams } from "../hooks.ts";
 import { formatRoute } from "../route.ts";
-import { troubling } from "../story.ts";
+import { routine, troubling } from "../story.ts";
 import { clock, count } from "../text.ts";
 import type { Entry } from "../wire.ts";
 
 const AT_ONCE = 60;
 
-export function EventList({ events, leftOut, withJob }: { events: Entry[]; leftOut: number; withJob: boolean }): JSX.Element {
+/** Hides what every rank of a job that is well has events of; the address keeps the choice where it is another than `usual`. */
+export function RoutineChoice({ off, usual }: { off: boolean; usual: boolean }): JSX.Element {
+  const turn = (): void => setParams({ routine: off === usual ? (off ? "on" : "off") : "" });
+  return (
+    <button type="button" aria-pressed={off} onClick={turn}>
+      hide routine
+    </button>
+  );
+}
+
+interface EventListProps {
+  events: Entry[];
+  leftOut: number;
+  withJob: boolean;
+  /** Leave out what is routine. */
+  brief: boolean;
+}
+
+export function EventList({ events: all, leftOut, withJob, brief }: EventListProps): JSX.Element {
   const [shown, setShown] = useState(AT_ONCE);
+  const events = brief ? all.filter((event) => !routine(event)) : all;
   const some = events.slice(-shown).reverse();
   if (events.length === 0) return <p class="empty">Nothing has happened yet.</p>;
   return (

@@ -84,6 +84,7 @@ export function Logs({ jobId, ranks, turn }: { jobId: string; ranks: number[]; t
               <span class="rank">
                 {line.rank}
                 {line.attempt > 1 ? `.${line.attempt}` : ""}
+                {line.stream === "stderr" ? " err" : ""}
               </span>
               {printable(line.text)}
             </li>

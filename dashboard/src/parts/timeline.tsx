@@ -17,7 +17,7 @@ export function Timeline({ job, events, now }: { job: Job; events: Entry[]; now:
   const what = [
     job.scope === "rank" ? plural(job.restarts, "restart") : plural(story.attempts.length, "attempt"),
     plural(story.commits.length, "commit"),
-    plural(story.troubles.length, "trouble"),
+    plural(story.incidents.length, "incident"),
   ].join(", ");
   return (
     <div class="timeline">
@@ -40,8 +40,8 @@ export function Timeline({ job, events, now }: { job: Job; events: Entry[]; now:
             <title>{`${clock(mark.at)} ${mark.text}`}</title>
           </rect>
         ))}
-        {spread(story.troubles, MOST_MARKS).map((mark, index) => (
-          <rect key={index} class="trouble" x={x(mark.at)} y="44" width="3" height="16">
+        {spread(story.incidents, MOST_MARKS).map((mark, index) => (
+          <rect key={index} class="incident" x={x(mark.at)} y="44" width="3" height="16">
             <title>{`${clock(mark.at)} ${mark.text}`}</title>
           </rect>
         ))}
@@ -52,8 +52,8 @@ export function Timeline({ job, events, now }: { job: Job; events: Entry[]; now:
           <i class="attempt" />
           {job.scope === "rank" ? "each rank restarts by itself" : plural(story.attempts.length, "attempt")} <i class="commit" />
           {plural(story.commits.length, "commit")}
-          {job.committed === null ? "" : `, the last of step ${count(job.committed)}`} <i class="trouble" />
-          {plural(story.troubles.length, "trouble")}
+          {job.committed === null ? "" : `, the last of step ${count(job.committed)}`} <i class="incident" />
+          {plural(story.incidents.length, "incident")}
         </span>
         <span>{job.finishedAt ? clock(job.finishedAt) : "now"}</span>
       </p>
