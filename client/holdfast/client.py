@@ -69,15 +69,27 @@ class Client:
         self, *, states: Sequence[job_pb2.JobState.ValueType] = (), name: str = ""
     ) -> AsyncIterator[job_pb2.Job]:
         """Iterate over jobs, newest first."""
-        wanted = job_pb2.JobFilter(states=states, name=name)
 
         async def page(token: str) -> tuple[Sequence[job_pb2.Job], str]:
-            request = job_pb2.ListJobsRequest(page_size=PAGE, page_token=token, filter=wanted)
-            answer = await self._jobs.ListJobs(request)
+            answer = await self.list_jobs_page(states=states, name=name, size=PAGE, token=token)
             return answer.jobs, answer.next_page_token
 
         async for job in self._pages(page):
             yield job
+
+    async def list_jobs_page(
+        self,
+        *,
+        states: Sequence[job_pb2.JobState.ValueType] = (),
+        name: str = "",
+        size: int = 0,
+        token: str = "",
+    ) -> job_pb2.ListJobsResponse:
+        """Give a page of jobs, newest first: at most `size`, 100 unless given, from where the page before ended."""
+        wanted = job_pb2.JobFilter(states=states, name=name)
+        async with self._errors():
+            request = job_pb2.ListJobsRequest(page_size=size, page_token=token, filter=wanted)
+            return await self._jobs.ListJobs(request)
 
     async def watch_job(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
         """Give the job now and after every change, until it has ended; goes on when the coordinator was away."""
@@ -133,16 +145,18 @@ class Client:
         since: datetime | None = None,
         tail: int | None = None,
         grep: str = "",
+        cursors: Sequence[job_pb2.LogCursor] = (),
     ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
         """Iterate over what workers wrote, in order for each of them; goes on where it was when somebody was away.
 
         `since` is by the clock of the node that wrote; `tail` counts lines of each worker's stdout, and of its stderr;
         `grep` is a regular expression, of the lines that the others leave. What lies on a node that is away comes
         from the archive in the checkpoint storage; where there is none, `away` of a response says so, and why. Every
-        byte comes once; what was freed is counted in `skipped`. Raises ValueError.
+        byte comes once; what was freed is counted in `skipped`. Of logs that have a cursor in `cursors` comes what lies
+        behind it: so whoever kept them goes on where they were. Raises ValueError.
         """
         request = job_pb2.StreamLogsRequest(
-            job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail
+            job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail, cursors=cursors
         )
         if since is not None:
             request.since.FromDatetime(since)
@@ -167,12 +181,19 @@ class Client:
         """Iterate over committed checkpoints, newest first."""
 
         async def page(token: str) -> tuple[Sequence[job_pb2.Checkpoint], str]:
-            request = job_pb2.ListCheckpointsRequest(job_id=job_id, page_size=PAGE, page_token=token)
-            answer = await self._jobs.ListCheckpoints(request)
+            answer = await self.list_checkpoints_page(job_id, size=PAGE, token=token)
             return answer.checkpoints, answer.next_page_token
 
         async for checkpoint in self._pages(page):
             yield checkpoint
+
+    async def list_checkpoints_page(
+        self, job_id: str, *, size: int = 0, token: str = ""
+    ) -> job_pb2.ListCheckpointsResponse:
+        """Give a page of committed checkpoints, newest first: at most `size`, 100 unless given."""
+        async with self._errors():
+            request = job_pb2.ListCheckpointsRequest(job_id=job_id, page_size=size, page_token=token)
+            return await self._jobs.ListCheckpoints(request)
 
     async def get_checkpoint(
         self, job_id: str, step: int | None = None, rank: int | None = None
@@ -215,10 +236,7 @@ class Client:
         """Iterate over the timeline of a job, or of all, oldest first, from behind the event of seq `after` on."""
 
         async def page(token: str) -> tuple[Sequence[job_pb2.Event], str]:
-            request = job_pb2.ListEventsRequest(
-                job_id=job_id, page_size=PAGE, page_token=token, after_seq=after
-            )
-            answer = await self._jobs.ListEvents(request)
+            answer = await self.list_events_page(job_id, after=after, size=PAGE, token=token)
             return answer.events, answer.next_page_token
 
         async for event in self._pages(page):
@@ -239,15 +257,30 @@ class Client:
             after = answer.event.seq
             yield answer.event
 
+    async def list_events_page(
+        self, job_id: str = "", *, after: int = 0, size: int = 0, token: str = ""
+    ) -> job_pb2.ListEventsResponse:
+        """Give a page of the timeline, oldest first: at most `size`, 100 unless given."""
+        async with self._errors():
+            request = job_pb2.ListEventsRequest(
+                job_id=job_id, page_size=size, page_token=token, after_seq=after
+            )
+            return await self._jobs.ListEvents(request)
+
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""
 
         async def page(token: str) -> tuple[Sequence[node_pb2.Node], str]:
-            answer = await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=PAGE, page_token=token))
+            answer = await self.list_nodes_page(size=PAGE, token=token)
             return answer.nodes, answer.next_page_token
 
         async for node in self._pages(page):
             yield node
+
+    async def list_nodes_page(self, *, size: int = 0, token: str = "") -> node_pb2.ListNodesResponse:
+        """Give a page of the nodes, by name: at most `size`, 100 unless given."""
+        async with self._errors():
+            return await self._nodes.ListNodes(node_pb2.ListNodesRequest(page_size=size, page_token=token))
 
     async def get_node(self, name: str) -> node_pb2.Node:
         """Look at a node."""

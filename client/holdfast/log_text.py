@@ -83,7 +83,7 @@ class Filter:
         run: list[bytes] = []
         rank, attempt, stream = place
         begun = offset
-        for line in _split(block):
+        for line in split_lines(block):
             if self._found(line.decode(errors="replace").rstrip("\r\n")):
                 if not run:
                     begun = offset
@@ -96,7 +96,7 @@ class Filter:
             yield _chunk(rank, attempt, stream, begun, b"".join(run))
 
 
-def _split(block: bytes) -> list[bytes]:
+def split_lines(block: bytes) -> list[bytes]:
     """The lines of a block with their ends; a carriage return is none."""
     *lines, rest = block.split(b"\n")
     return [line + b"\n" for line in lines] + ([rest] if rest else [])

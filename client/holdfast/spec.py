@@ -5,10 +5,11 @@ every language); `SpecFile.where` tells the line that its answer is about.
 """
 
 import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import yaml
 from google.protobuf.duration_pb2 import Duration
@@ -29,7 +30,11 @@ _MAX_DEPTH = 8
 
 
 class SpecError(Exception):
-    """A job file that can't be; one sentence a line."""
+    """A job file that can't be; one sentence a line. `problems` are its fields that are wrong, and how."""
+
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
 
 
 def _number(value: object) -> float:
@@ -218,15 +223,16 @@ class SpecPart(_Part):
 class SpecFile:
     """A job file that was read: its spec, and where each field stands."""
 
-    def __init__(self, path: Path) -> None:
-        """Read it. Raises SpecError."""
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        """Read it; or take its content, and name it after `path` in errors. Raises SpecError."""
         self._name = str(path)
         self._lines: dict[Path_, int] = {}
-        root = self._compose(_read(path))
+        root = self._compose(_text(path, _read(path) if content is None else content))
         try:
             self.part = SpecPart.model_validate(root)
         except ValidationError as error:
-            raise SpecError("\n".join(self._sentence(problem) for problem in error.errors())) from error
+            sentences = "\n".join(self._sentence(problem) for problem in error.errors())
+            raise SpecError(sentences, _problems(error)) from error
 
     def where(self, field: str) -> str | None:
         """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
@@ -293,18 +299,58 @@ class SpecFile:
         return f"{where}: {_said(problem, path)}"
 
 
-def _read(path: Path) -> str:
+def spec_from_json(content: bytes) -> SpecPart:
+    """Read a job file that is JSON, with the same keys. Raises SpecError."""
+    try:
+        root = json.loads(content, object_pairs_hook=_object, parse_constant=_no_number)
+    except SpecError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"is not JSON: {error}") from error
+    if not isinstance(root, dict):
+        raise SpecError('is no object; write e.g. {"world_size": 4}')
+    try:
+        return SpecPart.model_validate(root)
+    except ValidationError as error:
+        problems = _problems(error)
+        raise SpecError("\n".join(f"{field}: {said}" for field, said in problems), problems) from error
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in members:
+        if key in found:
+            raise SpecError(f"{shown(key)} is there twice; remove one", [(key, "is there twice; remove one")])
+        found[key] = value
+    return found
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number")
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            text = file.read(_MAX_BYTES + 1)
+            return file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise SpecError(f"{path}: can't be read: {error.strerror}") from error
-    if len(text) > _MAX_BYTES:
+
+
+def _text(path: Path, content: bytes) -> str:
+    if len(content) > _MAX_BYTES:
         raise SpecError(f"{path}: is larger than a mebibyte; is it a job file?")
     try:
-        return text.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not text in UTF-8; save it as such") from error
+
+
+def _problems(error: ValidationError) -> list[tuple[str, str]]:
+    """The fields that are wrong, and how, in a sentence each."""
+    return [
+        (_dotted(tuple(problem["loc"])), _said(problem, tuple(problem["loc"]))) for problem in error.errors()
+    ]
 
 
 def _said(problem: Mapping[str, Any], path: Path_) -> str:

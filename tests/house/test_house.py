@@ -12,7 +12,7 @@ import pytest
 from holdfast.spec import SpecFile
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("client", "coordinator", "agent")
+PACKAGES = ("client", "coordinator", "agent", "gateway")
 SOURCES = sorted(
     path
     for top in (*PACKAGES, "examples", "benchmarks")

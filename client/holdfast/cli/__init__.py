@@ -11,6 +11,7 @@ _COMMANDS = {
     "run": ("holdfast.cli.run", "Run a training command on this machine, and keep it alive."),
     "coordinator": ("holdfast.cli.coordinator", "Run a coordinator."),
     "agent": ("holdfast.cli.agent", "Run an agent: the node's end of holdfast."),
+    "gateway": ("holdfast.cli.gateway", "Run a gateway: REST, server-sent events, the dashboard."),
     "job": ("holdfast.cli.job", "Submit, list, watch, stop and delete jobs."),
     "node": ("holdfast.cli.node", "See the nodes."),
     "checkpoint": ("holdfast.cli.checkpoint", "See committed checkpoints."),

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -36,12 +37,18 @@ from holdfast.units import parse_duration
     show_default=True,
     help="A node is lost after this long without a word from it.",
 )
-def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) -> None:
+@click.option(
+    "--http",
+    metavar="ADDRESS",
+    help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
+)
+def command(listen: str, state_dir: Path, lost_after: str, http: str | None, *, insecure: bool) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
     \b
     Examples:
       holdfast coordinator
+      holdfast coordinator --http 127.0.0.1:8080
       holdfast coordinator --listen 10.0.0.1:7070 --insecure
     """  # noqa: D301  click reads the backspaces
     try:
@@ -54,6 +61,7 @@ def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) ->
         from holdfast_coordinator.store.api import StoreError
     except ModuleNotFoundError as error:
         fail(f"the coordinator is not installed here ({error.name}): pip install 'holdfast[coordinator]'")
+    gateway = None if http is None else _Http(http, ListenError, insecure=insecure)
     set_up_logs()
     config = CoordinatorConfig(listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms)
 
@@ -61,10 +69,49 @@ def command(listen: str, state_dir: Path, lost_after: str, *, insecure: bool) ->
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        ready = click.style("holdfast coordinator", bold=True)
-        await serve(config, stop=stop, ready=lambda at: click.echo(f"{ready} listens on {at}", err=True))
+        name = click.style("holdfast coordinator", bold=True)
+        async with asyncio.TaskGroup() as both:
+
+            def ready(at: str) -> None:
+                click.echo(f"{name} listens on {at}", err=True)
+                if gateway is not None:
+                    both.create_task(gateway.serve(at, stop))
+
+            both.create_task(serve(config, stop=stop, ready=ready))
 
     try:
         asyncio.run(run())
-    except (ListenError, StoreError) as error:
-        fail(str(error))
+    except ExceptionGroup as errors:
+        failure = errors.exceptions[0]
+        if isinstance(failure, ListenError | StoreError):
+            fail(str(failure))
+        raise failure from None
+
+
+class _Http:
+    """A gateway beside the coordinator."""
+
+    def __init__(self, listen: str, failed: type[Exception], *, insecure: bool) -> None:
+        """Ends the command when it can't be. What it raises later, when it can't listen, is a `failed`."""
+        try:
+            from holdfast_gateway.__main__ import serve
+            from holdfast_gateway.config import GatewayConfig, ListenError
+        except ModuleNotFoundError as error:
+            fail(f"the gateway is not installed here ({error.name}): pip install 'holdfast[gateway]'")
+        self._serve, self._config = serve, GatewayConfig(listen, insecure=insecure)
+        self._raised, self._raise = ListenError, failed
+        try:
+            self._config.address()
+        except ListenError as error:
+            fail(str(error))
+
+    async def serve(self, coordinator: str, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set."""
+        name = click.style("holdfast gateway", bold=True)
+        config = replace(self._config, server=coordinator)
+        try:
+            await self._serve(
+                config, stop=stop, ready=lambda at: click.echo(f"{name} listens on {at}", err=True)
+            )
+        except self._raised as error:
+            raise self._raise(str(error)) from error

@@ -1,9 +1,8 @@
 """The flags that say what a job is, shared by `job submit` and `run`, and what they mean in a JobSpec."""
 
 import os
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 from holdfast.cli.common import fail, pairs
 from holdfast.cli.exits import EXIT
 from holdfast.data.errors import DataError
+from holdfast.names import default_name
 from holdfast.storage.api import StorageError
 from holdfast.storage.places import switched
 from holdfast.units import parse_duration, parse_size, parse_whole
@@ -158,13 +158,6 @@ def _checkpoint_uri(spec: job_pb2.JobSpec) -> str:
     except StorageError as error:
         raise click.UsageError(str(error)) from error
     return place if "://" in place else _absolute(spec.checkpoint_uri)
-
-
-def default_name(command: Sequence[str]) -> str:
-    """Name a job after its program: the script where an interpreter runs one."""
-    scripts = [word for word in command if word.endswith(".py")]
-    stem = Path(scripts[0] if scripts else command[0]).stem
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:40] or "job"
 
 
 def explain(

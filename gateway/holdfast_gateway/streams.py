@@ -1,0 +1,175 @@
+"""Server-sent events. What a reader does not take is not read from the coordinator: a few messages are all that waits.
+
+uvicorn holds back whoever sends while 64 KiB wait in a connection, so that the generator is not asked for more, gRPC's
+flow control fills, and the coordinator and its agents wait. State is told as it is by then, not all that it was.
+"""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar, cast
+
+import structlog
+from fastapi import Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
+
+from holdfast.client import TERMINAL
+from holdfast.log_text import Lines, split_lines
+from holdfast.v1 import job_pb2
+from holdfast.wire import HoldfastError, NotFound, ResourceExhausted
+from holdfast_gateway.answers import to_json
+from holdfast_gateway.parts import Parts
+from holdfast_gateway.problems import invalid
+from holdfast_gateway.tracks import Track, UnknownTrackError
+
+T = TypeVar("T")
+
+HEARTBEAT_S = 15
+"""Between comments on a stream, so that neither a proxy nor a reader takes it for dead."""
+RETRY_MS = 1_000
+"""After which a browser connects again."""
+SEND_TIMEOUT_S = 300
+"""A reader that takes nothing for so long is let go; it goes on from where it was."""
+MOST_STREAMS = 5_000
+END = "end"
+"""Name and id of the last event: whoever connects again with it is told that there is nothing more."""
+
+Events = AsyncIterator[ServerSentEvent]
+
+log = structlog.get_logger(__name__)
+
+
+def event(name: str, data: str, event_id: str | None = None) -> ServerSentEvent:
+    """One event; `data` is JSON."""
+    return ServerSentEvent(data, event=name, id=event_id, sep="\n")
+
+
+def mark(event_id: str) -> ServerSentEvent:
+    """Have a reader keep an id without telling it anything."""
+    return ServerSentEvent(id=event_id, sep="\n")
+
+
+def respond(request: Request, parts: Parts, kind: str, events: Events) -> Response:
+    """Stream events. A reader that has seen the end gets 204, at which browsers stop connecting."""
+    if request.headers.get("last-event-id") == END:
+        return Response(status_code=204)
+    if parts.metrics.open_streams >= MOST_STREAMS:
+        raise ResourceExhausted(f"{MOST_STREAMS} streams are open", "close some, or start another gateway")
+    return EventSourceResponse(
+        _told(parts, kind, events),
+        ping=HEARTBEAT_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="still here", sep="\n"),
+        sep="\n",
+        send_timeout=SEND_TIMEOUT_S,
+        headers={"Content-Type": "text/event-stream; charset=utf-8"},
+    )
+
+
+async def _told(parts: Parts, kind: str, events: Events) -> AsyncGenerator[ServerSentEvent, None]:
+    """The events; an error that comes on the way is one, too, and ends the stream."""
+    with parts.metrics.stream(kind) as sent:
+        yield ServerSentEvent(retry=RETRY_MS, sep="\n")
+        async with closing(events) as wanted:
+            try:
+                async for found in wanted:
+                    sent.inc()
+                    yield found
+            except HoldfastError as error:
+                yield event("problem", _dump({"detail": error.message, "remedy": error.remedy}))
+            except Exception as error:
+                log.error("a stream broke", kind=kind, error=repr(error))
+                raise
+
+
+def closing(iterator: AsyncIterator[T]) -> "aclosing[AsyncGenerator[T, None]]":
+    """Close a generator when its reader is gone, which ends the call behind it."""
+    return aclosing(cast("AsyncGenerator[T, None]", iterator))
+
+
+async def job_changes(parts: Parts, job_id: str) -> Events:
+    """A job now and after every change, with its workers, until it has ended."""
+    async with closing(parts.client.watch_job(job_id)) as jobs:
+        async for job in jobs:
+            yield event("job", to_json(job))
+            if job.state in TERMINAL:
+                yield end_of(job)
+
+
+def end_of(job: job_pb2.Job) -> ServerSentEvent:
+    """The last event about a job."""
+    state = job_pb2.JobState.Name(job.state)
+    return event(END, _dump({"job_id": job.id, "state": state, "reason": job.reason}), END)
+
+
+def track_of(request: Request, parts: Parts) -> Track:
+    """Where a reader of logs goes on. Raises InvalidSpec."""
+    known = request.headers.get("last-event-id", "")
+    if not known or known == END:
+        return Track()
+    try:
+        return parts.tracks.resume(known)
+    except UnknownTrackError as error:
+        raise invalid(
+            "Last-Event-ID names no place that is known here, or not any more",
+            remedy="connect without it, and read from the beginning",
+        ) from error
+
+
+async def log_lines(
+    parts: Parts, job_id: str, ranks: list[int], attempt: int, tail: int | None, track: Track
+) -> Events:
+    """The lines of workers as they come, until the job has ended.
+
+    The id of a line is where the reader is in all logs then.
+    """
+    lines = Lines()
+    chunks = parts.client.stream_logs(
+        job_id, ranks=ranks, attempt=attempt, follow=True, tail=tail, cursors=track.cursors()
+    )
+    async with closing(chunks) as found:
+        async for chunk in found:
+            if chunk.HasField("away"):
+                away = chunk.away
+                yield event("away", _dump({"rank": away.rank, "node": away.node, "reason": away.reason}))
+                continue
+            at = chunk.cursor
+            place = (at.rank, at.attempt, at.stream)
+            if place not in track:
+                track.move(place, at.offset)
+                yield mark(track.id(parts.tracks))
+            if chunk.skipped:
+                track.move(place, at.offset)
+                freed = {**_place(*place), "at": at.offset, "bytes": chunk.skipped}
+                yield event("skipped", _dump(freed), track.id(parts.tracks))
+            for offset, block in lines.add(chunk):
+                for line in split_lines(block):
+                    yield _line(parts, track, place, offset, line)
+                    offset += len(line)  # noqa: PLW2901  where the next one begins
+    for place, offset, rest in lines.finish():
+        yield _line(parts, track, place, offset, rest)
+    with suppress(NotFound):
+        yield end_of(await parts.client.get_job(job_id))
+        return
+    yield event(END, _dump({"job_id": job_id, "state": "", "reason": "the job was deleted"}), END)
+
+
+def _line(
+    parts: Parts,
+    track: Track,
+    place: tuple[int, int, "job_pb2.LogStream.ValueType"],
+    offset: int,
+    line: bytes,
+) -> ServerSentEvent:
+    track.move(place, offset + len(line))
+    text = line.decode(errors="replace").rstrip("\r\n")
+    return event("line", _dump({**_place(*place), "at": offset, "text": text}), track.id(parts.tracks))
+
+
+def _place(rank: int, attempt: int, stream: "job_pb2.LogStream.ValueType") -> dict[str, Any]:
+    word = "stderr" if stream == job_pb2.LOG_STREAM_STDERR else "stdout"
+    return {"rank": rank, "attempt": attempt, "stream": word}
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False)
