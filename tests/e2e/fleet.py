@@ -46,6 +46,9 @@ class Fleet:
         options = ["--coordinator", self.target, "--name", name, "--slots", str(slots), *more]
         self._start(name, "agent", *options, "--state-dir", str(self.root / name))
 
+    def start_gateway(self, listen: str) -> None:
+        self._start("gateway", "gateway", "--listen", listen, "--server", self.target)
+
     def signal(self, name: str, number: int) -> None:
         self.processes[name].send_signal(number)
 
