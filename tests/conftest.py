@@ -1,6 +1,7 @@
 """What every test begins from."""
 
 import functools
+import os
 import signal
 
 import botocore.session
@@ -12,6 +13,10 @@ from tests.storage.s3_server import Bucket, S3Server
 # Whoever starts the tests in the background of a shell has these ignored, and what the tests start would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+# Contexts of whoever runs the tests are none of theirs.
+os.environ["HOLDFAST_CONFIG"] = os.devnull
+os.environ.pop("HOLDFAST_CONTEXT", None)
 
 AWS = (
     "AWS_PROFILE",

@@ -11,9 +11,10 @@ Every method raises holdfast.wire.HoldfastError or one of its kinds.
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -124,16 +125,69 @@ class Client:
         async with self._errors():
             return (await self._jobs.StopJob(job_pb2.StopJobRequest(job_id=job_id, force=force))).job
 
-    async def delete_job(self, job_id: str) -> None:
-        """Forget an ended job and its logs."""
+    async def delete_job(self, job_id: str, *, stop_first: bool = False, force: bool = False) -> None:
+        """Forget an ended job and its logs.
+
+        With `stop_first` also one that runs: it is stopped as `stop_job` does it, also with `force`, and waited for.
+        Raises ValueError.
+        """
+        if force and not stop_first:
+            raise ValueError("force says how to stop; give stop_first, too")
+        if stop_first:
+            await self.stop_job(job_id, force=force)
+            async for _ in self.watch_job(job_id):
+                pass
         async with self._errors():
             await self._jobs.DeleteJob(job_pb2.DeleteJobRequest(job_id=job_id))
+
+    async def purge_jobs(
+        self,
+        *,
+        older_than: timedelta,
+        states: Collection[job_pb2.JobState.ValueType] = TERMINAL,
+        name: str = "",
+        dry_run: bool = False,
+    ) -> list[job_pb2.Job]:
+        """Forget the jobs that ended at least `older_than` ago, by the clock here, and give them as they were.
+
+        Only those in one of the states, which are ones of ended jobs, and whose name matches `name`, a glob. One that
+        was begun again meanwhile is left. With `dry_run` nothing is deleted. Raises ValueError.
+        """
+        if not TERMINAL.issuperset(states):
+            raise ValueError("jobs that have not ended are never purged; give states of ended jobs")
+        latest = datetime.now(UTC) - older_than
+        found = [
+            job
+            async for job in self.list_jobs(states=list(states))
+            if job.state in states
+            and job.finished_at.ToDatetime(UTC) <= latest
+            and (not name or fnmatchcase(job.spec.name, name))
+        ]
+        if dry_run:
+            return found
+        deleted = []
+        for job in found:
+            with suppress(wire.FailedPrecondition):
+                await self.delete_job(job.id)
+                deleted.append(job)
+        return deleted
 
     async def job_summary(self, job_id: str) -> job_pb2.JobSummary:
         """Give a job in numbers."""
         async with self._errors():
             request = job_pb2.GetJobSummaryRequest(job_id=job_id)
             return (await self._jobs.GetJobSummary(request)).summary
+
+    async def job_metrics(
+        self, job_id: str, names: Sequence[str] = (), points: int = 0
+    ) -> Sequence[job_pb2.MetricSeries]:
+        """Give the curves of a job by name: what it reports, "steps_per_second", "goodput".
+
+        Of these `names` alone, if any are given; each of at most `points` points, 0: all that are kept.
+        """
+        async with self._errors():
+            request = job_pb2.GetJobMetricsRequest(job_id=job_id, names=names, max_points=points)
+            return (await self._jobs.GetJobMetrics(request)).series
 
     async def stream_logs(
         self,
@@ -242,6 +296,16 @@ class Client:
         async for event in self._pages(page):
             yield event
 
+    async def list_events_page(
+        self, job_id: str = "", *, after: int = 0, size: int = 0, token: str = ""
+    ) -> job_pb2.ListEventsResponse:
+        """Give a page of the timeline, oldest first: at most `size`, 100 unless given."""
+        async with self._errors():
+            request = job_pb2.ListEventsRequest(
+                job_id=job_id, page_size=size, page_token=token, after_seq=after
+            )
+            return await self._jobs.ListEvents(request)
+
     async def watch_events(self, job_id: str = "", *, after: int = 0) -> AsyncIterator[job_pb2.Event]:
         """Give the timeline of a job, or of all, from behind the event of seq `after` on, then each event as it comes.
 
@@ -256,16 +320,6 @@ class Client:
         async for answer in follow(self, begin):
             after = answer.event.seq
             yield answer.event
-
-    async def list_events_page(
-        self, job_id: str = "", *, after: int = 0, size: int = 0, token: str = ""
-    ) -> job_pb2.ListEventsResponse:
-        """Give a page of the timeline, oldest first: at most `size`, 100 unless given."""
-        async with self._errors():
-            request = job_pb2.ListEventsRequest(
-                job_id=job_id, page_size=size, page_token=token, after_seq=after
-            )
-            return await self._jobs.ListEvents(request)
 
     async def list_nodes(self) -> AsyncIterator[node_pb2.Node]:
         """Iterate over the nodes by name."""

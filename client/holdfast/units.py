@@ -3,8 +3,8 @@
 import re
 from datetime import timedelta
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)(B|KiB|MiB|GiB|TiB)")
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -13,7 +13,7 @@ LARGEST = 2**60
 
 
 def parse_duration(text: object) -> timedelta:
-    """Read `500ms`, `30s`, `5m`, `1h`, or 0. Raises ValueError."""
+    """Read `500ms`, `30s`, `5m`, `1h`, `7d`, or 0. Raises ValueError."""
     if text in (0, "0") and not isinstance(text, bool):
         return timedelta()
     found = _DURATION.fullmatch(text) if isinstance(text, str) else None

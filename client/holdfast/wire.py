@@ -13,7 +13,9 @@ import grpc.aio
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-DEFAULT_TARGET = "127.0.0.1:7070"
+from holdfast import addresses
+
+DEFAULT_TARGET = addresses.DEFAULT_TARGET
 MAX_MESSAGE_BYTES = 16 * 2**20
 DEADLINE_S = 30.0
 """Of every unary call that names none."""
@@ -157,11 +159,19 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> HoldfastError:
     if code is grpc.StatusCode.UNAVAILABLE and not remedy:
         return Unreachable(
             f"the coordinator at {target} is not reachable",
-            "start one with `holdfast coordinator`, or name another with --server",
+            f"start one with {_start(target)}, or name another with --server",
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"the coordinator at {target} did not answer in time", "try again")
     return _KINDS.get(code, HoldfastError)(message, remedy)
+
+
+def _start(target: str) -> str:
+    """What starts a coordinator that is reached there."""
+    if target == DEFAULT_TARGET:
+        return "`holdfast coordinator`"
+    command = f"`holdfast coordinator --listen {target}`"
+    return command if addresses.is_here(target) else f"{command} there"
 
 
 def _details(error: grpc.aio.AioRpcError) -> tuple[str, list[Violation]]:

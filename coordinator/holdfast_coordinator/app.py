@@ -15,11 +15,13 @@ from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_p
 from holdfast.wire import server_options
 from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.engine import Clock, Engine
+from holdfast_coordinator.recorder import Recorder
 from holdfast_coordinator.rpc.agents import AgentService
 from holdfast_coordinator.rpc.jobs import JobService
 from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.rpc.nodes import NodeService
 from holdfast_coordinator.store.sqlite import SqliteStore
+from holdfast_coordinator.store.sqlite_points import SqlitePoints
 
 STOP_GRACE_S = 1.0
 
@@ -62,6 +64,7 @@ class Coordinator:
         self._loop: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
         self._store: SqliteStore | None = None
+        self._recorder: Recorder | None = None
 
     async def start(self) -> str:
         """Open the store, lead, and listen. Return the address that clients use.
@@ -74,7 +77,8 @@ class Coordinator:
         settings = Settings(lost_after_ms=config.lost_after_ms, suspect_after_ms=config.lost_after_ms // 2)
         self._engine = Engine(self._store, settings, Clock())
         self._loop = asyncio.create_task(self._engine.run())
-        self._server, health_servicer = _server(self._engine)
+        self._recorder = Recorder(self._engine, SqlitePoints(config.state_dir))
+        self._server, health_servicer = _server(self._engine, self._recorder)
         target = self._bind(self._server)
         leading = asyncio.create_task(self._engine.wait_leading())
         await asyncio.wait({leading, self._loop}, return_when=asyncio.FIRST_COMPLETED)
@@ -83,6 +87,7 @@ class Coordinator:
             await self._loop
         await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        self._recorder.start()
         self._health = asyncio.create_task(_keep_health(self._engine, health_servicer))
         log.info("listening", address=target, state_dir=str(config.state_dir))
         return target
@@ -94,6 +99,8 @@ class Coordinator:
 
     async def stop(self) -> None:
         """Stop serving. Workers and agents go on; everything acknowledged is in the store."""
+        if self._recorder is not None:
+            await self._recorder.close()
         tasks = [task for task in (self._health, self._loop) if task is not None]
         for task in tasks:
             task.cancel()
@@ -136,10 +143,10 @@ def check_address(listen: str, *, insecure: bool) -> None:
     log.warning("anyone who reaches this address can run commands on every node", address=listen)
 
 
-def _server(engine: Engine) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def _server(engine: Engine, recorder: Recorder) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(options=server_options())
     logs = LogRelay(engine)
-    job_pb2_grpc.add_JobServiceServicer_to_server(JobService(engine, logs), server)
+    job_pb2_grpc.add_JobServiceServicer_to_server(JobService(engine, logs, recorder), server)
     node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(engine), server)
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(engine, logs), server)
     health_servicer = health.aio.HealthServicer()

@@ -243,6 +243,10 @@ class Engine:
                 found[worker.rank] = codec.progress_from_proto(progress)
         return found
 
+    def reporting(self) -> list[str]:
+        """The jobs of which some rank has said how far it is."""
+        return list(self._telemetry)
+
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
         """Give an asyncio.Event that is set whenever something about the job changes, its progress included."""

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from holdfast import __version__
 from holdfast.client import Client
 from holdfast_gateway import docs, pages, problems
+from holdfast_gateway.boards import Boards
 from holdfast_gateway.config import GatewayConfig
 from holdfast_gateway.guard import Guard
 from holdfast_gateway.metrics import Measured, Metrics
@@ -37,7 +38,7 @@ def make_app(config: GatewayConfig, client: Client, static: Path = pages.STATIC)
         redirect_slashes=False,
         dependencies=[Depends(only_known)],
     )
-    app.state.parts = Parts(config, client, Metrics())
+    app.state.parts = Parts(config, client, Metrics(), Boards(client))
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -30,6 +30,27 @@ BODY_OF_A_JOB: dict[str, Any] = {
         },
     }
 }
+BODY_OF_A_PURGE: dict[str, Any] = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        "older_than": {"type": "string", "pattern": "^[0-9]{1,4}(s|m|h|d)$"},
+                        "status": {
+                            "type": "array",
+                            "items": {"type": "string", "enum": ["succeeded", "failed", "stopped"]},
+                        },
+                        "name": {"type": "string", "description": "A glob."},
+                        "dry_run": {"type": "boolean"},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 def gives(what: str | dict[str, Any] | None, status: int = 200) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, cast
 from fastapi import Depends, Query, Request
 
 from holdfast.client import Client
+from holdfast_gateway.boards import Boards
 from holdfast_gateway.config import GatewayConfig
 from holdfast_gateway.metrics import Metrics
 from holdfast_gateway.problems import invalid
@@ -21,6 +22,7 @@ class Parts:
     config: GatewayConfig
     client: Client
     metrics: Metrics
+    boards: Boards
     tracks: Tracks = field(default_factory=Tracks)
 
 

@@ -4,10 +4,11 @@ uvicorn holds back whoever sends while 64 KiB wait in a connection, so that the 
 flow control fills, and the coordinator and its agents wait. State is told as it is by then, not all that it was.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, suppress
-from typing import Any, TypeVar, cast
+from contextlib import suppress
+from typing import Any
 
 import structlog
 from fastapi import Request
@@ -19,11 +20,10 @@ from holdfast.log_text import Lines, split_lines
 from holdfast.v1 import job_pb2
 from holdfast.wire import HoldfastError, NotFound, ResourceExhausted
 from holdfast_gateway.answers import to_json
+from holdfast_gateway.iteration import closing
 from holdfast_gateway.parts import Parts
 from holdfast_gateway.problems import invalid
 from holdfast_gateway.tracks import Track, UnknownTrackError
-
-T = TypeVar("T")
 
 HEARTBEAT_S = 15
 """Between comments on a stream, so that neither a proxy nor a reader takes it for dead."""
@@ -82,18 +82,53 @@ async def _told(parts: Parts, kind: str, events: Events) -> AsyncGenerator[Serve
                 raise
 
 
-def closing(iterator: AsyncIterator[T]) -> "aclosing[AsyncGenerator[T, None]]":
-    """Close a generator when its reader is gone, which ends the call behind it."""
-    return aclosing(cast("AsyncGenerator[T, None]", iterator))
-
-
-async def job_changes(parts: Parts, job_id: str) -> Events:
-    """A job now and after every change, with its workers, until it has ended."""
-    async with closing(parts.client.watch_job(job_id)) as jobs:
-        async for job in jobs:
-            yield event("job", to_json(job))
+async def job_changes(parts: Parts, job_id: str, pause: float) -> Events:
+    """A job now and after every change, with its workers, until it has ended; at most once in `pause` seconds."""
+    seen = 0
+    async with parts.boards.look(job_id) as board:
+        while True:
+            seen = await board.later_than(seen)
+            job = board.job
+            assert job is not None
+            yield event("job", board.text())
             if job.state in TERMINAL:
                 yield end_of(job)
+                return
+            await asyncio.sleep(pause)
+
+
+async def all_jobs(parts: Parts) -> Events:
+    """All jobs without their workers, `ready`, then what changes."""
+    async with closing(parts.client.watch_jobs()) as changes:
+        async for change in changes:
+            match change.WhichOneof("change"):
+                case "job":
+                    yield event("job", to_json(change.job))
+                case "deleted":
+                    yield event("deleted", _dump({"job_id": change.deleted}))
+                case _:
+                    yield event("ready", "{}")
+
+
+async def all_nodes(parts: Parts) -> Events:
+    """All nodes, `ready`, then what changes."""
+    async with closing(parts.client.watch_nodes()) as changes:
+        async for change in changes:
+            match change.WhichOneof("change"):
+                case "node":
+                    yield event("node", to_json(change.node))
+                case "deleted":
+                    yield event("deleted", _dump({"name": change.deleted}))
+                case _:
+                    yield event("ready", "{}")
+
+
+async def timeline(parts: Parts, job_id: str, after: int) -> Events:
+    """The timeline from behind a seq on, which is the id of each event."""
+    async with closing(parts.client.watch_events(job_id, after=after)) as entries:
+        async for entry in entries:
+            yield event("event", to_json(entry), str(entry.seq))
+    yield event(END, _dump({"job_id": job_id, "state": "", "reason": "the job was deleted"}), END)
 
 
 def end_of(job: job_pb2.Job) -> ServerSentEvent:

@@ -68,17 +68,19 @@ class ScriptedAgent:
         shard = worker_pb2.Shard(rank=rank, file=file, size_bytes=1, digest="0" * 16, cursor=cursor)
         self._say(shard_prepared=agent_pb2.ShardPrepared(key=self._key(rank), step=step, shard=shard))
 
-    def exit(self, rank, code=0, message=""):
+    def exit(self, rank, code=0, message="", **progress):
         status = job_pb2.ExitStatus(code=code, message=message or f"exit code {code}")
-        self._exit(self._key(rank), status)
+        self._exit(self._key(rank), status, agent_pb2.Progress(**progress) if progress else None)
 
     def _key(self, rank):
         return next(key for key in self._running.values() if key.rank == rank)
 
-    def _exit(self, key, status):
+    def _exit(self, key, status, progress=None):
         name = key.SerializeToString(deterministic=True)
         self._running.pop(name, None)
-        self._exits[name] = agent_pb2.WorkerExited(key=key, exit=agent_pb2.Exit(status=status))
+        self._exits[name] = agent_pb2.WorkerExited(
+            key=key, exit=agent_pb2.Exit(status=status, progress=progress)
+        )
         self._say(worker_exited=self._exits[name])
 
     def _say(self, **message):

@@ -49,6 +49,7 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
         self.ended = False  # whether deleting a checkpoint leaves its files to the client
         self.summary = job_pb2.JobSummary()
         self.story = job_pb2.JobStory()
+        self.curves = []  # what GetJobMetrics says
         self.watched = []  # what WatchJob says, one Job after the other
         self.log = []  # what StreamLogs says, chunk after chunk
         self.silent = set()  # methods that do not answer while `hold` is not set
@@ -110,11 +111,16 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def DeleteJob(self, request, context):
         self._begin("DeleteJob", request, context)
         self._find(request.job_id, context)
+        del self.jobs[request.job_id]
         return job_pb2.DeleteJobResponse()
 
     def GetJobSummary(self, request, context):
         self._begin("GetJobSummary", request, context)
         return job_pb2.GetJobSummaryResponse(summary=self.summary)
+
+    def GetJobMetrics(self, request, context):
+        self._begin("GetJobMetrics", request, context)
+        return job_pb2.GetJobMetricsResponse(series=self.curves)
 
     def ExplainJob(self, request, context):
         self._begin("ExplainJob", request, context)

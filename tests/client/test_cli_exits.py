@@ -15,7 +15,7 @@ from holdfast.cli.exits import EXIT
 from tests.client.fake_coordinator import status
 from tests.client.scripted import coordinator, holdfast, make_job, run
 
-PAGE = Path(__file__).parents[2] / "docs" / "cli-exit-codes.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 JOB = "k7m2p9xq4w"
 
 
@@ -50,8 +50,8 @@ def test_nobody_there(tmp_path):
     result = run("job", "list", "--server", target)
     assert result.exit_code == EXIT.UNREACHABLE
     assert result.stderr == (
-        f"Error: the coordinator at {target} is not reachable; "
-        "start one with `holdfast coordinator`, or name another with --server\n"
+        f"Error: the coordinator at {target} (of --server) is not reachable; "
+        f"start one with `holdfast coordinator --listen {target}`, or name another with --server\n"
     )
 
 

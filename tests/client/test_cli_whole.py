@@ -184,3 +184,8 @@ class TestEnding:
         await job_in(running.id, STOPPED)
         assert (await holdfast("job", "delete", running.id)).err == f"{running.id} deleted\n"
         assert [job async for job in client.list_jobs()] == []
+
+    async def test_delete_what_runs(self, holdfast, client, running):
+        done = await holdfast("job", "delete", running.id, "--stop-first")
+        assert (done.code, done.err) == (EXIT.OK, f"{running.id} deleted\n")
+        assert [job async for job in client.list_jobs()] == []

@@ -38,6 +38,21 @@ async def test_nobody_there():
     assert str(error).startswith(f"the coordinator at {target} is not reachable; start one with")
 
 
+@pytest.mark.parametrize(
+    ("target", "start"),
+    [
+        (wire.DEFAULT_TARGET, "`holdfast coordinator`,"),
+        ("localhost:9", "`holdfast coordinator --listen localhost:9`,"),
+        ("unix:/run/c.sock", "`holdfast coordinator --listen unix:/run/c.sock`,"),
+        ("10.0.0.1:7070", "`holdfast coordinator --listen 10.0.0.1:7070` there,"),
+    ],
+)
+def test_what_to_start_when_nobody_is_there(target, start):
+    metadata = grpc.aio.Metadata()
+    error = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata)
+    assert f"start one with {start} or" in str(wire.from_rpc_error(error, target))
+
+
 async def test_a_message_of_the_largest_size_arrives(house):
     spec = job_pb2.JobSpec(name="a", command=["x"], world_size=0, env={"A": "b" * (5 * 2**20)})
     error = await refused(house.target, lambda jobs: jobs.CreateJob(job_pb2.CreateJobRequest(spec=spec)))

@@ -2,10 +2,14 @@
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from holdfast import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _COMMANDS = {
     "run": ("holdfast.cli.run", "Run a training command on this machine, and keep it alive."),
@@ -13,9 +17,11 @@ _COMMANDS = {
     "agent": ("holdfast.cli.agent", "Run an agent: the node's end of holdfast."),
     "gateway": ("holdfast.cli.gateway", "Run a gateway: REST, server-sent events, the dashboard."),
     "job": ("holdfast.cli.job", "Submit, list, watch, stop and delete jobs."),
-    "node": ("holdfast.cli.node", "See the nodes."),
-    "checkpoint": ("holdfast.cli.checkpoint", "See committed checkpoints."),
+    "node": ("holdfast.cli.node", "See the nodes; take them out of service and back."),
+    "checkpoint": ("holdfast.cli.checkpoint", "List, verify, pin and delete committed checkpoints."),
     "events": ("holdfast.cli.events", "Print the timeline: what happened, and why."),
+    "context": ("holdfast.cli.context", "Name coordinators, and choose the one that commands talk to."),
+    "completion": ("holdfast.cli.completion", "Print what makes a shell complete commands and ids."),
 }
 
 
@@ -31,6 +37,14 @@ class _Lazy(click.Group):
         module, _ = _COMMANDS[cmd_name]
         command: click.Command = importlib.import_module(module).command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Complete commands without importing them, and options."""
+        from click.shell_completion import CompletionItem
+
+        named = [(name, text) for name, (_, text) in _COMMANDS.items() if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [CompletionItem(name, help=text) for name, text in named] + options
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -54,7 +68,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line, and exit with its code; see docs/cli-exit-codes.md."""
+    """Run the command line, and exit with its code; see docs/cli.md."""
     from holdfast.cli.exits import EXIT
 
     try:

@@ -20,6 +20,7 @@ from holdfast.cli.common import (
     show_table,
     to_dict,
 )
+from holdfast.cli.complete import complete_jobs, complete_ranks, complete_steps, job_argument
 from holdfast.cli.drain import command as drain
 from holdfast.cli.exits import EXIT
 from holdfast.client import Client
@@ -50,21 +51,30 @@ SHARD_COLUMNS = (
 )
 
 rank_option = click.option(
-    "--rank", type=click.IntRange(min=0), help="Of this rank, where every rank commits by itself."
+    "--rank",
+    type=click.IntRange(min=0),
+    shell_complete=complete_ranks,
+    help="Of this rank, where every rank commits by itself.",
 )
-step_argument = click.argument("step", type=click.IntRange(min=0))
+step_argument = click.argument("step", type=click.IntRange(min=0), shell_complete=complete_steps)
 
 
 @click.group()
 def command() -> None:
-    """List, look at, verify, pin, delete and drain committed checkpoints."""
+    """List, look at, verify, pin, delete and drain committed checkpoints.
+
+    \b
+    Examples:
+      holdfast checkpoint list c7mk2xq9pd
+      holdfast checkpoint verify /shared/checkpoints --all
+    """  # noqa: D301  click reads the backspaces
 
 
 command.add_command(drain)
 
 
 @command.command("list")
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous
@@ -81,8 +91,8 @@ async def list_checkpoints(job_id: str, server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
-@click.argument("step", type=click.IntRange(min=0), required=False)
+@job_argument
+@click.argument("step", type=click.IntRange(min=0), required=False, shell_complete=complete_steps)
 @rank_option
 @click.option(
     "--download",
@@ -140,7 +150,7 @@ def _show_checkpoint(found: job_pb2.GetCheckpointResponse, form: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @step_argument
 @rank_option
 @server_option
@@ -169,7 +179,7 @@ async def delete(job_id: str, step: int, rank: int | None, server: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @step_argument
 @click.argument("name")
 @rank_option
@@ -190,7 +200,7 @@ async def pin(job_id: str, step: int, name: str, rank: int | None, server: str) 
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @step_argument
 @rank_option
 @server_option
@@ -208,8 +218,13 @@ async def unpin(job_id: str, step: int, rank: int | None, server: str) -> None:
 
 
 @command.command()
-@click.argument("where", metavar="JOB_ID|WHERE")
-@click.option("--step", type=click.IntRange(min=0), help="That of this step.  [default: the newest]")
+@click.argument("where", metavar="JOB_ID|WHERE", shell_complete=complete_jobs)
+@click.option(
+    "--step",
+    type=click.IntRange(min=0),
+    shell_complete=complete_steps,
+    help="That of this step.  [default: the newest]",
+)
 @click.option("--all", "every", is_flag=True, help="Every one that is there.")
 @server_option
 @output_option

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 from typing import Any, NoReturn, TextIO, TypeVar, cast
 
@@ -14,8 +15,10 @@ import click
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from holdfast import wire
+from holdfast import contexts, wire
+from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.exits import EXIT
+from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
 
 T = TypeVar("T")
@@ -26,14 +29,30 @@ _CONTROL = re.compile(
     r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # all else, and what turns writing around
 )
 
+
+_SERVER = "holdfast.server"
+
+
+def find_server(given: str | None = None) -> str:
+    """Say which coordinator is meant; errors will say where its address was taken from."""
+    try:
+        found = contexts.resolve(given)
+    except contexts.ConfigError as error:
+        fail(printable(str(error)), EXIT.USAGE)
+    click.get_current_context().meta[_SERVER] = found
+    return found.address
+
+
+def _read_server(context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    return given if context.resilient_parsing else find_server(given)
+
+
 server_option = click.option(
     "--server",
-    envvar="HOLDFAST_SERVER",
-    default=wire.DEFAULT_TARGET,
-    show_default=True,
-    show_envvar=True,
+    callback=_read_server,
     metavar="ADDRESS",
-    help="The coordinator: host:port, or unix:/path.",
+    help="The coordinator: host:port, or unix:/path.  [default: HOLDFAST_SERVER, that of the context, "
+    f"or {DEFAULT_TARGET}]",
 )
 output_option = click.option(
     "-o",
@@ -59,9 +78,19 @@ def asynchronous(command: Callable[..., Coroutine[Any, Any, T]]) -> Callable[...
         try:
             return asyncio.run(command(*args, **kwargs))
         except wire.HoldfastError as error:
-            fail(str(error), exit_code(error))
+            fail(_with_source(str(error)), exit_code(error))
 
     return run
+
+
+def _with_source(sentence: str) -> str:
+    """Say where an address was taken from, in an error that is about it."""
+    context = click.get_current_context(silent=True)
+    server = context.meta.get(_SERVER) if context is not None else None
+    if server is None:
+        return sentence
+    named = f"the coordinator at {server.address}"
+    return sentence.replace(f"{named} ", f"{named} ({server.source}) ", 1)
 
 
 def exit_code(error: wire.HoldfastError) -> EXIT:
@@ -227,6 +256,16 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(into))),
     )
+
+
+def read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
+    """Read an option that is a duration."""
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import click
 
 from holdfast.cli.common import Column, asynchronous, output_option, server_option, show
+from holdfast.cli.complete import complete_jobs
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
@@ -24,7 +25,7 @@ COLUMNS = (
 
 
 @click.command()
-@click.argument("job_id", default="", metavar="[JOB_ID]")
+@click.argument("job_id", default="", metavar="[JOB_ID]", shell_complete=complete_jobs)
 @server_option
 @output_option
 @asynchronous

@@ -1,4 +1,4 @@
-"""The exit codes, in one place. docs/cli-exit-codes.md is checked against it."""
+"""The exit codes, in one place. docs/cli.md is checked against it."""
 
 from enum import IntEnum
 from typing import Self

@@ -23,6 +23,9 @@ from holdfast.cli.common import (
     time_shares,
     to_dict,
 )
+from holdfast.cli.complete import job_argument, live_job_argument
+from holdfast.cli.curves import command as curves
+from holdfast.cli.delete import delete, purge
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.logs import command as logs
@@ -134,9 +137,19 @@ def waiting(command: Any) -> Any:
 
 @click.group()
 def command() -> None:
-    """Submit, list, watch, stop and delete jobs."""
+    """Submit, list, watch, stop and delete jobs.
+
+    \b
+    Examples:
+      holdfast job submit -n 4 -- python train.py
+      holdfast job watch c7mk2xq9pd
+      holdfast job why c7mk2xq9pd
+    """  # noqa: D301  click reads the backspaces
 
 
+command.add_command(delete)
+command.add_command(purge)
+command.add_command(curves)
 command.add_command(logs)
 command.add_command(samples)
 command.add_command(why)
@@ -214,7 +227,7 @@ async def list_jobs(states: tuple[str, ...], name: str, server: str, output: str
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous
@@ -231,7 +244,7 @@ async def get(job_id: str, server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@job_argument
 @timeout_option
 @server_option
 @asynchronous
@@ -247,7 +260,7 @@ async def watch(job_id: str, timeout: float | None, server: str) -> None:
 
 
 @command.command()
-@click.argument("job_id")
+@live_job_argument
 @click.option("--force", is_flag=True, help="SIGKILL at once.")
 @waiting
 @server_option
@@ -274,24 +287,7 @@ async def stop(job_id: str, server: str, *, force: bool, wait: bool, timeout: fl
 
 
 @command.command()
-@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
-@server_option
-@asynchronous
-async def delete(job_ids: tuple[str, ...], server: str) -> None:
-    """Forget ended jobs and their logs. Checkpoints stay where they are.
-
-    \b
-    Example:
-      holdfast job delete c7mk2xq9pd
-    """  # noqa: D301  click reads the backspaces
-    async with Client(server) as client:
-        for job_id in job_ids:
-            await client.delete_job(job_id)
-            click.echo(f"{job_id} deleted", err=True)
-
-
-@command.command()
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from holdfast.cli.common import asynchronous, fail, server_option
+from holdfast.cli.complete import complete_ranks, job_argument
 from holdfast.cli.exits import EXIT
 from holdfast.cli.log_lines import LinePrinter
 from holdfast.client import Client
@@ -66,13 +67,14 @@ def _matching(chunks: Iterator[job_pb2.StreamLogsResponse], pattern: str) -> lis
 
 
 @click.command("logs")
-@click.argument("job_id")
+@job_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
 @click.option(
     "--rank",
     "ranks",
     multiple=True,
     callback=_read_ranks,
+    shell_complete=complete_ranks,
     metavar="RANK[,RANK]...",
     help="Only these ranks; may be repeated.",
 )

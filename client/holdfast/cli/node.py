@@ -12,14 +12,15 @@ from holdfast.cli.common import (
     enum_word,
     output_option,
     printable,
+    read_duration,
     server_option,
     short_size,
     show,
     show_data,
     to_dict,
 )
+from holdfast.cli.complete import node_argument
 from holdfast.client import Client
-from holdfast.units import parse_duration
 from holdfast.v1 import node_pb2
 from holdfast.wire import DeadlineExceeded
 
@@ -60,15 +61,6 @@ reason_option = click.option(
 )
 
 
-def _read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:
-    if text is None:
-        return None
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), context, parameter) from error
-
-
 PRELOADS = (
     Column("JOB", lambda p: p.job_id),
     Column("PRELOADED", lambda p: ",".join(p.modules)),
@@ -82,7 +74,13 @@ PRELOADS = (
 
 @click.group()
 def command() -> None:
-    """See the nodes; take them out of service and back."""
+    """See the nodes; take them out of service and back.
+
+    \b
+    Examples:
+      holdfast node list
+      holdfast node drain gpu-7 --wait
+    """  # noqa: D301  click reads the backspaces
 
 
 @command.command("list")
@@ -102,7 +100,7 @@ async def list_nodes(server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @server_option
 @output_option
 @asynchronous
@@ -125,7 +123,7 @@ async def get(name: str, server: str, output: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @reason_option
 @server_option
 @asynchronous
@@ -141,7 +139,7 @@ async def cordon(name: str, reason: str, server: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @server_option
 @asynchronous
 async def uncordon(name: str, server: str) -> None:
@@ -156,11 +154,11 @@ async def uncordon(name: str, server: str) -> None:
 
 
 @command.command()
-@click.argument("name", metavar="NODE")
+@node_argument
 @click.option(
     "--deadline",
     "within",
-    callback=_read_duration,
+    callback=read_duration,
     default="2m",
     show_default=True,
     metavar="DURATION",

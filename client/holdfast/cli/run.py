@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import shutil
 import signal
 import sys
@@ -14,9 +13,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import click
 
-from holdfast import wire
 from holdfast.cli import chaos, run_state
-from holdfast.cli.common import asynchronous, fail, set_up_logs
+from holdfast.cli.common import asynchronous, fail, find_server, set_up_logs
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job import CODES
 from holdfast.cli.job_options import apply_flags, explain, spec_options
@@ -70,7 +68,8 @@ async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, *
     if resume is None:
         spec = job_pb2.JobSpec(world_size=1)
         apply_flags(spec, flags, argv)
-        await resolve_resume_from(spec, os.environ.get("HOLDFAST_SERVER", wire.DEFAULT_TARGET))
+        if spec.resume_from:
+            await resolve_resume_from(spec, find_server())
         place = run_state.create(spec.name)
     else:
         _refuse_beside_resume(argv, flags)

@@ -15,6 +15,7 @@ from holdfast.cli.common import (
     show_data,
     show_table,
 )
+from holdfast.cli.complete import job_argument
 from holdfast.client import Client
 from holdfast.v1 import job_pb2, worker_pb2
 from holdfast.wire import NotFound
@@ -26,7 +27,7 @@ HEAD = ("DATA SET", "EPOCH", "RANK", "BATCHES", "SAMPLES")
 
 
 @click.command("samples")
-@click.argument("job_id")
+@job_argument
 @server_option
 @output_option
 @asynchronous

@@ -15,12 +15,13 @@ from holdfast.cli.common import (
     time_shares,
     to_dict,
 )
+from holdfast.cli.complete import job_argument
 from holdfast.client import Client
 from holdfast.v1 import job_pb2
 
 
 @click.command("why")
-@click.argument("job_id")
+@job_argument
 @click.option(
     "--last", type=click.IntRange(1, 1_000), default=10, show_default=True, help="Incidents to tell."
 )

@@ -69,6 +69,11 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryResponse.FromString,
                 _registered_method=True)
+        self.GetJobMetrics = channel.unary_unary(
+                '/holdfast.v1.JobService/GetJobMetrics',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsResponse.FromString,
+                _registered_method=True)
         self.StreamLogs = channel.unary_stream(
                 '/holdfast.v1.JobService/StreamLogs',
                 request_serializer=holdfast_dot_v1_dot_job__pb2.StreamLogsRequest.SerializeToString,
@@ -162,6 +167,13 @@ class JobServiceServicer:
 
     def GetJobSummary(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJobMetrics(self, request, context):
+        """The curves of a job: what its program reports, its throughput, its goodput.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -269,6 +281,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetJobSummary,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.GetJobSummaryResponse.SerializeToString,
+            ),
+            'GetJobMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJobMetrics,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.GetJobMetricsResponse.SerializeToString,
             ),
             'StreamLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamLogs,
@@ -505,6 +522,33 @@ class JobService:
             '/holdfast.v1.JobService/GetJobSummary',
             holdfast_dot_v1_dot_job__pb2.GetJobSummaryRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.GetJobSummaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJobMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/GetJobMetrics',
+            holdfast_dot_v1_dot_job__pb2.GetJobMetricsRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.GetJobMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

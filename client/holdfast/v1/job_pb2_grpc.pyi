@@ -43,6 +43,8 @@ class JobServiceStub:
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
     """Removes an ended job and its logs. Its checkpoints stay where they are."""
     GetJobSummary: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobSummaryRequest, _job_pb2.GetJobSummaryResponse]
+    GetJobMetrics: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobMetricsRequest, _job_pb2.GetJobMetricsResponse]
+    """The curves of a job: what its program reports, its throughput, its goodput."""
     StreamLogs: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]
     """The output of workers, in order per worker and stream."""
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]
@@ -83,6 +85,8 @@ class JobServiceAsyncStub(JobServiceStub):
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes an ended job and its logs. Its checkpoints stay where they are."""
     GetJobSummary: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobSummaryRequest, _job_pb2.GetJobSummaryResponse]  # type: ignore[assignment]
+    GetJobMetrics: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobMetricsRequest, _job_pb2.GetJobMetricsResponse]  # type: ignore[assignment]
+    """The curves of a job: what its program reports, its throughput, its goodput."""
     StreamLogs: _aio.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]  # type: ignore[assignment]
     """The output of workers, in order per worker and stream."""
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
@@ -162,6 +166,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.GetJobSummaryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.GetJobSummaryResponse, _abc.Awaitable[_job_pb2.GetJobSummaryResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetJobMetrics(
+        self,
+        request: _job_pb2.GetJobMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.GetJobMetricsResponse, _abc.Awaitable[_job_pb2.GetJobMetricsResponse]]:
+        """The curves of a job: what its program reports, its throughput, its goodput."""
 
     @_abc_1.abstractmethod
     def StreamLogs(

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from google.rpc import code_pb2
 
 from holdfast.v1 import job_pb2, job_pb2_grpc
-from holdfast_coordinator import codec
+from holdfast_coordinator import codec, codec_metrics
 from holdfast_coordinator.core import story
 from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.checkpoints import find_gang, no_checkpoint
@@ -20,10 +20,12 @@ from holdfast_coordinator.core.events import (
     JobSubmitted,
 )
 from holdfast_coordinator.core.model import TERMINAL, Commit, Entry, Gang, Job, JobState
+from holdfast_coordinator.core.series import Point
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.story import Story
 from holdfast_coordinator.core.validate import Violation, pin_violations, violations
 from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
+from holdfast_coordinator.recorder import Recorder
 from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 from holdfast_coordinator.rpc.logs import LogRelay
@@ -45,9 +47,10 @@ def new_job_id() -> str:
 class JobService(job_pb2_grpc.JobServiceServicer):
     """What users do with jobs."""
 
-    def __init__(self, engine: Engine, logs: LogRelay) -> None:
+    def __init__(self, engine: Engine, logs: LogRelay, recorder: Recorder) -> None:
         self._engine = engine
         self._logs = logs
+        self._recorder = recorder
 
     async def CreateJob(
         self, request: job_pb2.CreateJobRequest, context: Context
@@ -127,6 +130,17 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self, request: job_pb2.GetJobSummaryRequest, context: Context
     ) -> job_pb2.GetJobSummaryResponse:
         return job_pb2.GetJobSummaryResponse(summary=await self._summary(context, request.job_id))
+
+    async def GetJobMetrics(
+        self, request: job_pb2.GetJobMetricsRequest, context: Context
+    ) -> job_pb2.GetJobMetricsResponse:
+        most = max(2, request.max_points) if request.max_points > 0 else 0
+
+        async def look_up() -> dict[str, list[Point]]:
+            await self._engine.read(lambda state: _find(state, request.job_id))
+            return await self._recorder.series(request.job_id, request.names, most)
+
+        return codec_metrics.metrics_to_proto(await _served(context, look_up))
 
     async def ExplainJob(
         self, request: job_pb2.ExplainJobRequest, context: Context

@@ -38,12 +38,12 @@ class SqliteStore:
         with ExitStack() as opened:
             _make_directory(directory)
             opened.callback(os.close, _lock(directory))
-            _make_file(self._path)
-            with _explained(self._path):
-                self._writer = opened.enter_context(_connect(self._path, begin="BEGIN IMMEDIATE"))
+            make_file(self._path)
+            with explained(self._path):
+                self._writer = opened.enter_context(connect(self._path, begin="BEGIN IMMEDIATE"))
                 with self._writer.begin():
                     migrate.to_newest(self._writer, self._path)
-                self._reader = opened.enter_context(_connect(self._path, begin="BEGIN"))
+                self._reader = opened.enter_context(connect(self._path, begin="BEGIN"))
             self._opened = opened.pop_all()
 
     def load(self, settings: Settings) -> State:
@@ -52,7 +52,7 @@ class SqliteStore:
 
     def commit(self, writes: Sequence[Write], *, epoch: int) -> None:
         """Apply the writes in one transaction, durable when this returns."""
-        with _explained(self._path), self._writer.begin():
+        with explained(self._path), self._writer.begin():
             sql.write(self._writer, _upsert, writes, epoch)
 
     def entries(self, *, job_id: str = "", after: int = 0, limit: int) -> list[Entry]:
@@ -69,11 +69,11 @@ class SqliteStore:
 
     def close(self) -> None:
         """Let go of the directory."""
-        with self._reading, _explained(self._path):
+        with self._reading, explained(self._path):
             self._opened.close()
 
     def _read(self, ask: Callable[[Connection], T]) -> T:
-        with self._reading, _explained(self._path), self._reader.begin():
+        with self._reading, explained(self._path), self._reader.begin():
             try:
                 return ask(self._reader)
             except ValueError as error:
@@ -87,7 +87,8 @@ def _upsert(table: Table) -> Executable:
     return statement.on_conflict_do_update(index_elements=table.primary_key, set_=changes)
 
 
-def _connect(path: Path, *, begin: str) -> Connection:
+def connect(path: Path, *, begin: str, synchronous: str = "FULL") -> Connection:
+    """Open a database, made if need be. Raises what the database does."""
     # isolation_level=None: this module says BEGIN itself, so that migrations are transactions too.
     engine = create_engine(
         f"sqlite:///{path}",
@@ -100,7 +101,7 @@ def _connect(path: Path, *, begin: str) -> Connection:
     def _set_up(connection: sqlite3.Connection, _record: object) -> None:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA synchronous={synchronous}")
         except sqlite3.Error:
             connection.close()  # SQLAlchemy does not know it yet
             raise
@@ -144,7 +145,8 @@ def _lock(directory: Path) -> int:
     return lock
 
 
-def _make_file(path: Path) -> None:
+def make_file(path: Path) -> None:
+    """Make a database's file, so that nobody else may read it. Raises StoreError."""
     # SQLite would ask the umask; what it puts beside the file takes after it.
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -163,7 +165,7 @@ def _full(path: Path) -> StoreFullError:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn what the database raises into one sentence."""
     try:
         yield

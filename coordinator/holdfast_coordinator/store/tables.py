@@ -4,7 +4,7 @@ A column has the name of the field it keeps; `rows.py` relies on that. What a co
 its shards: its own row has none, and a gang's row has the step of the commit.
 """
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Index, Integer, MetaData, String, Table
 
 metadata = MetaData()
 
@@ -143,4 +143,18 @@ commits = Table(
     Column("at_ms", BigInteger, nullable=False),
     Column("rank", Integer),
     Column("world_size", Integer, nullable=False),
+)
+
+# In a file of their own: see sqlite_points.
+curves = MetaData()
+
+points = Table(
+    "points",
+    curves,
+    Column("job_id", String, primary_key=True),
+    Column("series", String, primary_key=True),
+    Column("at_ms", BigInteger, primary_key=True, autoincrement=False),
+    Column("step", BigInteger, nullable=False),
+    Column("value", Double, nullable=False),
+    sqlite_with_rowid=False,  # those of a series lie side by side, and once
 )

@@ -2,24 +2,31 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
+from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
 from holdfast.wire import NotFound
 from holdfast_gateway.answers import answer, answer_text, to_json
-from holdfast_gateway.docs import BODY_OF_A_JOB, gives
+from holdfast_gateway.docs import BODY_OF_A_JOB, BODY_OF_A_PURGE, gives
 from holdfast_gateway.parts import Flag, PageSize, PageToken, Parts, Text, Use
-from holdfast_gateway.specs import read_spec
-from holdfast_gateway.streams import job_changes, respond
+from holdfast_gateway.problems import invalid
+from holdfast_gateway.specs import read_object, read_spec
+from holdfast_gateway.streams import all_jobs, job_changes, respond
 
 SUMMARIES_AT_ONCE = 16
 MOST_KEY = 128
+ENDED = ("succeeded", "failed", "stopped")
 MOST_INCIDENTS = 1_000
 
 State = Literal["pending", "starting", "running", "restarting", "stopping", "succeeded", "failed", "stopped"]
+Pause = Annotated[float, Query(ge=0, le=60, description="Seconds, at least, between two.")]
+Names = Annotated[list[str], Query(max_length=100)]
+Points = Annotated[int, Query(ge=0, le=100_000, description="0: all that are kept.")]
 States = Annotated[list[State], Query()]
 
 router = APIRouter(tags=["jobs"])
@@ -71,17 +78,24 @@ async def list_summaries(
     return answer_text(f'{{"summaries": [{items}], "next_page_token": {json.dumps(found.next_page_token)}}}')
 
 
+@router.get("/jobs/stream", **gives(None))
+async def stream_jobs(request: Request, parts: Use) -> Response:
+    """Stream all jobs, without their workers: `job` each, `ready`, then `job` and `deleted` as they change."""
+    await parts.client.list_jobs_page(size=1)
+    return respond(request, parts, "jobs", all_jobs(parts))
+
+
+@router.get("/jobs/{job_id}/stream", **gives(None))
+async def stream_job(job_id: str, request: Request, parts: Use, pause: Pause = 0.0) -> Response:
+    """Stream a job with its workers: `job` now and after every change, `end` when it has ended."""
+    await parts.client.get_job(job_id)
+    return respond(request, parts, "job", job_changes(parts, job_id, pause))
+
+
 @router.get("/jobs/{job_id}", **gives("Job"))
 async def get_job(job_id: str, parts: Use) -> Response:
     """Look at a job and its workers."""
     return answer(await parts.client.get_job(job_id))
-
-
-@router.get("/jobs/{job_id}/stream", **gives(None))
-async def stream_job(job_id: str, request: Request, parts: Use) -> Response:
-    """Stream a job: `job` now and after every change, `end` when it has ended."""
-    await parts.client.get_job(job_id)
-    return respond(request, parts, "job", job_changes(parts, job_id))
 
 
 @router.get("/jobs/{job_id}/summary", **gives("JobSummary"))
@@ -96,6 +110,13 @@ async def explain_job(
 ) -> Response:
     """Tell what ended the attempts of a job, what was done, what it cost; the newest `incidents`."""
     return answer(await parts.client.explain_job(job_id, incidents=incidents))
+
+
+@router.get("/jobs/{job_id}/metrics", **gives("GetJobMetricsResponse"))
+async def get_metrics(job_id: str, parts: Use, name: Names = [], points: Points = 0) -> Response:
+    """Give the curves of a job: what it reported, `steps_per_second`, `goodput`; each of at most `points` points."""
+    series = await parts.client.job_metrics(job_id, name, points)
+    return answer(job_pb2.GetJobMetricsResponse(series=series))
 
 
 @router.get("/jobs/{job_id}/checkpoints", **gives("ListCheckpointsResponse"))
@@ -113,14 +134,49 @@ async def stop_job(job_id: str, parts: Use, force: Flag = "false") -> Response:
 
 
 @router.delete("/jobs/{job_id}", status_code=204, **gives(None, 204))
-async def delete_job(job_id: str, parts: Use) -> Response:
-    """Forget an ended job and its logs. Its checkpoints stay where they are."""
-    await parts.client.delete_job(job_id)
+async def delete_job(job_id: str, parts: Use, stop_first: Flag = "false", force: Flag = "false") -> Response:
+    """Forget an ended job and its logs; with `stop_first` also one that runs, which is stopped and waited for.
+
+    Its checkpoints stay where they are.
+    """
+    if force == "true" and stop_first == "false":
+        raise invalid("force says how to stop", [("force", "give stop_first=true, too")])
+    await parts.client.delete_job(job_id, stop_first=stop_first == "true", force=force == "true")
     return Response(status_code=204)
+
+
+@router.post("/jobs/purge", openapi_extra=BODY_OF_A_PURGE, **gives({"jobs": ["Job"]}))
+async def purge_jobs(request: Request, parts: Use) -> Response:
+    """Forget the jobs that ended long ago, and give them; with `dry_run` only give them."""
+    wanted = await read_object(
+        request, {"older_than": (str, int), "status": list, "name": str, "dry_run": bool}
+    )
+    try:
+        older_than = parse_duration(wanted.get("older_than", "7d"))
+    except ValueError as error:
+        raise invalid(f"older_than: {error}", [("older_than", str(error))]) from error
+    words = wanted.get("status", list(ENDED))
+    for word in words:
+        if word not in ENDED:
+            raise invalid(
+                "status: jobs that have not ended are not purged", [("status", f"is one of {ENDED}")]
+            )
+    deleted = await parts.client.purge_jobs(
+        older_than=older_than,
+        states=_states(words),
+        name=wanted.get("name", ""),
+        dry_run=wanted.get("dry_run", False),
+    )
+    for job in deleted:
+        del job.workers[:]
+    return answer_text(f'{{"jobs": [{", ".join(map(to_json, deleted))}]}}')
 
 
 async def _page(
     parts: Parts, states: list[State], name: str, size: int, token: str
 ) -> job_pb2.ListJobsResponse:
-    wanted = [job_pb2.JobState.Value(f"JOB_STATE_{word.upper()}") for word in states]
-    return await parts.client.list_jobs_page(states=wanted, name=name, size=size, token=token)
+    return await parts.client.list_jobs_page(states=_states(states), name=name, size=size, token=token)
+
+
+def _states(words: Sequence[str]) -> list["job_pb2.JobState.ValueType"]:
+    return [job_pb2.JobState.Value(f"JOB_STATE_{word.upper()}") for word in words]

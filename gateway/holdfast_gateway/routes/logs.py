@@ -9,9 +9,10 @@ from starlette.responses import Response, StreamingResponse
 from holdfast.log_text import Lines, split_lines
 from holdfast.v1 import job_pb2
 from holdfast_gateway.docs import gives
+from holdfast_gateway.iteration import closing
 from holdfast_gateway.parts import Parts, Use
 from holdfast_gateway.problems import invalid
-from holdfast_gateway.streams import closing, log_lines, respond, track_of
+from holdfast_gateway.streams import log_lines, respond, track_of
 
 MOST_RANKS = 10_000
 MOST = 2**31 - 1

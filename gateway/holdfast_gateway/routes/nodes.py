@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from holdfast.units import parse_duration
@@ -11,6 +11,7 @@ from holdfast_gateway.answers import answer
 from holdfast_gateway.docs import gives
 from holdfast_gateway.parts import PageSize, PageToken, Use
 from holdfast_gateway.problems import invalid
+from holdfast_gateway.streams import all_nodes, respond
 
 Reason = Annotated[str, Query(max_length=1_000, description="Shown beside the node.")]
 Within = Annotated[str, Query(max_length=40, description="A duration, e.g. 90s or 5m.")]
@@ -22,6 +23,13 @@ router = APIRouter(tags=["nodes"])
 async def list_nodes(parts: Use, page_size: PageSize = 100, page_token: PageToken = "") -> Response:
     """List the nodes by name."""
     return answer(await parts.client.list_nodes_page(size=page_size, token=page_token))
+
+
+@router.get("/nodes/stream", **gives(None))
+async def stream_nodes(request: Request, parts: Use) -> Response:
+    """Stream all nodes: `node` each, `ready`, then `node` and `deleted` as they change."""
+    await parts.client.list_nodes_page(size=1)
+    return respond(request, parts, "nodes", all_nodes(parts))
 
 
 @router.get("/nodes/{name}", **gives("Node"))
