@@ -24,6 +24,7 @@ export const connection = (): Connection => now;
 
 export function onConnection(listener: (now: Connection) => void): () => void {
   listeners.add(listener);
+  listener(now); // it may have changed before anybody listened
   return () => listeners.delete(listener);
 }
 

@@ -83,6 +83,8 @@ const byName = (node: Node): string => node.name;
 export const useJobs = (): Collection<Job> => useCollection("/jobs/stream", "job", readJob, byId, "job_id");
 export const useNodes = (): Collection<Node> => useCollection("/nodes/stream", "node", readNode, byName, "name");
 
+const EVENTS_EVERY_MS = 250;
+
 /** So many events are held; older ones are left out. */
 export const MOST_EVENTS = 2_000;
 
@@ -99,7 +101,7 @@ export function useEvents(jobId: string, tail: number): Events {
     const events: Entry[] = [];
     let leftOut = 0;
     let last = 0;
-    const { wish, stop } = paced(100, () => setFound({ events: [...events], leftOut }));
+    const { wish, stop } = paced(EVENTS_EVERY_MS, () => setFound({ events: [...events], leftOut }));
     const url = (): string =>
       `/events/stream?${jobId ? `job_id=${encodeURIComponent(jobId)}&` : ""}${last ? `after=${last}` : `tail=${tail}`}`;
     const close = openStream(url, {
@@ -156,7 +158,7 @@ export function useJob(id: string, turn: number): { job: Job | null; error: stri
       }
     };
     const follow = (first: Job): (() => void) => {
-      const wait = first.worldSize > BIG ? 1_000 : 100;
+      const wait = first.worldSize > BIG ? 1_000 : 250;
       let raw: Json | null = null;
       const show = (): void => void (raw && setFound({ job: readJob(raw), error: "" }));
       const { wish, stop } = paced(wait, show);

@@ -1,7 +1,11 @@
 import { render } from "preact";
 import { App } from "./app.tsx";
 import { watchHealth } from "./connection.ts";
-import "./style.css";
+import "./style/theme.css";
+import "./style/frame.css";
+import "./style/parts.css";
+import "./style/job.css";
+import "./style/narrow.css";
 import { applyTheme, chosenTheme, watchSystemTheme } from "./theme.ts";
 
 applyTheme(chosenTheme());

@@ -53,7 +53,7 @@ const commands = {
   see: async ({ what, many }) => {
     const found = page.locator(what);
     await (many ? found.nth(many - 1) : found.first()).waitFor();
-    return found.first().innerText();
+    return found.first().evaluate((node) => node.innerText ?? node.textContent);
   },
   gone: ({ what }) => page.locator(what).first().waitFor({ state: "detached" }),
   click: ({ what }) => page.locator(what).first().click(),

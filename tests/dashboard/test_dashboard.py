@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +23,7 @@ from tests.ports import free_port
 
 pytestmark = pytest.mark.e2e
 
-LONG = 1_000_000
+TRAINER = [sys.executable, str(Path(__file__).with_name("trainer.py"))]
 PAGES = ("#/", "#/jobs", "#/nodes")
 
 
@@ -42,7 +43,7 @@ def dash(tmp_path_factory):
             fleet.start_coordinator()
             fleet.start_agent(slots=8)
             start_gateway(fleet, port)
-            job_id = runner.run(fleet.submit(world=3, steps=LONG))
+            job_id = runner.run(fleet.submit_command(TRAINER, 3))
             runner.run(fleet.until(job_id, running))
             browser = Browser(root / "profile", f"http://127.0.0.1:{port}")
             yield SimpleNamespace(fleet=fleet, run=runner.run, browser=browser, job_id=job_id, port=port)
@@ -60,13 +61,14 @@ def start_gateway(fleet, port):
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
                 return
         except OSError:
+            assert fleet.processes["gateway"].poll() is None, (fleet.root / "gateway.log").read_text()
             assert time.monotonic() < until, (fleet.root / "gateway.log").read_text()
             time.sleep(0.05)
 
 
 @pytest.fixture
 def browser(dash):
-    """A page that has nothing to complain about afterwards: no error in its console, nothing that its policy forbids."""
+    """A page that has nothing to complain about afterwards: no error in its console, nothing against its policy."""
     dash.browser("open", hash="#/")
     yield dash.browser
     assert dash.browser("complaints") == []
@@ -95,7 +97,7 @@ def test_a_job_that_is_submitted_is_on_screen(dash, browser):
 
 
 def test_a_killed_rank_shows_its_new_attempt_and_why(dash, browser):
-    job = dash.run(dash.fleet.until(dash.job_id, committed(10)))
+    job = dash.run(dash.fleet.until(dash.job_id, committed(50)))
     browser("open", hash=f"#/jobs/{dash.job_id}?view=table")
     browser("see", "li[data-kind=CheckpointCommitted]")
     os.kill(job.workers[1].pid, signal.SIGKILL)
@@ -109,26 +111,24 @@ def test_a_killed_rank_shows_its_new_attempt_and_why(dash, browser):
 
 
 def test_logs_and_curves_are_live(dash, browser):
-    talk = "import holdfast, time\nrun = holdfast.init()\nfor i in range(1000000):\n"
-    talk += "  run.step(loss=1/(i+1)); time.sleep(0.05); print('line', i, 'of', run.rank, flush=True)"
-    job_id = dash.run(dash.fleet.submit_command([sys.executable, "-c", talk], 2, "rank"))
+    job_id = dash.run(dash.fleet.submit_command(TRAINER, 2, "rank"))
     browser("open", hash=f"#/jobs/{job_id}")
-    browser("see", '.lines li:has-text("of 0")')
-    browser("see", '.lines li:has-text("of 1")')
+    browser("see", '.lines li:has-text("of rank 0")')
+    browser("see", '.lines li:has-text("of rank 1")')
     browser("see", 'figure:has-text("loss") .uplot')
     browser("fill", 'label:has-text("Ranks") input', text="1")
     browser("press", keys=["Enter"])
-    browser("gone", '.lines li:has-text("of 0")')
-    browser("see", '.lines li:has-text("of 1")', many=3)
+    browser("gone", '.lines li:has-text("of rank 0")')
+    browser("see", '.lines li:has-text("of rank 1")', many=3)
     assert browser("hash") == f"#/jobs/{job_id}?ranks=1"
     dash.run(dash.fleet.client.stop_job(job_id, force=True))
     browser("see", '.title .state:has-text("stopped")')
     browser("see", 'p.note:has-text("the job has ended")')
 
 
-def test_stopping_and_restarting_ask_first(dash, browser):
-    job_id = dash.run(dash.fleet.submit(world=1, steps=LONG))
-    dash.run(dash.fleet.until(job_id, committed(10)))
+def test_stopping_asks_first(dash, browser):
+    job_id = dash.run(dash.fleet.submit_command(TRAINER, 1))
+    dash.run(dash.fleet.until(job_id, committed(50)))
     browser("open", hash=f"#/jobs/{job_id}")
     browser("click", 'button:text("Stop…")')
     assert browser("focused") == "Leave it"
@@ -139,13 +139,6 @@ def test_stopping_and_restarting_ask_first(dash, browser):
     browser("click", 'button:text("Stop it")')
     browser("see", '.title .state:has-text("stopped")')
     assert dash.run(dash.fleet.ended(job_id)).state == job_pb2.JOB_STATE_STOPPED
-    browser("click", 'button:text("Restart…")')
-    browser("click", 'button:text("Restart it")')
-    browser("see", '.title .state:has-text("running")')
-    browser("click", 'button:text("Stop…")')
-    browser("click", 'label:has-text("At once")')
-    browser("click", 'button:text("Stop it")')
-    browser("see", '.title .state:has-text("stopped")')
 
 
 def test_everything_can_be_done_with_keys(dash, browser):
@@ -219,12 +212,12 @@ def test_nodes_are_cordoned_after_asking(dash, browser):
 def test_what_is_not_there_is_said_in_a_sentence(dash, browser):
     browser("open", hash="#/jobs/nothere")
     assert "nothere" in browser("see", "[role=alert]")
-    (complaint,) = {text.split(" (")[0] for text in browser("complaints")}
-    assert complaint == "Failed to load resource: the server responded with a status of 404"
+    (complaint,) = browser("complaints")  # one, since it is not asked for again and again
+    assert complaint == "Failed to load resource: the server responded with a status of 404 (Not Found)"
 
 
 def test_a_lost_connection_is_shown_and_made_good(dash, browser):
-    browser("open", hash=f"#/jobs/{dash.job_id}")
+    browser("open", hash=f"#/jobs/{dash.job_id}?routine=off")
     browser("see", "li[data-kind=JobCreated]")
     dash.fleet.kill("gateway")
     assert "What is shown is old: it is as of" in browser("see", ".banner")

@@ -7,6 +7,7 @@ import { jobEnded, setParams, useAsked, useEvents, useJob, useNow } from "../hoo
 import { Confirm, Failure, Figure, Panel, StateMark, type Question } from "../parts/basics.tsx";
 import { Curve, MOST_POINTS } from "../parts/curves.tsx";
 import { EventList, RoutineChoice } from "../parts/events.tsx";
+import { memo } from "../parts/memo.tsx";
 import { Goodput } from "../parts/goodput.tsx";
 import { Logs } from "../parts/logs.tsx";
 import { RankGrid } from "../parts/ranks.tsx";
@@ -24,12 +25,6 @@ export function JobPage({ route }: { route: Route }): JSX.Element {
   const { id } = route;
   const [turn, setTurn] = useState(0);
   const { job, error } = useJob(id, turn);
-  const { events, leftOut } = useEvents(id, EVENTS);
-  const newest = events.at(-1)?.at ?? 0;
-  useEffect(() => {
-    // Something happened to a job that had ended: it was restarted, and its streams are worth opening again.
-    if (job && jobEnded(job) && newest > job.finishedAt) setTurn((before) => before + 1);
-  }, [newest]);
   if (!job) {
     return (
       <>
@@ -39,21 +34,26 @@ export function JobPage({ route }: { route: Route }): JSX.Element {
       </>
     );
   }
-  return <Shown job={job} route={route} events={events} leftOut={leftOut} turn={turn} again={() => setTurn(turn + 1)} />;
+  return <Shown job={job} route={route} turn={turn} again={() => setTurn((before) => before + 1)} />;
 }
 
 interface ShownProps {
   job: Job;
   route: Route;
-  events: ReturnType<typeof useEvents>["events"];
-  leftOut: number;
+  /** How often its streams were opened anew. */
   turn: number;
   again: () => void;
 }
 
-function Shown({ job, route, events, leftOut, turn, again }: ShownProps): JSX.Element {
+function Shown({ job, route, turn, again }: ShownProps): JSX.Element {
+  const { events, leftOut } = useEvents(job.id, EVENTS);
   const over = jobEnded(job);
   const now = useNow();
+  const newest = events.at(-1)?.at ?? 0;
+  useEffect(() => {
+    // Something happened to a job that had ended: it was restarted, and its streams are worth opening again.
+    if (over && newest > job.finishedAt) again();
+  }, [newest]);
   const key = `${job.id} ${job.state} ${turn}`;
   const summary = useAsked(() => getSummary(job.id), 3_000, key, over);
   const picked = new Set(parseRanks(route.params["ranks"] ?? "", job.worldSize));
@@ -93,7 +93,15 @@ function Shown({ job, route, events, leftOut, turn, again }: ShownProps): JSX.El
         )}
       </Panel>
       <Panel title="Timeline">
-        <Timeline job={job} events={events} now={now} />
+        <Timeline
+          events={events}
+          scope={job.scope}
+          restarts={job.restarts}
+          committed={job.committed}
+          createdAt={job.createdAt}
+          finishedAt={job.finishedAt}
+          now={over ? 0 : now}
+        />
       </Panel>
       <Panel title="Where the time went">
         <Goodput seconds={summary.value?.timeSeconds ?? {}} />
@@ -103,7 +111,7 @@ function Shown({ job, route, events, leftOut, turn, again }: ShownProps): JSX.El
         <Panel title="Events" aside={<RoutineChoice off={brief} usual={false} />}>
           <EventList events={events} leftOut={leftOut} withJob={false} brief={brief} />
         </Panel>
-        <LogPanel job={job} route={route} picked={[...picked]} turn={turn} />
+        <LogPanel job={job} route={route} turn={turn} />
       </div>
     </>
   );
@@ -174,7 +182,7 @@ function Actions({ job, again }: { job: Job; again: () => void }): JSX.Element {
 }
 
 /** The history from the coordinator, and what the summary says meanwhile. */
-function Curves({ id, over, turn, live }: { id: string; over: boolean; turn: number; live: Summary | null }): JSX.Element | null {
+const Curves = memo(function Curves({ id, over, turn, live }: { id: string; over: boolean; turn: number; live: Summary | null }): JSX.Element | null {
   const asked = useAsked(() => getMetrics(id, MOST_POINTS), 5_000, `${id} ${over} ${turn}`, over);
   if (asked.error) return <Panel title="Curves"><Failure text={asked.error} /></Panel>;
   const series = (asked.value ?? []).filter((item) => item.points.length > 0).map((item) => (over ? item : extended(item, live)));
@@ -191,7 +199,7 @@ function Curves({ id, over, turn, live }: { id: string; over: boolean; turn: num
       {series.length > CURVES ? <p class="note">{series.length - CURVES} more: `holdfast job metrics {id}`.</p> : null}
     </Panel>
   );
-}
+});
 
 const OVER_TIME = new Set(["steps_per_second", "goodput"]);
 const TITLES: Record<string, string> = { steps_per_second: "throughput, steps a second" };
@@ -203,7 +211,7 @@ function extended(series: Series, live: Summary | null): Series {
   return { name: series.name, points: [...series.points, { at: Date.now(), step: live.steps, value }] };
 }
 
-function LogPanel({ job, route, picked, turn }: { job: Job; route: Route; picked: number[]; turn: number }): JSX.Element {
+function LogPanel({ job, route, turn }: { job: Job; route: Route; turn: number }): JSX.Element {
   const open = route.params["logs"] !== "off";
   return (
     <Panel
@@ -226,7 +234,7 @@ function LogPanel({ job, route, picked, turn }: { job: Job; route: Route; picked
         </>
       }
     >
-      {open ? <Logs jobId={job.id} ranks={picked} turn={turn} /> : <p class="empty">Hidden.</p>}
+      {open ? <Logs jobId={job.id} which={route.params["ranks"] ?? ""} world={job.worldSize} turn={turn} /> : <p class="empty">Hidden.</p>}
     </Panel>
   );
 }

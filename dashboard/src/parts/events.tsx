@@ -7,6 +7,7 @@ import { formatRoute } from "../route.ts";
 import { routine, troubling } from "../story.ts";
 import { clock, count } from "../text.ts";
 import type { Entry } from "../wire.ts";
+import { memo } from "./memo.tsx";
 
 const AT_ONCE = 60;
 
@@ -28,18 +29,20 @@ interface EventListProps {
   brief: boolean;
 }
 
-export function EventList({ events: all, leftOut, withJob, brief }: EventListProps): JSX.Element {
+export const EventList = memo(function EventList({ events: all, leftOut, withJob, brief }: EventListProps): JSX.Element {
   const [shown, setShown] = useState(AT_ONCE);
   const events = brief ? all.filter((event) => !routine(event)) : all;
   const some = events.slice(-shown).reverse();
   if (events.length === 0) return <p class="empty">Nothing has happened yet.</p>;
   return (
     <>
-      <ol class="events" aria-label="Events, newest first">
-        {some.map((event) => (
-          <Row key={event.seq} event={event} withJob={withJob} />
-        ))}
-      </ol>
+      <div class="events" tabIndex={0} role="region" aria-label="Events, newest first">
+        <ol>
+          {some.map((event) => (
+            <Row key={event.seq} event={event} withJob={withJob} />
+          ))}
+        </ol>
+      </div>
       {events.length > shown ? (
         <button type="button" class="more" onClick={() => setShown(shown + 200)}>
           Show older ones
@@ -50,9 +53,9 @@ export function EventList({ events: all, leftOut, withJob, brief }: EventListPro
       ) : null}
     </>
   );
-}
+});
 
-function Row({ event, withJob }: { event: Entry; withJob: boolean }): JSX.Element {
+const Row = memo(function Row({ event, withJob }: { event: Entry; withJob: boolean }): JSX.Element {
   const bad = troubling(event);
   const who = [
     event.rank === null ? "" : `rank ${event.rank}`,
@@ -79,4 +82,4 @@ function Row({ event, withJob }: { event: Entry; withJob: boolean }): JSX.Elemen
       </span>
     </li>
   );
-}
+});

@@ -2,6 +2,7 @@
 
 import type { JSX } from "preact";
 import { duration, percent } from "../text.ts";
+import { memo } from "./memo.tsx";
 
 /** In this order, with what each means. */
 const PARTS: [string, string][] = [
@@ -16,7 +17,7 @@ const PARTS: [string, string][] = [
   ["finished", "waiting for other ranks"],
 ];
 
-export function Goodput({ seconds }: { seconds: Record<string, number> }): JSX.Element {
+export const Goodput = memo(function Goodput({ seconds }: { seconds: Record<string, number> }): JSX.Element {
   const whole = Object.values(seconds).reduce((sum, value) => sum + value, 0);
   if (whole === 0) return <p class="empty">Nothing has run yet.</p>;
   const parts = PARTS.map(([name, means]) => ({ name, means, share: (seconds[name] ?? 0) / whole })).filter(
@@ -45,4 +46,4 @@ export function Goodput({ seconds }: { seconds: Record<string, number> }): JSX.E
       </ul>
     </div>
   );
-}
+});

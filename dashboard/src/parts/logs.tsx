@@ -2,9 +2,11 @@
 
 import type { JSX } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { parseRanks } from "../ranks.ts";
 import { openStream, paced } from "../stream.ts";
 import { count, printable } from "../text.ts";
 import { readLine, type Line } from "../wire.ts";
+import { memo } from "./memo.tsx";
 
 export const MOST_LINES = 5_000;
 const TAIL = 200;
@@ -17,15 +19,21 @@ interface Held {
   over: boolean;
 }
 
-function useLines(jobId: string, ranks: number[], turn: number): Held {
+interface LogsProps {
+  jobId: string;
+  which: string;
+  world: number;
+  turn: number;
+}
+
+function useLines(jobId: string, which: string, world: number, turn: number): Held {
   const [held, setHeld] = useState<Held>({ lines: [], leftOut: 0, over: false });
-  const which = ranks.join(",");
   useEffect(() => {
     let lines: Line[] = [];
     let leftOut = 0;
     let over = false;
     const { wish, stop } = paced(150, () => setHeld({ lines, leftOut, over }));
-    const query = [...ranks.map((rank) => `rank=${rank}`), `tail=${TAIL}`].join("&");
+    const query = [...parseRanks(which, world).map((rank) => `rank=${rank}`), `tail=${TAIL}`].join("&");
     const close = openStream(() => `/jobs/${encodeURIComponent(jobId)}/logs/stream?${query}`, {
       events: {
         line: (data) => {
@@ -52,8 +60,9 @@ function useLines(jobId: string, ranks: number[], turn: number): Held {
   return held;
 }
 
-export function Logs({ jobId, ranks, turn }: { jobId: string; ranks: number[]; turn: number }): JSX.Element {
-  const { lines, leftOut, over } = useLines(jobId, ranks, turn);
+/** `which` is a list of ranks, as "0-3,7"; empty: all. */
+export const Logs = memo(function Logs({ jobId, which, world, turn }: LogsProps): JSX.Element {
+  const { lines, leftOut, over } = useLines(jobId, which, world, turn);
   const box = useRef<HTMLDivElement>(null);
   const [top, setTop] = useState(0);
   const [follow, setFollow] = useState(true);
@@ -94,4 +103,4 @@ export function Logs({ jobId, ranks, turn }: { jobId: string; ranks: number[]; t
       <p class="note">{lines.length === 0 && !over ? "Nothing was written yet." : status.join(" · ")}</p>
     </>
   );
-}
+});

@@ -3,26 +3,42 @@
 import type { JSX } from "preact";
 import { spread, told } from "../story.ts";
 import { clock, count, duration, plural } from "../text.ts";
-import type { Entry, Job } from "../wire.ts";
+import type { Entry } from "../wire.ts";
+import { memo } from "./memo.tsx";
 
 const WIDE = 1000;
 const MOST_MARKS = 300;
 
-export function Timeline({ job, events, now }: { job: Job; events: Entry[]; now: number }): JSX.Element {
-  const story = told(events, job.scope);
-  const from = Math.min(job.createdAt, events[0]?.at ?? job.createdAt);
-  const to = Math.max(job.finishedAt || now, events.at(-1)?.at ?? 0, from + 1_000);
+interface TimelineProps {
+  events: Entry[];
+  scope: string;
+  restarts: number;
+  committed: number | null;
+  createdAt: number;
+  /** When the job ended, or 0. */
+  finishedAt: number;
+  /** The right end while it goes on. */
+  now: number;
+}
+
+export const Timeline = memo(function Timeline(props: TimelineProps): JSX.Element {
+  const { events, scope, restarts, committed, createdAt, finishedAt, now } = props;
+  const story = told(events, scope);
+  // Of a long life only the newest events are here, and the picture begins with them.
+  const whole = events.length === 0 || events[0]?.kind === "JobCreated";
+  const from = whole ? createdAt : (events[0]?.at ?? createdAt);
+  const to = Math.max(finishedAt || now, events.at(-1)?.at ?? 0, from + 1_000);
   const x = (at: number): number => ((Math.min(Math.max(at, from), to) - from) / (to - from)) * WIDE;
   const attempts = story.attempts.slice(-MOST_MARKS);
   const what = [
-    job.scope === "rank" ? plural(job.restarts, "restart") : plural(story.attempts.length, "attempt"),
+    scope === "rank" ? plural(restarts, "restart") : plural(story.attempts.length, "attempt"),
     plural(story.commits.length, "commit"),
     plural(story.incidents.length, "incident"),
   ].join(", ");
   return (
     <div class="timeline">
       <svg viewBox={`0 0 ${WIDE} 62`} preserveAspectRatio="none" role="img" aria-label={`Timeline: ${what}`}>
-        {job.scope === "rank" ? <rect class="attempt even" x="0" y="2" width={WIDE} height="18" /> : null}
+        {scope === "rank" ? <rect class="attempt even" x="0" y="2" width={WIDE} height="18" /> : null}
         {attempts.map((attempt) => (
           <rect
             key={attempt.number}
@@ -47,16 +63,16 @@ export function Timeline({ job, events, now }: { job: Job; events: Entry[]; now:
         ))}
       </svg>
       <p class="legend">
-        <span>{clock(from)}</span>
+        <span>{whole ? clock(from) : `${clock(from)}, older events are left out`}</span>
         <span>
           <i class="attempt" />
-          {job.scope === "rank" ? "each rank restarts by itself" : plural(story.attempts.length, "attempt")} <i class="commit" />
+          {scope === "rank" ? "each rank restarts by itself" : plural(story.attempts.length, "attempt")} <i class="commit" />
           {plural(story.commits.length, "commit")}
-          {job.committed === null ? "" : `, the last of step ${count(job.committed)}`} <i class="incident" />
+          {committed === null ? "" : `, the last of step ${count(committed)}`} <i class="incident" />
           {plural(story.incidents.length, "incident")}
         </span>
-        <span>{job.finishedAt ? clock(job.finishedAt) : "now"}</span>
+        <span>{finishedAt ? clock(finishedAt) : "now"}</span>
       </p>
     </div>
   );
-}
+});
