@@ -125,6 +125,23 @@ class Client:
         async with self._errors():
             return (await self._jobs.StopJob(job_pb2.StopJobRequest(job_id=job_id, force=force))).job
 
+    async def restart_job(self, job_id: str, *, force: bool = False, request_id: str = "") -> job_pb2.Job:
+        """Have a job begin its next attempt after a checkpoint of all its ranks; or, with `force`, at once.
+
+        One that has failed or was stopped goes on from its last commit. The same `request_id` never restarts it twice;
+        by default each call has its own.
+        """
+        request = job_pb2.RestartJobRequest(
+            job_id=job_id, force=force, request_id=request_id or secrets.token_hex(16)
+        )
+        async with self._errors():
+            return (await self._jobs.RestartJob(request)).job
+
+    async def plan_job(self, spec: job_pb2.JobSpec) -> job_pb2.JobPlan:
+        """Say where the ranks of a job would be placed if it were created now, or why it would wait."""
+        async with self._errors():
+            return (await self._jobs.PlanJob(job_pb2.PlanJobRequest(spec=spec))).plan
+
     async def delete_job(self, job_id: str, *, stop_first: bool = False, force: bool = False) -> None:
         """Forget an ended job and its logs.
 

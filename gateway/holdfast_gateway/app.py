@@ -39,6 +39,7 @@ def make_app(config: GatewayConfig, client: Client, static: Path = pages.STATIC)
         dependencies=[Depends(only_known)],
     )
     app.state.parts = Parts(config, client, Metrics(), Boards(client))
+    app.state.routes = [route for router in ROUTERS for route in router.routes]
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)

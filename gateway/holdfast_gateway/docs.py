@@ -26,7 +26,7 @@ BODY_OF_A_JOB: dict[str, Any] = {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/JobFile"}},
-            "application/yaml": {"schema": {"type": "string"}},
+            "application/yaml": {"schema": {"$ref": "#/components/schemas/JobFile"}},
         },
     }
 }

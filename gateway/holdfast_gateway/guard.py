@@ -14,6 +14,7 @@ from holdfast_gateway.problems import problem
 
 MOST_BODY_BYTES = 2**20
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+TOO_LARGE = "the body is larger than a mebibyte"
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 POLICY = (
@@ -70,7 +71,7 @@ class Guard:
                 return 403, "another site may not change anything here"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > MOST_BODY_BYTES:
-            return 413, "the body is larger than a mebibyte"
+            return 413, TOO_LARGE
         return None
 
 

@@ -26,7 +26,7 @@ class Parts:
     tracks: Tracks = field(default_factory=Tracks)
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:  # a plain function would be called in a thread
     return cast("Parts", request.app.state.parts)
 
 
@@ -37,7 +37,7 @@ PageToken = Annotated[str, Query(description="`next_page_token` of the page befo
 Text = Annotated[str, Query()]
 
 
-def only_known(request: Request) -> None:
+async def only_known(request: Request) -> None:
     """Refuse a query with a parameter that the route does not have: a filter with a typing error would filter nothing.
 
     Raises InvalidSpec.

@@ -4,13 +4,14 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from holdfast import wire
 from holdfast.spec import SpecError
@@ -117,8 +118,22 @@ async def _bad_request(_request: Request, error: RequestValidationError) -> Resp
     return from_error(invalid(f"the request can't be: {first[0]}: {first[1]}", violations))
 
 
-async def _refused(_request: Request, error: HTTPException) -> Response:
-    return problem(error.status_code, str(error.detail), headers=cast("Mapping[str, str]", error.headers))
+async def _refused(request: Request, error: HTTPException) -> Response:
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(sorted(_methods(request)))
+        return problem(405, f"{request.url.path[:80]} takes {allowed} alone", headers={"Allow": allowed})
+    return problem(error.status_code, str(error.detail), headers=error.headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What a path takes, by all routes that it could be; one that is named as it stands goes before a pattern."""
+    could = [
+        route
+        for route in request.app.state.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    ]
+    exact = [route for route in could if route.path == request.url.path]
+    return {method for route in exact or could for method in route.methods or ()}
 
 
 async def _broken(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from holdfast.data.errors import DataError
@@ -13,7 +14,7 @@ from holdfast.datasets import count_dataset
 from holdfast.names import default_name
 from holdfast.spec import SpecFile, SpecPart, spec_from_json
 from holdfast.v1 import job_pb2
-from holdfast_gateway.guard import TooLargeError
+from holdfast_gateway.guard import TOO_LARGE, TooLargeError
 from holdfast_gateway.problems import invalid
 
 EXAMPLE = "holdfast.examples.digits"
@@ -70,11 +71,11 @@ async def read_object(request: Request, known: dict[str, type | tuple[type, ...]
 
 
 async def read_body(request: Request) -> bytes:
-    """Read the body. Raises InvalidSpec."""
+    """Read the body. Raises HTTPException."""
     try:
         return await request.body()
     except TooLargeError as error:
-        raise invalid("the body is larger than a mebibyte") from error
+        raise HTTPException(413, TOO_LARGE) from error
 
 
 def _to_proto(part: SpecPart) -> job_pb2.JobSpec:

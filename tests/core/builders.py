@@ -12,6 +12,7 @@ from holdfast_coordinator.core.events import (
     Event,
     Found,
     JobDeleteRequested,
+    JobRestartRequested,
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
@@ -99,6 +100,7 @@ class Cluster:
     timeline: list[Entry] = field(default_factory=list)
     sessions: int = 0
     ports: int = 8000
+    requests: int = 0
 
     def do(self, event: Event) -> Effects:
         if checkpoints.asks_history(event):
@@ -107,6 +109,8 @@ class Cluster:
             event = replace(event, kept=kept)
         aside = proven_corrupt(self.state, event)
         before = self.store.commit_upto(*aside, event.step - 1) if aside else None
+        if isinstance(event, JobRestartRequested):
+            self.seen.revived(event.job_id)
         effects = step(self.state, event)
         validate(self.state)
         if aside:
@@ -154,6 +158,11 @@ class Cluster:
 
     def stop(self, job: str = "j1", *, force: bool = False) -> Effects:
         return self.do(JobStopRequested(self.now, job, force))
+
+    def again(self, job: str = "j1", request: str = "", *, force: bool = False) -> Effects:
+        """Its user wants it restarted."""
+        self.requests += 1
+        return self.do(JobRestartRequested(self.now, job, request or f"again-{self.requests}", force))
 
     def cordon(self, node: str = "a", reason: str = "") -> Effects:
         return self.do(NodeCordonRequested(self.now, node, reason))

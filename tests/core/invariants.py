@@ -219,6 +219,11 @@ class Monotone:
         )
         self.commits[key] = before.step if before is not None else -1
 
+    def revived(self, job_id: str) -> None:
+        """Its user wants it to go on: that alone brings back a job that has ended, and none that has succeeded."""
+        if self.ended.get(job_id) is not JobState.SUCCEEDED:
+            self.ended.pop(job_id, None)
+
     def check(self, state: State) -> None:
         for key, gang in state.gangs.items():
             step = gang.commit.step if gang.commit else -1

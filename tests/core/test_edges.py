@@ -25,8 +25,10 @@ def test_every_state_is_in_its_table_and_can_be_reached(table, states):
     assert reached == set(states)
 
 
-def test_nothing_leaves_a_terminal_state():
-    assert {state for state in JobState if not JOB_EDGES[state]} == TERMINAL
+def test_what_has_ended_only_begins_anew_and_never_after_success():
+    assert JOB_EDGES[JobState.SUCCEEDED] == set()
+    anew = {state for state in JobState if JOB_EDGES[state] <= {JobState.PENDING}}
+    assert anew == TERMINAL
 
 
 def test_only_what_lives_can_end():

@@ -45,6 +45,7 @@ metric = st.sampled_from([0.5, 1.5, float("inf")])
 EVENTS = st.one_of(
     st.tuples(st.just("submit"), jobs),
     st.tuples(st.just("stop"), jobs, st.booleans()),
+    st.tuples(st.just("again"), jobs, st.booleans()),
     st.tuples(st.just("delete"), jobs),
     st.tuples(st.just("tick"), st.sampled_from([0, 50, 100, 5_000, 10_000]), st.sets(nodes)),
     st.tuples(st.just("lose"), nodes),
@@ -83,6 +84,8 @@ def play(cluster, what, *given):
                 cluster.submit(JOBS[job], job)
         case "stop", (job, force):
             cluster.stop(job, force=force)
+        case "again", (job, force):
+            cluster.again(job, force=force)
         case "delete", (job,):
             cluster.delete(job)
         case "tick", (after_ms, silent):

@@ -1,4 +1,4 @@
-"""What the dashboard's tests watch: fifty steps a second, a line now and then, a checkpoint a second, until it is stopped."""
+"""What the dashboard's tests watch: steps, a line now and then, a checkpoint a second, until it is stopped."""
 
 import time
 

@@ -71,6 +71,23 @@ async def test_a_job_that_is_stopped_has_committed_its_last_step(fleet, scope):
     assert not fleet.leftovers()
 
 
+async def test_a_restart_loses_no_step_of_what_runs_nor_of_what_was_stopped(fleet):
+    job_id = await submit(fleet, 2)
+    for attempt in (1, 2):
+        await fleet.until(job_id, stepping(attempt=attempt))
+        if attempt == 2:
+            await fleet.client.stop_job(job_id)
+            assert (await fleet.ended(job_id)).state == job_pb2.JOB_STATE_STOPPED
+        await fleet.client.restart_job(job_id)
+        job = await fleet.until(job_id, stepping(attempt=attempt + 1))
+        (last,) = {said(fleet, rank, attempt)["last"] for rank in (0, 1)}
+        assert {worker.resume_step for worker in job.workers} == {last}, await fleet.story(job_id)
+    assert said(fleet, 0, 1)["reason"] == "job restart"
+    assert (await fleet.client.job_summary(job_id)).steps_redone == 0
+    await fleet.client.stop_job(job_id, force=True)
+    await fleet.ended(job_id)
+
+
 async def moved_without_a_loss(fleet, job_id, world=2):
     """The job goes on on node-b at exactly the step where it left node-a."""
     await fleet.until(job_id, stepping(attempt=2, node="node-b"))

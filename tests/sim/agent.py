@@ -114,6 +114,8 @@ class Agent:
         if not self.up:
             return
         self.thaw_machine()
+        if not self.up:
+            return  # it died of what it had yet to do
         self._life += 1
         self._world.note(self.name, "agent killed")
         if self._stream is not None:

@@ -29,6 +29,7 @@ from holdfast_coordinator.core.effects import (
 from holdfast_coordinator.core.events import (
     CheckpointReported,
     Event,
+    JobRestartRequested,
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
@@ -88,6 +89,8 @@ class Checks:
     _hung: set[Key] = field(default_factory=set)
     _exits: dict[Key, Exit] = field(default_factory=dict)
     _boots: set[str] = field(default_factory=set)
+    _done: set[str] = field(default_factory=set)
+    """The requests that restarted a job, as far as that is durable."""
     _attempts: dict[Place, int] = field(default_factory=dict)
     """Of every gang, as the transactions that are read one by one have it."""
     _seen: Monotone = field(default_factory=Monotone)
@@ -187,7 +190,7 @@ class Checks:
             aside = None
         else:
             aside = proven_corrupt(self._shadow, event)
-            self._causes(effects.writes, aside, self._hung_gang(event))
+            self._causes(effects.writes, aside, self._hung_gang(event), *self._wanted_again(event))
             self._shadow.apply(effects.writes)
         if self._shadow != state:
             raise Violation(f"load(store) is not the state after {type(event).__name__}")
@@ -208,6 +211,15 @@ class Checks:
         before = [commit for step, commit in self.commits[place].items() if step < event.step]
         self._seen.set_aside(place, max(before, key=lambda commit: commit.step, default=None), state)
 
+    def _wanted_again(self, event: Event) -> list[Place]:
+        """The gangs of a job that its user wants restarted."""
+        if not isinstance(event, JobRestartRequested) or event.request_id in self._done:
+            return []  # what was done already is not done again (P6)
+        self.count("wanted again")
+        self._seen.revived(event.job_id)
+        self._seen_durable.revived(event.job_id)
+        return [place for place in self._shadow.gangs if place[0] == event.job_id]
+
     def _hung_gang(self, event: Event) -> Place | None:
         """The gang of a worker that hangs, where that is a reason to restart it."""
         if not isinstance(event, WorkerHung) or event.over or Key(*astuple(event.key)) not in self._hung:
@@ -220,9 +232,9 @@ class Checks:
     def _causes(self, writes: Iterable[Write], *reasons: Place | None) -> None:
         """Every worker that is given up has died or was out of reach; every restart follows from one (P4).
 
-        Or from a checkpoint that proved corrupt, or from a hang.
+        Or from a checkpoint that proved corrupt, or from a hang, or from a word of the job's user.
         """
-        aside, _ = reasons
+        aside = reasons[0]
         given_up: set[tuple[str, int]] = {place for place in reasons if place is not None}
         given_up |= self._moving(writes)
         for write in writes:
@@ -334,6 +346,8 @@ class Checks:
                     steps = self.commits.get((job_id, index), {})
                     if step in steps:
                         steps[step] = drained(steps[step], rank)
+                case Put(Job(restart_id=request_id)) if request_id:
+                    self._done.add(request_id)
                 case Put(Gang() as gang):
                     self._attempts[gang.job_id, gang.index] = gang.attempt
         self._seen_durable.check(store._state)
@@ -427,8 +441,14 @@ class Checks:
             raise Violation(f"P3: {event.request_id} is acknowledged and not durable")
         if isinstance(event, JobStopRequested):
             job = durable.jobs[event.job_id]
-            if job.desired is not Desired.STOPPED and job.state not in TERMINAL:
+            restarted = job.restart_id  # since then
+            if job.desired is not Desired.STOPPED and job.state not in TERMINAL and not restarted:
                 raise Violation(f"P3: the stop of {event.job_id} is acknowledged and not durable")
+        if (
+            isinstance(event, JobRestartRequested)
+            and durable.jobs[event.job_id].restart_id != event.request_id
+        ):
+            raise Violation(f"P3: the restart of {event.job_id} is acknowledged and not durable")
 
     def count(self, what: str, by: int = 1) -> None:
         self.counts[what] = self.counts.get(what, 0) + by

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from holdfast_coordinator.core.events import (
     JobDeleteRequested,
+    JobRestartRequested,
     JobStopRequested,
     JobSubmitted,
     NodeDrainRequested,
@@ -174,6 +175,10 @@ class Simulation:
         if "j2" in self.jobs and world.chance(0.7):
             stop = JobStopRequested(world.now, "j2", world.chance(0.5))
             world.at(world.between(4_000, 20_000), self.client.ask, "stop j2", stop)
+        for job_id in self.jobs:
+            if world.chance(0.5):
+                again = JobRestartRequested(world.now, job_id, f"again-{job_id}", world.chance(0.5))
+                world.at(world.between(4_000, 30_000), self.client.ask, f"restart {job_id}", again)
         self.faults.begin()
         world.run(T0 + FAULTS_MS)
         self.faults.end()
@@ -199,7 +204,7 @@ class Simulation:
         world.note("world", "settled")
 
     def _stopped_in_peace(self) -> None:
-        """Nothing breaks, and every program has manners: a drain and a stop lose no step, of no rank."""
+        """Nothing breaks, and every program has manners: a drain, a restart and a stop lose no step, of no rank."""
         world, room = self.world, sum(agent.slots for agent in self.agents.values())
         env = {"STEPS": "100000", "EVERY": str(world.between(1, 9)), "PACE": "50", "MANNERS": "leaves"}
         scope = world.rng.choice(list(Scope))
@@ -221,7 +226,30 @@ class Simulation:
                 ):
                     raise Violation(f"P1: rank {worker.rank} of j3 was drained, and does steps again")
             self.client.ask("uncordon", NodeUncordonRequested(world.now, node))
-        self.client.ask("stop j3", JobStopRequested(world.now, "j3"))
+        if world.chance(0.5):
+            self._restarted()
+        self._stopped_whole()
+        if world.chance(0.5):
+            self._restarted()
+            self._stopped_whole()
+        self.checks.count("stopped in peace")
+
+    def _restarted(self) -> None:
+        """Its user restarts j3, whether it runs or was stopped: every rank goes on from the step that it was at."""
+        state = self.coordinator.state
+        before = {worker.rank: worker.attempt for worker in state.workers_of(state.jobs["j3"])}
+        request = f"again-j3-{before[0]}"
+        self.client.ask("restart j3", JobRestartRequested(self.world.now, "j3", request))
+        self._train_on(*(attempt + 1 for attempt in before.values()))
+        state = self.coordinator.state
+        for worker in state.workers_of(state.jobs["j3"]):
+            last = self.checks.last_step.get((worker.job_id, worker.rank, before[worker.rank]))
+            if worker.attempt != before[worker.rank] + 1 or worker.resume_step != last:
+                raise Violation(f"P1: rank {worker.rank} of j3 was at {last}, and goes on as {worker}")
+        self.checks.count("restarted in peace")
+
+    def _stopped_whole(self) -> None:
+        self.client.ask("stop j3", JobStopRequested(self.world.now, "j3"))
         if not self._run_until(self._settled, HEALED_WITHIN_MS):
             raise Violation(f"liveness: {self._unsettled()}")
         state = self.coordinator.state
@@ -232,10 +260,9 @@ class Simulation:
                     raise Violation(
                         f"P1: rank {worker.rank} of j3 was stopped at {last}, committed is {gang.commit}"
                     )
-        self.checks.count("stopped in peace")
 
-    def _train_on(self, attempt: int) -> None:
-        """Let every rank of j3 do a few steps; of the gang on the drained node in this attempt."""
+    def _train_on(self, *attempts: int) -> None:
+        """Let every rank of j3 do a few steps, the first ones in these attempts."""
         state = lambda: self.coordinator.state  # noqa: E731  a new leader has another
 
         def far_enough() -> bool:
@@ -244,9 +271,8 @@ class Simulation:
             workers = state().workers_of(state().jobs["j3"])
             processes = {key: p for agent in self.agents.values() for key, p in agent.processes.items()}
             mine = [processes.get((w.job_id, w.rank, w.attempt)) for w in workers]
-            return workers[0].attempt >= attempt and all(
-                p is not None and p.step > p._first + 3 for p in mine
-            )
+            begun = all(w.attempt >= attempt for w, attempt in zip(workers, attempts, strict=False))
+            return begun and all(p is not None and p.step > p._first + 3 for p in mine)
 
         if not self._run_until(far_enough, HEALED_WITHIN_MS):
             raise Violation(f"liveness: j3 does not get on: {self._unsettled()}")

@@ -134,6 +134,10 @@ class Interpreter:
     def _stop(self, job: str, how: str = "") -> Effects:
         return self.cluster.stop(job, force=how == "force")
 
+    def _again(self, job: str, how: str = "", request: str = "") -> Effects:
+        """Its user wants it restarted."""
+        return self.cluster.again(job, request, force=how == "force")
+
     def _cordon(self, node: str, reason: str = "") -> Effects:
         return self.cluster.cordon(node, reason)
 

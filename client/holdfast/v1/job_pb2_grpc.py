@@ -119,6 +119,16 @@ class JobServiceStub:
                 request_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
                 _registered_method=True)
+        self.RestartJob = channel.unary_unary(
+                '/holdfast.v1.JobService/RestartJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.RestartJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.RestartJobResponse.FromString,
+                _registered_method=True)
+        self.PlanJob = channel.unary_unary(
+                '/holdfast.v1.JobService/PlanJob',
+                request_serializer=holdfast_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_job__pb2.PlanJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -244,6 +254,24 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestartJob(self, request, context):
+        """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+        charge to its restart budget; or one that has failed, or was stopped, go on
+        from its last commit. Idempotent by request_id. One that has succeeded is
+        refused (FAILED_PRECONDITION), and so is one that is being stopped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanJob(self, request, context):
+        """Where the ranks of a job would be placed if it were created now, or why it
+        would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -331,6 +359,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchJobs,
                     request_deserializer=holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'RestartJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.RestartJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.RestartJobResponse.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=holdfast_dot_v1_dot_job__pb2.PlanJobRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_job__pb2.PlanJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -792,6 +830,60 @@ class JobService:
             '/holdfast.v1.JobService/WatchJobs',
             holdfast_dot_v1_dot_job__pb2.WatchJobsRequest.SerializeToString,
             holdfast_dot_v1_dot_job__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/RestartJob',
+            holdfast_dot_v1_dot_job__pb2.RestartJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.RestartJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.JobService/PlanJob',
+            holdfast_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+            holdfast_dot_v1_dot_job__pb2.PlanJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

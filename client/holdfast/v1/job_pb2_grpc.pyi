@@ -69,6 +69,16 @@ class JobServiceStub:
     """All jobs, newest first, then a mark, then each job that has changed. What
     changes together, or faster than it is read, is sent once, as it is then.
     """
+    RestartJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.RestartJobRequest, _job_pb2.RestartJobResponse]
+    """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+    charge to its restart budget; or one that has failed, or was stopped, go on
+    from its last commit. Idempotent by request_id. One that has succeeded is
+    refused (FAILED_PRECONDITION), and so is one that is being stopped.
+    """
+    PlanJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.PlanJobRequest, _job_pb2.PlanJobResponse]
+    """Where the ranks of a job would be placed if it were created now, or why it
+    would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -110,6 +120,16 @@ class JobServiceAsyncStub(JobServiceStub):
     WatchJobs: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobsRequest, _job_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """All jobs, newest first, then a mark, then each job that has changed. What
     changes together, or faster than it is read, is sent once, as it is then.
+    """
+    RestartJob: _aio.UnaryUnaryMultiCallable[_job_pb2.RestartJobRequest, _job_pb2.RestartJobResponse]  # type: ignore[assignment]
+    """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+    charge to its restart budget; or one that has failed, or was stopped, go on
+    from its last commit. Idempotent by request_id. One that has succeeded is
+    refused (FAILED_PRECONDITION), and so is one that is being stopped.
+    """
+    PlanJob: _aio.UnaryUnaryMultiCallable[_job_pb2.PlanJobRequest, _job_pb2.PlanJobResponse]  # type: ignore[assignment]
+    """Where the ranks of a job would be placed if it were created now, or why it
+    would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -251,6 +271,28 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_pb2.WatchJobsResponse]]:
         """All jobs, newest first, then a mark, then each job that has changed. What
         changes together, or faster than it is read, is sent once, as it is then.
+        """
+
+    @_abc_1.abstractmethod
+    def RestartJob(
+        self,
+        request: _job_pb2.RestartJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.RestartJobResponse, _abc.Awaitable[_job_pb2.RestartJobResponse]]:
+        """Has a job begin its next attempt, after a checkpoint of all its ranks, at no
+        charge to its restart budget; or one that has failed, or was stopped, go on
+        from its last commit. Idempotent by request_id. One that has succeeded is
+        refused (FAILED_PRECONDITION), and so is one that is being stopped.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanJob(
+        self,
+        request: _job_pb2.PlanJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.PlanJobResponse, _abc.Awaitable[_job_pb2.PlanJobResponse]]:
+        """Where the ranks of a job would be placed if it were created now, or why it
+        would wait. Creates nothing; a spec that can't be is refused as by CreateJob.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

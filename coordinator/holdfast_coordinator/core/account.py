@@ -88,7 +88,7 @@ class Summary:
     steps_redone: int
     steps_per_second: float
     elapsed_ms: int
-    """Since it was created."""
+    """Since it was created, but for the time in which it had ended."""
     goodput: float | None
     time_ms: dict[str, float]
     """Where the elapsed time went, the mean of all ranks; the parts sum to it. See `_parts`."""
@@ -117,7 +117,7 @@ def summarize(
         elif gang.short_since_ms and worker.state is WorkerState.WAITING:
             totals = _plus(totals, Account(waiting_ms=max(0, now - gang.short_since_ms)))
     world = len(workers)
-    elapsed = max(0, (job.finished_ms or now) - job.created_ms)
+    elapsed = max(0, (job.finished_ms or now) - job.created_ms - job.over_ms)
     needed = sum(_needed_ms(job, worker, elapsed) for worker in workers)
     restarts = sum(gang.restarts for gang in gangs)
     rate = totals.steps_done / (totals.stepping_ms / 1000 / world) if totals.stepping_ms else 0.0

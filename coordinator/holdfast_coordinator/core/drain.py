@@ -11,7 +11,7 @@ was lost meanwhile.
 
 from dataclasses import replace
 
-from holdfast_coordinator.core import restart, stopping
+from holdfast_coordinator.core import stopping
 from holdfast_coordinator.core.effects import Problem
 from holdfast_coordinator.core.events import (
     NodeCordonRequested,
@@ -20,7 +20,6 @@ from holdfast_coordinator.core.events import (
     NodeUncordonRequested,
     Notice,
 )
-from holdfast_coordinator.core.fence import stop_live, supersede
 from holdfast_coordinator.core.model import Cordon, Node
 from holdfast_coordinator.core.turn import Turn
 
@@ -96,10 +95,7 @@ def _drain(turn: Turn, node: Node, wanted: Cordon, said: str, cause: str) -> Non
         and worker.attempt == gangs[worker.job_id, worker.gang].attempt
     )
     going = [gangs[key] for key in current]
-    for gang in stopping.ask(turn, going, said, cause, wanted.drain_by_ms):
-        best = gang.commit.step if gang.commit else -1
-        stop_live(turn, turn.state.members(gang), force=False, reason=cause)  # with all of their grace
-        supersede(turn, gang, restart.after_loss(gang, best), cause)
+    stopping.ask_to_restart(turn, going, said, cause, wanted.drain_by_ms)
 
 
 def note_drained(turn: Turn) -> None:

@@ -27,8 +27,8 @@ def _jobs() -> dict[JobState, frozenset[JobState]]:
         ),
         s.STOPPING: frozenset({s.FAILED, s.STOPPED}),
         s.SUCCEEDED: frozenset(),
-        s.FAILED: frozenset(),
-        s.STOPPED: frozenset(),
+        s.FAILED: frozenset({s.PENDING}),
+        s.STOPPED: frozenset({s.PENDING}),
     }
 
 

@@ -57,6 +57,16 @@ class JobStopRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class JobRestartRequested:
+    """A user wants a job to begin its next attempt, or one that has ended to go on."""
+
+    at: int
+    job_id: str
+    request_id: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class JobDeleteRequested:
     """A user wants an ended job to be forgotten."""
 
@@ -285,5 +295,6 @@ AgentEvent = (
 )
 CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
 NodeRequest = NodeCordonRequested | NodeUncordonRequested | NodeDrainRequested
-ClientEvent = JobSubmitted | JobStopRequested | JobDeleteRequested | CheckpointRequest | NodeRequest
+JobRequest = JobSubmitted | JobStopRequested | JobRestartRequested | JobDeleteRequested
+ClientEvent = JobRequest | CheckpointRequest | NodeRequest
 Event = LeaderElected | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent

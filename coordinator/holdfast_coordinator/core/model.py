@@ -65,7 +65,7 @@ class ReportKind(StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED})
-"""Job states that nothing leaves."""
+"""Job states that a job leaves only when its user restarts it, and `SUCCEEDED` never."""
 
 LIVE = frozenset({WorkerState.STARTING, WorkerState.RUNNING, WorkerState.STOPPING})
 """Worker states in which a process may exist on the worker's node."""
@@ -92,6 +92,10 @@ class Job:
     """The terminal state that it is being brought to, while workers are still being stopped."""
     force: bool = False
     """Stop without grace."""
+    restart_id: str = ""
+    """Of the request that restarted it last: one that is sent again changes nothing."""
+    over_ms: int = 0
+    """For how long it had ended before it was restarted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """Which node each worker goes to: all of a request, or none of it with the reason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from holdfast_coordinator.core.jobspec import Resources
 from holdfast_coordinator.core.model import Node, NodeState, Worker
+from holdfast_coordinator.core.state import State
 
 
 @dataclass(slots=True)
@@ -66,6 +67,26 @@ class Spot:
 def usable(node: Node) -> bool:
     """Tell whether new work may be placed on a node."""
     return node.state is NodeState.READY and not node.strays and bool(node.session) and node.cordon is None
+
+
+def rooms(state: State, avoid: Container[str] = ()) -> list[Room]:
+    """What is free on the nodes that may be used now."""
+    return [
+        Room.of(node, [(w, state.jobs[w.job_id].spec.resources) for w in state.live_on(node.name)])
+        for node in state.nodes.values()
+        if usable(node) and node.name not in avoid
+    ]
+
+
+def waits(state: State, shortage: str) -> str:
+    """Why a job waits, in one sentence."""
+    cordoned = sum(node.cordon is not None for node in state.nodes.values())
+    return f"waits for room: {shortage}" + (f" ({cordoned} cordoned)" if cordoned else "")
+
+
+def no_port(node: str) -> str:
+    """What a gang is short of whose ranks have nowhere to meet."""
+    return f"node {node} has no free port to offer yet"
 
 
 def place(ranks: Sequence[Worker], needs: Resources, rooms: Sequence[Room]) -> tuple[tuple[Spot, ...], str]:

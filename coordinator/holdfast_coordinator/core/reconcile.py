@@ -123,11 +123,7 @@ def _ready(turn: Turn, gang: Gang) -> bool:
 def _place(turn: Turn, job: Job, gangs: list[Gang]) -> None:
     state = turn.state
     ranks = [worker for gang in gangs for worker in state.members(gang)]
-    rooms = [
-        placement.Room.of(node, [(w, state.jobs[w.job_id].spec.resources) for w in state.live_on(node.name)])
-        for node in state.nodes.values()
-        if placement.usable(node) and not any(node.name in gang.excluded for gang in gangs)
-    ]
+    rooms = placement.rooms(state, {name for gang in gangs for name in gang.excluded})
     spots, shortage = placement.place(ranks, job.spec.resources, rooms)
     if not spots:
         excluded = exclusion.named(gangs)
@@ -136,7 +132,7 @@ def _place(turn: Turn, job: Job, gangs: list[Gang]) -> None:
         _note_shortage(turn, job, gangs, "; ".join(filter(None, (shortage, excluded))))
         return
     if job.spec.restart.scope is Scope.GANG and not _reserve_port(turn, gangs[0], spots[0].node):
-        _note_shortage(turn, job, gangs, f"node {spots[0].node} has no free port to offer yet")
+        _note_shortage(turn, job, gangs, placement.no_port(spots[0].node))
         return
     for gang in gangs:
         _end_shortage(turn, turn.state.gangs[gang.job_id, gang.index])
@@ -156,9 +152,7 @@ def _end_shortage(turn: Turn, gang: Gang) -> None:
 
 def _note_shortage(turn: Turn, job: Job, gangs: Iterable[Gang], shortage: str) -> None:
     """Say why the job waits; once on the timeline, though the numbers in the reason follow the fleet."""
-    cordoned = sum(node.cordon is not None for node in turn.state.nodes.values())
-    beside = f" ({cordoned} cordoned)" if cordoned else ""
-    reason = f"waits for room: {shortage}{beside}"
+    reason = placement.waits(turn.state, shortage)
     if not turn.state.jobs[job.id].reason.startswith("waits for room"):
         turn.tell("JobWaiting", reason, job_id=job.id)
     turn.put(replace(turn.state.jobs[job.id], reason=reason))

@@ -8,6 +8,7 @@ the difference.
 from dataclasses import replace
 
 from holdfast_coordinator.core import (
+    again,
     blame,
     checkpoints,
     drain,
@@ -36,6 +37,7 @@ from holdfast_coordinator.core.events import (
     Event,
     Found,
     JobDeleteRequested,
+    JobRestartRequested,
     JobStopRequested,
     JobSubmitted,
     LeaderElected,
@@ -115,6 +117,8 @@ def _handle(turn: Turn, event: Event) -> None:
             _job_submitted(turn, event)
         case JobStopRequested():
             _job_stop_requested(turn, event)
+        case JobRestartRequested():
+            again.requested(turn, event)
         case JobDeleteRequested():
             _job_delete_requested(turn, event)
         case CheckpointDeleteRequested():

@@ -68,6 +68,13 @@ def ask(turn: Turn, gangs: Iterable[Gang], reason: str, cause: str, by_ms: int) 
     return cannot
 
 
+def ask_to_restart(turn: Turn, gangs: Iterable[Gang], reason: str, cause: str, by_ms: int) -> None:
+    """Have gangs begin their next attempt after a checkpoint, uncharged; those that cannot take one, without it."""
+    for gang in ask(turn, gangs, reason, cause, by_ms):
+        stop_live(turn, turn.state.members(gang), force=False, reason=cause)  # with all of their grace
+        supersede(turn, gang, _retry(gang), cause)
+
+
 def _hastened(turn: Turn, gang: Gang, reason: str, cause: str, by_ms: int) -> Gang:
     before = gang.stopping
     assert before is not None

@@ -7,6 +7,7 @@ from holdfast_coordinator.core.model import Entry
 
 NOTED = (
     "JobWaiting",
+    "JobRestartRequested",
     "CheckpointFailed",
     "CheckpointQuarantined",
     "CheckpointDegraded",

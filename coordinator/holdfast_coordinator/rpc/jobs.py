@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from google.rpc import code_pb2
 
 from holdfast.v1 import job_pb2, job_pb2_grpc
-from holdfast_coordinator import codec, codec_metrics
+from holdfast_coordinator import codec, codec_metrics, codec_plan
 from holdfast_coordinator.core import story
 from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.checkpoints import find_gang, no_checkpoint
@@ -16,10 +16,13 @@ from holdfast_coordinator.core.events import (
     CheckpointDeleteRequested,
     CheckpointPinRequested,
     JobDeleteRequested,
+    JobRestartRequested,
     JobStopRequested,
     JobSubmitted,
 )
+from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.model import TERMINAL, Commit, Entry, Gang, Job, JobState
+from holdfast_coordinator.core.plan import plan
 from holdfast_coordinator.core.series import Point
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.core.story import Story
@@ -55,14 +58,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def CreateJob(
         self, request: job_pb2.CreateJobRequest, context: Context
     ) -> job_pb2.CreateJobResponse:
-        spec = codec.spec_from_proto(request.spec)
-        wrong = violations(spec)
-        if len(request.request_id) > MAX_REQUEST_ID:
-            wrong += (Violation("request_id", f"is longer than {MAX_REQUEST_ID} characters"),)
-        if wrong:
-            first = wrong[0]
-            message = f"the job can't be: {first.field}: {first.description}"
-            await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+        spec = await _checked(context, request.spec, _wrong_id(request.request_id))
         event = JobSubmitted(self._engine.clock.now(), new_job_id(), request.request_id, spec)
         job_id = await _served(context, lambda: self._engine.submit(event))
         return job_pb2.CreateJobResponse(job=await self._job(context, job_id))
@@ -118,6 +114,23 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         event = JobStopRequested(self._engine.clock.now(), request.job_id, request.force)
         await _served(context, lambda: self._engine.submit(event))
         return job_pb2.StopJobResponse(job=await self._job(context, request.job_id))
+
+    async def RestartJob(
+        self, request: job_pb2.RestartJobRequest, context: Context
+    ) -> job_pb2.RestartJobResponse:
+        wrong = _wrong_id(request.request_id)
+        if wrong:
+            message = f"{wrong[0].field} {wrong[0].description}"
+            await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+        now = self._engine.clock.now()
+        event = JobRestartRequested(now, request.job_id, request.request_id, request.force)
+        await _served(context, lambda: self._engine.submit(event))
+        return job_pb2.RestartJobResponse(job=await self._job(context, request.job_id))
+
+    async def PlanJob(self, request: job_pb2.PlanJobRequest, context: Context) -> job_pb2.PlanJobResponse:
+        spec = await _checked(context, request.spec)
+        made = await _served(context, lambda: self._engine.read(lambda state: plan(state, spec)))
+        return job_pb2.PlanJobResponse(plan=codec_plan.plan_to_proto(spec, made))
 
     async def DeleteJob(
         self, request: job_pb2.DeleteJobRequest, context: Context
@@ -303,6 +316,22 @@ async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> 
         return await call()
     except (RefusedError, NotLeadingError, StoreError) as error:
         await abort_refused(context, error)
+
+
+async def _checked(context: Context, given: job_pb2.JobSpec, wrong: tuple[Violation, ...] = ()) -> JobSpec:
+    """Read a spec; end the call when it can't be, or for what else is wrong."""
+    spec = codec.spec_from_proto(given)
+    wrong = (*violations(spec), *wrong)
+    if wrong:
+        message = f"the job can't be: {wrong[0].field}: {wrong[0].description}"
+        await abort(context, code_pb2.INVALID_ARGUMENT, message, violations=wrong)
+    return spec
+
+
+def _wrong_id(request_id: str) -> tuple[Violation, ...]:
+    if len(request_id) <= MAX_REQUEST_ID:
+        return ()
+    return (Violation("request_id", f"is longer than {MAX_REQUEST_ID} characters"),)
 
 
 def _all_entries(store: Store, job_id: str) -> Iterator[Entry]:

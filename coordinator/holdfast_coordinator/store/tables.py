@@ -29,6 +29,8 @@ jobs = Table(
     Column("finished_ms", BigInteger, nullable=False),
     Column("ending", String),
     Column("force", Boolean, nullable=False),
+    Column("restart_id", String, nullable=False),
+    Column("over_ms", BigInteger, nullable=False),
 )
 
 gangs = Table(

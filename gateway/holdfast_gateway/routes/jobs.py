@@ -25,6 +25,7 @@ MOST_INCIDENTS = 1_000
 
 State = Literal["pending", "starting", "running", "restarting", "stopping", "succeeded", "failed", "stopped"]
 Pause = Annotated[float, Query(ge=0, le=60, description="Seconds, at least, between two.")]
+Key = Annotated[str, Header(max_length=MOST_KEY)]
 Names = Annotated[list[str], Query(max_length=100)]
 Points = Annotated[int, Query(ge=0, le=100_000, description="0: all that are kept.")]
 States = Annotated[list[State], Query()]
@@ -36,7 +37,7 @@ router = APIRouter(tags=["jobs"])
 async def create_job(
     request: Request,
     parts: Use,
-    idempotency_key: Annotated[str, Header(max_length=MOST_KEY)] = "",
+    idempotency_key: Key = "",
 ) -> Response:
     """Create a job: JSON or YAML with the keys of a job file. Without a command it runs the built-in digits example.
 
@@ -45,6 +46,12 @@ async def create_job(
     spec = await read_spec(request, parts.config.python)
     job = await parts.client.create_job(spec, idempotency_key)
     return answer(job, 201, {"Location": f"/jobs/{job.id}"})
+
+
+@router.post("/jobs/plan", openapi_extra=BODY_OF_A_JOB, **gives("JobPlan"))
+async def plan_job(request: Request, parts: Use) -> Response:
+    """Say where the ranks of a job would be placed if it were created now, or why it would wait; nothing is created."""
+    return answer(await parts.client.plan_job(await read_spec(request, parts.config.python)))
 
 
 @router.get("/jobs", **gives("ListJobsResponse"))
@@ -131,6 +138,16 @@ async def list_checkpoints(
 async def stop_job(job_id: str, parts: Use, force: Flag = "false") -> Response:
     """Ask a job to stop after a last checkpoint, within its grace; with `force` at once. Idempotent."""
     return answer(await parts.client.stop_job(job_id, force=force == "true"))
+
+
+@router.post("/jobs/{job_id}/restart", **gives("Job"))
+async def restart_job(job_id: str, parts: Use, force: Flag = "false", idempotency_key: Key = "") -> Response:
+    """Have a job begin its next attempt after a checkpoint, with `force` at once.
+
+    One that has failed or was stopped goes on from its last commit. The same Idempotency-Key never restarts it twice.
+    """
+    job = await parts.client.restart_job(job_id, force=force == "true", request_id=idempotency_key)
+    return answer(job)
 
 
 @router.delete("/jobs/{job_id}", status_code=204, **gives(None, 204))

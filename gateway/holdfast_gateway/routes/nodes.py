@@ -13,7 +13,7 @@ from holdfast_gateway.parts import PageSize, PageToken, Use
 from holdfast_gateway.problems import invalid
 from holdfast_gateway.streams import all_nodes, respond
 
-Reason = Annotated[str, Query(max_length=1_000, description="Shown beside the node.")]
+Reason = Annotated[str, Query(max_length=200, description="Shown beside the node.")]
 Within = Annotated[str, Query(max_length=40, description="A duration, e.g. 90s or 5m.")]
 
 router = APIRouter(tags=["nodes"])

@@ -53,6 +53,8 @@ def _jobs() -> None:
         sa.Column("finished_ms", sa.BigInteger, nullable=False),
         sa.Column("ending", sa.String),
         sa.Column("force", sa.Boolean, nullable=False),
+        sa.Column("restart_id", sa.String, nullable=False),
+        sa.Column("over_ms", sa.BigInteger, nullable=False),
     )
     op.create_table(
         "gangs",
