@@ -3,7 +3,18 @@
 import sys
 from pathlib import Path
 
-from benchmarks import checkpoints, commits, heartbeats, loader, logs, recovery, step, supervision, warm
+from benchmarks import (
+    checkpoints,
+    commits,
+    dashboard,
+    heartbeats,
+    loader,
+    logs,
+    recovery,
+    step,
+    supervision,
+    warm,
+)
 from benchmarks.figures import machine
 
 PARTS = {
@@ -16,6 +27,7 @@ PARTS = {
     "checkpoints": checkpoints.measure,
     "loader": loader.measure,
     "logs": logs.measure,
+    "dashboard": dashboard.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

@@ -86,6 +86,14 @@ const commands = {
       const item = document.querySelector(`li[data-kind="${kind}"]`);
       return window.appeared[item.dataset.seq] - Date.parse(item.querySelector("time").dateTime);
     }, kind),
+  /** Seconds from the beginning of a page to its first paint, and until its ranks are drawn. */
+  async paint() {
+    await page.waitForFunction(() => document.querySelector(".grid canvas")?.style.height);
+    return page.evaluate(() => {
+      const [first] = performance.getEntriesByName("first-contentful-paint");
+      return [first.startTime / 1000, performance.now() / 1000];
+    });
+  },
   /** What axe finds. */
   async axe() {
     await page.evaluate(AXE);

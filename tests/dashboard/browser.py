@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.needs import need, needed
+from tests.needs import needed
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "dashboard"
@@ -28,8 +28,8 @@ def need_built() -> None:
 class Browser:
     """One tab of it. Everything waits for what it asks for."""
 
-    def __init__(self, profile: Path, base: str) -> None:
-        command = [need("node"), "tests/browser.mjs", need("chromium"), str(profile), base]
+    def __init__(self, node: str, chromium: str, profile: Path, base: str) -> None:
+        command = [node, "tests/browser.mjs", chromium, str(profile), base]
         self._process = subprocess.Popen(
             command, cwd=DASHBOARD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -30,8 +30,7 @@ PAGES = ("#/", "#/jobs", "#/nodes")
 @pytest.fixture(scope="module")
 def dash(tmp_path_factory):
     """A fleet, a browser, and a job that runs until it is stopped."""
-    need("node")
-    need("chromium")
+    node, chromium = need("node"), need("chromium")
     need_built()
     root = tmp_path_factory.mktemp("dash")
     with asyncio.Runner() as runner:
@@ -45,7 +44,7 @@ def dash(tmp_path_factory):
             start_gateway(fleet, port)
             job_id = runner.run(fleet.submit_command(TRAINER, 3))
             runner.run(fleet.until(job_id, running))
-            browser = Browser(root / "profile", f"http://127.0.0.1:{port}")
+            browser = Browser(node, chromium, root / "profile", f"http://127.0.0.1:{port}")
             yield SimpleNamespace(fleet=fleet, run=runner.run, browser=browser, job_id=job_id, port=port)
         finally:
             if browser:
