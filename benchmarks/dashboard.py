@@ -124,8 +124,8 @@ def run() -> tuple[list[float], list[float], float]:
 def measure() -> list[Table]:
     head = ("what", "figure", "bar")
     note = (
-        f"A job's page with {WORKERS:,} ranks that report a step each second, its logs hidden, in Chromium without a GPU: opened "
-        f"{OPENED} times, then looked at for {MEASURED_S:.0f} s."
+        f"A job's page with {WORKERS:,} ranks that report a step each second, its logs hidden, in Chromium without "
+        f"a GPU: opened {OPENED} times, then looked at for {MEASURED_S:.0f} s."
     )
     if why := missing():
         return [Table("Dashboard", note, head, (("all", why, ""),))]

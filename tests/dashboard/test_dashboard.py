@@ -125,7 +125,7 @@ def test_logs_and_curves_are_live(dash, browser):
     browser("see", 'p.note:has-text("the job has ended")')
 
 
-def test_stopping_asks_first(dash, browser):
+def test_stopping_and_restarting_ask_first(dash, browser):
     job_id = dash.run(dash.fleet.submit_command(TRAINER, 1))
     dash.run(dash.fleet.until(job_id, committed(50)))
     browser("open", hash=f"#/jobs/{job_id}")
@@ -137,7 +137,17 @@ def test_stopping_asks_first(dash, browser):
     browser("click", 'button:text("Stop…")')
     browser("click", 'button:text("Stop it")')
     browser("see", '.title .state:has-text("stopped")')
-    assert dash.run(dash.fleet.ended(job_id)).state == job_pb2.JOB_STATE_STOPPED
+    stopped = dash.run(dash.fleet.ended(job_id))
+    assert stopped.state == job_pb2.JOB_STATE_STOPPED
+    browser("click", 'button:text("Restart…")')
+    browser("click", 'button:text("Restart it")')
+    browser("see", '.title .state:has-text("running")')
+    again = dash.run(dash.fleet.until(job_id, running))
+    assert again.workers[0].resume_step == stopped.last_committed_step
+    browser("click", 'button:text("Stop…")')
+    browser("click", 'label:has-text("At once")')
+    browser("click", 'button:text("Stop it")')
+    browser("see", '.title .state:has-text("stopped")')
 
 
 def test_everything_can_be_done_with_keys(dash, browser):
@@ -185,8 +195,8 @@ def test_axe_finds_nothing(dash, browser, theme):
         browser("open", hash=page, theme=theme)
         browser("see", "main h1")
         if dash.job_id in page:
-            browser("see", "li[data-kind=JobCreated]")
-            browser("see", ".lines, .logs")
+            browser("see", ".events li")
+            browser("see", ".lines li")
         else:
             browser("see", "tbody tr")
         assert browser("axe") == [], page
