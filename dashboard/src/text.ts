@@ -10,7 +10,7 @@ export function figure(value: number | null): string {
   if (value === null || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
-  if (size >= 10_000 || Number.isInteger(value)) return size >= 1e15 ? value.toExponential(2) : WHOLE.format(Math.round(value));
+  if (size >= 1_000 || Number.isInteger(value)) return size >= 1e15 ? value.toExponential(2) : WHOLE.format(Math.round(value));
   return size !== 0 && size < 0.001 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
 }
 

@@ -119,11 +119,13 @@ function Shown({ job, route, turn, again }: ShownProps): JSX.Element {
 
 function Figures({ job, summary, now }: { job: Job; summary: Summary | null; now: number }): JSX.Element {
   const steps = summary?.steps ?? null;
-  const total = summary?.totalSteps ? ` of ${count(summary.totalSteps)}` : "";
-  const left = summary?.timeLeft ?? null;
+  const whole = [
+    summary?.totalSteps ? `of ${count(summary.totalSteps)}` : "",
+    summary && summary.timeLeft !== null ? `${duration(summary.timeLeft)} to go` : "",
+  ];
   return (
     <dl class="figures">
-      <Figure name="Step" value={`${count(steps)}${total}`} note={left === null ? "every rank is that far" : `${duration(left)} to go`} />
+      <Figure name="Step" value={count(steps)} note={whole.filter(Boolean).join(", ") || "every rank is that far"} />
       <Figure name="Committed" value={count(job.committed)} note={steps !== null && job.committed !== null ? `${count(Math.max(0, steps - job.committed))} steps ago` : ""} />
       <Figure name="Ranks" value={count(job.worldSize)} note={`restart by ${job.scope || "gang"}`} />
       <Figure name="Restarts" value={count(job.restarts)} note={`${count(summary?.stepsRedone ?? 0)} steps redone`} />
