@@ -7,6 +7,7 @@ from benchmarks import (
     checkpoints,
     commits,
     dashboard,
+    gateway,
     heartbeats,
     loader,
     logs,
@@ -28,6 +29,7 @@ PARTS = {
     "loader": loader.measure,
     "logs": logs.measure,
     "dashboard": dashboard.measure,
+    "gateway": gateway.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

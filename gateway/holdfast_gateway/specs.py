@@ -9,8 +9,6 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from holdfast.data.errors import DataError
-from holdfast.datasets import count_dataset
 from holdfast.names import default_name
 from holdfast.spec import SpecFile, SpecPart, spec_from_json
 from holdfast.v1 import job_pb2
@@ -90,6 +88,9 @@ def _to_proto(part: SpecPart) -> job_pb2.JobSpec:
 
 
 def _count_datasets(spec: job_pb2.JobSpec) -> None:
+    from holdfast.data.errors import DataError
+    from holdfast.datasets import count_dataset  # numpy, which a gateway needs for this alone
+
     env = os.environ | dict(spec.env)
     try:
         counted = [count_dataset(found.name, found.uri, env) for found in spec.datasets]

@@ -14,9 +14,10 @@ from tests.ports import free_port
 class Served:
     """A real fleet with a gateway before it."""
 
-    def __init__(self, fleet: Fleet, url: str) -> None:
+    def __init__(self, fleet: Fleet, address: str) -> None:
         self.fleet = fleet
-        self.url = url
+        self.address = address
+        self.url = f"http://{address}"
         self.out: Path = fleet.out
 
     def call(self, method: str, path: str, body: object = None, **headers: str):
@@ -36,15 +37,18 @@ class Served:
         assert status == 200, found
         return found
 
-    def wait(self) -> None:
-        """Wait until it answers at all."""
+    def start(self) -> None:
+        """Start the gateway, and wait until it answers."""
+        self.fleet.start_gateway(self.address)
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
-                return self.call("GET", "/health")
+                self.call("GET", "/health")
             except OSError:
                 assert time.monotonic() < until, (self.fleet.root / "gateway.log").read_text()
                 time.sleep(0.05)
+            else:
+                return
 
     def until(self, path: str, condition):
         """Ask until the answer is as wanted."""
@@ -67,10 +71,8 @@ def served(tmp_path_factory):
     fleet.start_coordinator()
     fleet.start_agent()
     try:
-        port = free_port()
-        fleet.start_gateway(f"127.0.0.1:{port}")
-        found = Served(fleet, f"http://127.0.0.1:{port}")
-        found.wait()
+        found = Served(fleet, f"127.0.0.1:{free_port()}")
+        found.start()
         found.until("/nodes", lambda nodes: len(nodes["nodes"]) == 1)
         yield found
     finally:

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.v1 import job_pb2
@@ -14,6 +14,7 @@ def at(cursors):
     return {(c.rank, c.attempt, c.stream): c.offset for c in cursors}
 
 
+@settings(max_examples=50, deadline=None)
 @given(MOVES, st.data())
 def test_an_id_is_where_the_reader_was_after_that_event(moves, data):
     """Also long ago: what is still on its way to a reader when its connection is cut must be gone back over."""
@@ -65,6 +66,7 @@ def test_what_is_kept_is_bounded(monkeypatch):
         kept.resume(ids[-1])
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
 def test_what_is_no_id_is_refused(text):
     try:
