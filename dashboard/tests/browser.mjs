@@ -43,7 +43,7 @@ const commands = {
   /** Go to a page of the dashboard, as if it were opened for the first time. */
   async open({ hash, theme = "light", width = 1400, height = 900 }) {
     await page.setViewportSize({ width, height });
-    await page.emulateMedia({ colorScheme: theme });
+    await page.emulateMedia({ colorScheme: theme, reducedMotion: null });
     await page.goto("about:blank");
     await page.goto(`${base}/${hash}`);
     await page.waitForSelector('[data-connection="live"]');
@@ -94,10 +94,12 @@ const commands = {
       return [first.startTime / 1000, performance.now() / 1000];
     });
   },
-  /** What axe finds. */
-  async axe() {
+  /** What axe finds in a theme, by all of its rules or some. */
+  async axe({ theme, rules }) {
+    await page.emulateMedia({ colorScheme: theme, reducedMotion: "reduce" });
     await page.evaluate(AXE);
-    const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+    const options = { resultTypes: ["violations"], ...(rules ? { runOnly: rules } : {}) };
+    const { violations } = await page.evaluate((options) => window.axe.run(document, options), options);
     return violations.map((found) => `${found.id}: ${found.nodes.map((node) => node.html).join(" | ")}`);
   },
   /** What the page has complained about since it was asked last. */

@@ -11,8 +11,8 @@ state = run.restore(default={"x": np.zeros(10)})
 step = run.resume_step or 0
 while not run.should_stop:
     step += 1
-    time.sleep(0.02)
+    time.sleep(0.04)
     run.step(loss=1 / step)
-    if step % 20 == 0:
+    if step % 10 == 0:
         print(f"step {step} of rank {run.rank}", flush=True)
-    run.checkpoint(state, every=50)
+    run.checkpoint(state, every=25)
