@@ -235,4 +235,8 @@ def test_a_lost_connection_is_shown_and_made_good(dash, browser):
     browser("gone", ".banner")
     browser("see", 'li[data-kind=RestartDecided]:has-text("rank 2 on node node-a: killed by SIGKILL")')
     assert len(set(browser("texts", "li[data-kind=JobCreated]"))) == 1
+    dash.fleet.kill("coordinator")
+    browser("see", '.banner:has-text("The coordinator is away.")')
+    dash.fleet.start_coordinator()
+    browser("gone", ".banner")
     assert all("ERR_" in text or "50" in text for text in browser("complaints"))
