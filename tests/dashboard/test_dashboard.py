@@ -191,7 +191,11 @@ def test_a_reload_shows_the_same(dash, browser):
 
 def test_axe_finds_nothing(dash, browser):
     """In the dark, of all that it looks for, contrast: the rest is the same."""
-    for page in (*PAGES, f"#/jobs/{dash.job_id}?ranks=0&routine=off", f"#/jobs/{dash.job_id}?view=table&logs=off"):
+    for page in (
+        *PAGES,
+        f"#/jobs/{dash.job_id}?ranks=0&routine=off",
+        f"#/jobs/{dash.job_id}?view=table&logs=off",
+    ):
         browser("open", hash=page)
         browser("see", ".lines li" if "ranks=" in page else "tbody tr")
         assert browser("axe", theme="light") == [], page
