@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import yaml
 from google.protobuf.duration_pb2 import Duration
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictStr, ValidationError, WithJsonSchema
 
 from holdfast.spec_rules import RulePart
 from holdfast.units import parse_duration, parse_size, parse_whole, shown
@@ -62,8 +62,16 @@ def _action(value: object) -> object:
     return "off" if value is False else value
 
 
-Seconds = Annotated[timedelta, BeforeValidator(parse_duration)]
-Size = Annotated[int, BeforeValidator(parse_size)]
+_DURATION_SCHEMA = {
+    "anyOf": [{"type": "string", "pattern": r"^(0|[0-9]+(\.[0-9]+)?(ms|s|m|h|d))$"}, {"const": 0}]
+}
+_SIZE_SCHEMA = {
+    "anyOf": [{"type": "integer"}, {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(B|KiB|MiB|GiB|TiB)$"}]
+}
+_HANG_ACTIONS = {"enum": ["notify", "restart", "off", False, None]}
+
+Seconds = Annotated[timedelta, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
 Number = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(parse_whole)]
 Words = Annotated[list[StrictStr], BeforeValidator(_words)]
@@ -124,7 +132,9 @@ class LogsPart(_Part):
 class HangPart(_Part):
     """When a worker hangs, and what is done about it."""
 
-    action: Annotated[Literal["notify", "restart", "off"] | None, BeforeValidator(_action)] = None
+    action: Annotated[
+        Literal["notify", "restart", "off"] | None, BeforeValidator(_action), WithJsonSchema(_HANG_ACTIONS)
+    ] = None
     limits: dict[StrictStr, Seconds] | None = None
     factor: Number | None = None
     floor: Seconds | None = None

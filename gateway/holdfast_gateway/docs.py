@@ -13,7 +13,7 @@ _MADE = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"},
 }
-_DURATION = r"^[0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)$"
+DURATION = r"^(0|[0-9]+(\.[0-9]+)?(ms|s|m|h|d))$"
 _WIDE = frozenset(
     {
         FieldDescriptor.CPPTYPE_INT64,
@@ -26,7 +26,12 @@ BODY_OF_A_JOB: dict[str, Any] = {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/JobFile"}},
-            "application/yaml": {"schema": {"$ref": "#/components/schemas/JobFile"}},
+            "application/yaml": {
+                "schema": {
+                    "type": "object",
+                    "description": "As JobFile; numbers in `env`, `labels` and `command` are text.",
+                }
+            },
         },
     }
 }
@@ -38,7 +43,7 @@ BODY_OF_A_PURGE: dict[str, Any] = {
                     "type": "object",
                     "additionalProperties": False,
                     "properties": {
-                        "older_than": {"type": "string", "pattern": "^[0-9]{1,4}(s|m|h|d)$"},
+                        "older_than": {"type": "string", "pattern": DURATION},
                         "status": {
                             "type": "array",
                             "items": {"type": "string", "enum": ["succeeded", "failed", "stopped"]},
@@ -123,22 +128,7 @@ def _job_file() -> dict[str, Any]:
     made = SpecPart.model_json_schema(ref_template="#/components/schemas/{model}")
     parts: dict[str, Any] = made.pop("$defs", {})
     made["title"] = "JobFile"
-    found = {"JobFile": made, **parts}
-    _write_durations(found)
-    return found
-
-
-def _write_durations(schema: Any) -> None:
-    """Durations are written as people write them, not as ISO 8601 has them."""
-    if isinstance(schema, dict):
-        if schema.get("format") == "duration":
-            del schema["format"]
-            schema["pattern"] = _DURATION
-        for part in schema.values():
-            _write_durations(part)
-    elif isinstance(schema, list):
-        for part in schema:
-            _write_durations(part)
+    return {"JobFile": made, **parts}
 
 
 def _add(message: Descriptor, into: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from holdfast_gateway.config import GatewayConfig, ListenError
 STOP_GRACE_S = 1
 """For answers that are under way; streams are cut, and their readers come back."""
 BACKLOG = 2_048
+MOST_HEAD_BYTES = 2**16
+"""Of a request without its body: as many ranks as may be asked for are in its first line."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,7 @@ class Gateway:
             proxy_headers=False,
             server_header=False,
             timeout_graceful_shutdown=STOP_GRACE_S,
+            h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         )
         self._server = _Server(settings)
         self._task = asyncio.create_task(self._server.serve([listener]))

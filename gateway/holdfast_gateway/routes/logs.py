@@ -14,7 +14,7 @@ from holdfast_gateway.parts import Parts, Use
 from holdfast_gateway.problems import invalid
 from holdfast_gateway.streams import log_lines, respond, track_of
 
-MOST_RANKS = 10_000
+MOST_RANKS = 1_000
 MOST = 2**31 - 1
 
 Ranks = Annotated[list[Annotated[int, Query(ge=0, le=MOST)]], Query(max_length=MOST_RANKS)]

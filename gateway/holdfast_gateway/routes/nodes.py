@@ -8,13 +8,15 @@ from starlette.responses import Response
 
 from holdfast.units import parse_duration
 from holdfast_gateway.answers import answer
-from holdfast_gateway.docs import gives
+from holdfast_gateway.docs import DURATION, gives
 from holdfast_gateway.parts import PageSize, PageToken, Use
 from holdfast_gateway.problems import invalid
 from holdfast_gateway.streams import all_nodes, respond
 
 Reason = Annotated[str, Query(max_length=200, description="Shown beside the node.")]
-Within = Annotated[str, Query(max_length=40, description="A duration, e.g. 90s or 5m.")]
+Within = Annotated[
+    str, Query(description="A duration, e.g. 90s or 5m.", json_schema_extra={"pattern": DURATION})
+]
 
 router = APIRouter(tags=["nodes"])
 
