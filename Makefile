@@ -9,10 +9,10 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto client sim soak bench peers torch jax node browser clean
+.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
@@ -52,6 +52,10 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 client: $(READY) ## write the blocking client from the asyncio one
 	$(BIN)/python scripts/blocking.py
 
+dashboard: ## build the dashboard into the gateway, with Node.js 18 or newer
+	@command -v npm >/dev/null || { echo "the dashboard is built with Node.js 18 or newer and npm; all else runs without it"; exit 2; }
+	cd dashboard && npm ci --ignore-scripts && npm run build
+
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
@@ -81,5 +85,5 @@ browser: ## install Chromium where it is missing, for the tests that need it
 	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-peers .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ from benchmarks import (
     checkpoints,
     cli,
     commits,
+    dashboard,
     gateway,
     heartbeats,
     loader,
@@ -33,6 +34,7 @@ PARTS = {
     "cli": cli.measure,
     "summary": summary.measure,
     "watchers": watchers.measure,
+    "dashboard": dashboard.measure,
     "gateway": gateway.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")

@@ -1,7 +1,7 @@
 """What the watchers of a job share: one look at it when it has changed, however many of them there are."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -76,14 +76,13 @@ class JobWatches:
         self._watched: dict[str, _Watched] = {}
         self._looks = 0
 
-    async def follow(self, job_id: str) -> AsyncIterator[job_pb2.Job]:
+    async def follow(self, job_id: str) -> AsyncGenerator[job_pb2.Job, None]:
         """Give the job now, and as it is after changes, until it has ended. Raises RefusedError, NotLeadingError."""
         watched = self._watched.get(job_id) or self._begin(job_id)
         watched.watchers += 1
         try:
-            shown = await self._see(
-                job_id
-            )  # what others were shown last may be older than what the caller knows
+            # Looked at anew: what others were shown last may be older than what the caller knows.
+            shown = await self._see(job_id)
             yield shown.job
             while codec.JOB_STATES[shown.job.state] not in TERMINAL:
                 shown = await watched.after(shown.number)

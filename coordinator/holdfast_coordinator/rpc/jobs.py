@@ -88,8 +88,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def WatchJob(
         self, request: job_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[job_pb2.WatchJobResponse]:
-        async for job in watches.told(context, self._watches.follow(request.job_id)):
-            yield job_pb2.WatchJobResponse(job=job)
+        async with aclosing(watches.told(context, self._watches.follow(request.job_id))) as told:
+            async for job in told:
+                yield job_pb2.WatchJobResponse(job=job)
 
     async def WatchJobs(
         self, request: job_pb2.WatchJobsRequest, context: Context
