@@ -9,7 +9,6 @@ from google.rpc import code_pb2
 from holdfast.v1 import job_pb2, job_pb2_grpc
 from holdfast_coordinator import codec, codec_metrics, codec_plan
 from holdfast_coordinator.core import story
-from holdfast_coordinator.core.account import summarize
 from holdfast_coordinator.core.checkpoints import find_gang, no_checkpoint
 from holdfast_coordinator.core.effects import Problem, Refusal
 from holdfast_coordinator.core.events import (
@@ -33,6 +32,7 @@ from holdfast_coordinator.rpc import paging, watches
 from holdfast_coordinator.rpc.errors import Context, abort, abort_refused
 from holdfast_coordinator.rpc.job_watch import JobWatches
 from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.rpc.summaries import Summaries
 from holdfast_coordinator.store.api import Store, StoreError
 
 MAX_REQUEST_ID = 128
@@ -55,6 +55,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._logs = logs
         self._recorder = recorder
         self._watches = JobWatches(engine, self._watched)
+        self._summaries = Summaries(engine)
 
     async def CreateJob(
         self, request: job_pb2.CreateJobRequest, context: Context
@@ -285,11 +286,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
     async def _summary(self, context: Context, job_id: str) -> job_pb2.JobSummary:
         def ask(state: State) -> job_pb2.JobSummary:
-            job = _find(state, job_id)
-            workers = state.workers_of(job)
-            running = self._engine.running(job, workers)
-            numbers = summarize(job, state.gangs_of(job), workers, running, self._engine.clock.now())
-            return codec.summary_to_proto(job, numbers)
+            return self._summaries.of(state, _find(state, job_id))
 
         return await _served(context, lambda: self._engine.read(ask))
 
