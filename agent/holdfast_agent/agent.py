@@ -26,6 +26,7 @@ from holdfast_agent.log_care import LogCare
 from holdfast_agent.notices import Notice, Watcher, watch
 from holdfast_agent.ports import Ports
 from holdfast_agent.session import Session
+from holdfast_agent.traces import Traces
 from holdfast_agent.workdir import StateDir, StateDirError
 from holdfast_agent.worker_link import WorkerLink
 
@@ -101,6 +102,7 @@ class Agent:
         self._drainer = Drainer(
             self._state_dir.spool, self._live_jobs, partial(self._checkpoint_reported, by_worker=False)
         )
+        self._traces = Traces(self._state_dir)
         self._hangs = Reports()
         self._hang_watch = HangWatch(self._state_dir, self._can_hang, self._hang_noticed)
         self._session = Session(
@@ -129,6 +131,8 @@ class Agent:
             raise StateDirError(f"can't use the state directory {self._state_dir.path}: {error}") from error
         if self._core.workers:
             log.info("workers found", count=len(self._core.workers))
+        for key in self._core.workers:
+            self._traces.found(key)
         log.info("workers are ended by", group=self._groups.base or "their shims alone")
         self._machine = await asyncio.to_thread(node.look)
 
@@ -262,6 +266,7 @@ class Agent:
             self._alone = None
 
     def _shard_prepared(self, key: Key, prepare: worker_pb2.Prepare) -> None:
+        self._traces.prepared(key, prepare.step)
         self._dispatch(core.ShardPrepared(key, core.Shard(prepare.step, prepare.shard)))
 
     def _checkpoint_reported(self, key: Key, report: worker_pb2.Report, *, by_worker: bool = True) -> None:
@@ -308,8 +313,10 @@ class Agent:
                 after_s = self._config.stop_after_disconnect_s
                 self._crew.fence(key, f"its agent had no coordinator for {after_s:g} s")
             case core.TellStarted(worker):
+                self._traces.started(worker.key)
                 self._session.send(convert.started_to_proto(worker))
             case core.TellEnded(worker):
+                self._traces.ended(worker.key)
                 self._hangs.ended(worker.key)
                 self._session.send(convert.ended_to_proto(worker))
             case core.TellPrepared(key, shard):
@@ -317,6 +324,7 @@ class Agent:
             case core.TellReported(key, report):
                 self._session.send(convert.reported_to_proto(key, report))
             case core.AnswerCommitted(key, step, publish, drop):
+                self._traces.committed(key, step)
                 committed = worker_pb2.Committed(step=step, publish=publish, drop=drop)
                 self._link.answer(key, worker_pb2.WorkerReply(committed=committed))
             case core.AnswerRefused(key, step, reason):
@@ -380,6 +388,7 @@ class Agent:
             resume_from=spec.resume_from,
             datasets_file=str(datasets or ""),
         )
+        self._traces.starting(key, env)
         begin = {
             "argv": list(spec.command),
             "env": env,

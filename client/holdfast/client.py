@@ -21,7 +21,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from holdfast import wire
+from holdfast import tracing, wire
 from holdfast.log_reading import RECONNECT_S, read_logs
 from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, worker_pb2
 from holdfast.watches import follow, keep_up
@@ -59,8 +59,11 @@ class Client:
     async def create_job(self, spec: job_pb2.JobSpec, request_id: str = "") -> job_pb2.Job:
         """Create a job. The same `request_id` never makes a second one; by default each call has its own."""
         request = job_pb2.CreateJobRequest(spec=spec, request_id=request_id or secrets.token_hex(16))
-        async with self._errors():
-            return (await self._jobs.CreateJob(request)).job
+        with tracing.span("create job", spec.env.get(tracing.VARIABLE, "")) as traced:
+            if traced:
+                request.spec.env[tracing.VARIABLE] = traced
+            async with self._errors():
+                return (await self._jobs.CreateJob(request)).job
 
     async def get_job(self, job_id: str) -> job_pb2.Job:
         """Look at a job."""

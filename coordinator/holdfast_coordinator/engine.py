@@ -22,7 +22,7 @@ import structlog
 
 from holdfast.log_fields import carry
 from holdfast.v1 import agent_pb2, node_pb2
-from holdfast_coordinator import codec
+from holdfast_coordinator import codec, traces
 from holdfast_coordinator.changes import Changes, Topic
 from holdfast_coordinator.codec_values import MOST_STEPS
 from holdfast_coordinator.core import checkpoints, liveness, stragglers
@@ -337,6 +337,7 @@ class Engine:
                 await asyncio.sleep(RETRY_S)
         self._state = state
         self.measures.begin(state)
+        traces.begin(state)
         carry(epoch=state.epoch)
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
         self._heard = dict.fromkeys(state.nodes, lease_from)
@@ -476,6 +477,7 @@ class Engine:
         if batch.writes:
             self.measures.note(batch.writes, self.clock.now())
         self.changes.note(batch.writes)
+        traces.tell(self._state, batch.writes)
         for write in batch.writes:
             if isinstance(write, Append) and isinstance(write.item, Entry):
                 _log_entry(write.item)

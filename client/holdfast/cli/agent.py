@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from holdfast.addresses import DEFAULT_TARGET
-from holdfast.cli.common import fail, metrics_option, pairs, set_up_logs, state_dir
+from holdfast.cli.common import fail, metrics_option, pairs, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.units import parse_duration
 
@@ -183,6 +183,7 @@ def command(
     except ModuleNotFoundError as error:
         fail(f"the agent is not installed here ({error.name}): pip install 'holdfast[agent]'")
     set_up_logs()
+    set_up_tracing("holdfast-agent")
     watchers: list[Watcher] = [NoticeFile(path.absolute(), notice_deadline) for path in notice_files]
     watchers += [NoticeUrl(url, notice_deadline, notice_headers) for url in notice_urls]
     config = AgentConfig(

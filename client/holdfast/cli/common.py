@@ -308,6 +308,7 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
         processors=[
             tell_errors,
             log_fields.spell_worker,
+            log_fields.add_trace,
             log_fields.add_carried,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -315,6 +316,22 @@ def set_up_logs(into: TextIO = sys.stderr, *, tell: Callable[[str], None] = lamb
         ],
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lossy(into))),
     )
+
+
+def set_up_tracing(service: str) -> None:
+    """Send traces where the environment says so."""
+    from holdfast import tracing
+
+    tracing.start(service, lambda why: click.echo(why, err=True))
+
+
+def trace_from_environment(spec: job_pb2.JobSpec) -> None:
+    """Have a job be of the trace that whoever runs this command is in, unless its spec names one."""
+    from holdfast.tracing import VARIABLE
+
+    around = os.environ.get(VARIABLE, "")
+    if around and VARIABLE not in spec.env:
+        spec.env[VARIABLE] = around
 
 
 def read_duration(context: click.Context, parameter: click.Parameter, text: str | None) -> timedelta | None:

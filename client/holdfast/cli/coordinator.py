@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from holdfast.addresses import DEFAULT_TARGET
-from holdfast.cli.common import fail, metrics_option, set_up_logs, state_dir
+from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.units import parse_duration
 
@@ -70,6 +70,7 @@ def command(
         fail(f"the coordinator is not installed here ({error.name}): pip install 'holdfast[coordinator]'")
     gateway = None if http is None else _Http(http, ListenError, insecure=insecure)
     set_up_logs()
+    set_up_tracing("holdfast-coordinator")
     config = CoordinatorConfig(
         listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
     )

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from holdfast.cli.common import fail, server_option, set_up_logs
+from holdfast.cli.common import fail, server_option, set_up_logs, set_up_tracing
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
@@ -66,6 +66,7 @@ def command(
     except ModuleNotFoundError as error:
         fail(f"the gateway is not installed here ({error.name}): pip install 'holdfast[gateway]'")
     set_up_logs()
+    set_up_tracing("holdfast-gateway")
     config = GatewayConfig(
         listen,
         server,

@@ -18,12 +18,14 @@ from holdfast.cli.common import (
     output_option,
     printable,
     server_option,
+    set_up_tracing,
     short_seconds,
     show,
     show_data,
     show_table,
     time_shares,
     to_dict,
+    trace_from_environment,
     watch_option,
 )
 from holdfast.cli.complete import job_argument, live_job_argument
@@ -209,6 +211,8 @@ async def submit(
             if dry_run:
                 show_plan(await client.plan_job(spec), output)
                 return
+            set_up_tracing("holdfast-cli")
+            trace_from_environment(spec)
             job = await client.create_job(spec)
         except wire.InvalidSpec as error:
             fail(explain(error, flags, where), EXIT.USAGE)

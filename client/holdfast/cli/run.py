@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 import click
 
 from holdfast.cli import chaos, run_state
-from holdfast.cli.common import asynchronous, fail, find_server, set_up_logs
+from holdfast.cli.common import (
+    asynchronous,
+    fail,
+    find_server,
+    set_up_logs,
+    set_up_tracing,
+    trace_from_environment,
+)
 from holdfast.cli.exits import EXIT
 from holdfast.cli.job import code_of
 from holdfast.cli.job_options import apply_flags, explain, spec_options
@@ -95,6 +102,7 @@ async def _run(
 ) -> EXIT:
     view, interrupts = View(), _Interrupts()
     _set_up_logs(logs, view)
+    set_up_tracing("holdfast-run")
     async with _agent(place) as agent, _coordinator(place) as (client, failed):
         job = await (_begin(client, spec, place) if spec is not None else _find(client, place))
         workers = "1 worker" if job.spec.world_size == 1 else f"{job.spec.world_size} workers"
@@ -202,6 +210,7 @@ def _imports() -> Iterator[None]:
 
 async def _begin(client: api.Client, spec: job_pb2.JobSpec, place: run_state.RunDir) -> job_pb2.Job:
     spec.checkpoint_uri = spec.checkpoint_uri or str(place.path / "checkpoints")
+    trace_from_environment(spec)
     return await client.create_job(spec, request_id=place.name)
 
 

@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 from google.rpc import code_pb2
 
+from holdfast import tracing
 from holdfast.v1 import job_pb2, job_pb2_grpc
 from holdfast_coordinator import codec, codec_metrics, codec_plan
 from holdfast_coordinator.core import story
@@ -60,9 +61,12 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def CreateJob(
         self, request: job_pb2.CreateJobRequest, context: Context
     ) -> job_pb2.CreateJobResponse:
+        if tracing.VARIABLE not in request.spec.env and (parent := _traceparent(context)):
+            request.spec.env[tracing.VARIABLE] = parent
         spec = await _checked(context, request.spec, _wrong_id(request.request_id))
         event = JobSubmitted(self._engine.clock.now(), new_job_id(), request.request_id, spec)
-        job_id = await _served(context, lambda: self._engine.submit(event))
+        with tracing.span("CreateJob", spec.env.get(tracing.VARIABLE, ""), job=event.job_id):
+            job_id = await _served(context, lambda: self._engine.submit(event))
         return job_pb2.CreateJobResponse(job=await self._job(context, job_id))
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.GetJobResponse:
@@ -306,6 +310,12 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         shown = state.workers_of(job) if workers else []
         running = self._engine.running(job, shown)
         return codec.job_to_proto(job, state.gangs_of(job), shown, running, datasets=datasets)
+
+
+def _traceparent(context: Context) -> str:
+    """What a client of another language says by the W3C's header."""
+    said = [str(value) for key, value in context.invocation_metadata() or () if key == "traceparent"]
+    return said[0] if said and tracing.trace_id(said[0]) else ""
 
 
 async def _served(context: Context, call: Callable[[], Awaitable[paging.T]]) -> paging.T:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response
 
+from holdfast import tracing
 from holdfast.units import parse_duration
 from holdfast.v1 import job_pb2
 from holdfast.wire import NotFound
@@ -44,6 +45,9 @@ async def create_job(
     The same Idempotency-Key never makes a second job.
     """
     spec = await read_spec(request, parts.config.python)
+    parent = request.headers.get("traceparent", "")
+    if tracing.trace_id(parent) and tracing.VARIABLE not in spec.env:
+        spec.env[tracing.VARIABLE] = parent
     job = await parts.client.create_job(spec, idempotency_key)
     return answer(job, 201, {"Location": f"/jobs/{job.id}"})
 
