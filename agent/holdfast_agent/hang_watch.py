@@ -34,7 +34,7 @@ class HangWatch:
         self._state_dir = state_dir
         self._workers = workers
         self._noticed = noticed
-        self._watch = hangs.Watch()
+        self._watch = hangs.Watch(time.monotonic_ns())
         self._policies: dict[Key, hangs.Policy | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 

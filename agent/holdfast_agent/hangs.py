@@ -107,6 +107,7 @@ class Watch:
     """All workers that are looked at, and what was learned."""
 
     looked_ns: int = 0
+    """Before the first look: since when there is somebody to look."""
     workers: dict[Key, _Watched] = field(default_factory=dict)
     learned_ns: dict[tuple[str, int], dict[str, int]] = field(default_factory=dict)
     """By job and rank: the longest time without movement in each section."""
@@ -132,12 +133,15 @@ def look(
     for key, (policy, page) in seen.items():
         known = watch.workers.get(key)
         if known is None:
-            verdicts.append(_begin(watch, key, _Watched(policy, page, _section(page), now), before.get(key)))
+            known = _Watched(policy, page, _section(page), now)
+            verdicts.append(_begin(watch, key, known, before.get(key)))
+            known.excused_ns = min(paused, now - known.moved_ns)
         elif _same(known.seen, page):
             known.excused_ns += paused
             verdicts.append(_judge(watch, key, known, now))
         else:
             verdicts.append(_take(watch, key, known, page, now, learns=not paused))
+            known.excused_ns = min(paused, now - known.moved_ns)  # it may have moved before the pause
     return [verdict for verdict in verdicts if verdict is not None]
 
 
@@ -189,7 +193,7 @@ def _take(watch: Watch, key: Key, known: _Watched, page: Seen, now: int, *, lear
     if learns and warm:
         _learn(watch, key, known.section, moved - last - known.excused_ns)
     known.seen, known.section, known.moved_ns = page, _section(page), moved
-    known.excused_ns, known.hung = 0, None
+    known.hung = None
     if hung is None:
         return None
     return Moved(key, hung.since_ns, hung.section, hung.step, max(0, moved - last))

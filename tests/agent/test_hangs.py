@@ -268,6 +268,18 @@ def test_while_the_agent_stood_still_so_may_have_its_machine():
     assert len(page.said) == 1
 
 
+@pytest.mark.parametrize("at", ["before the first look", "after a step that no look has met"])
+def test_a_pause_is_no_hang_whenever_it_begins(at):
+    began = 1_000 * S
+    watch, seen = Watch(looked_ns=began), Seen("step", 10, 10, began + S // 2)
+    if at.startswith("after"):
+        look(watch, {KEY: (FIXED, Seen("step", 9, 9, began))}, began + S // 4)
+    now = began + 500 * S
+    said = [look(watch, {KEY: (FIXED, seen)}, now + after * LOOK_NS) for after in range(70)]
+    first = next(after for after, found in enumerate(said) if found)
+    assert 58 <= first <= 62  # of its time before the pause at most a look's is counted
+
+
 def test_a_pause_of_the_agent_is_no_long_step():
     page = warm(Page(LEARNED))
     page.pause(5_000 * S)

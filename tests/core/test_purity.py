@@ -16,6 +16,7 @@ PURE = {
         "dataclasses",
         "enum",
         "math",
+        "operator",
         "re",
         "statistics",
         "typing",

@@ -116,6 +116,8 @@ def test_logs_and_curves_are_live(dash, browser):
     browser("see", '.lines li:has-text("of rank 1")')
     browser("see", 'figure:has-text("loss") .uplot')
     browser("fill", 'label:has-text("Ranks") input', text="1")
+    age = browser("see", '.figure:has-text("Age") .value')
+    browser("gone", f'.figure:has-text("Age") .value:text-is("{age}")')  # the page was drawn again meanwhile
     browser("press", keys=["Enter"])
     browser("gone", '.lines li:has-text("of rank 0")')
     browser("see", '.lines li:has-text("of rank 1")', many=3)

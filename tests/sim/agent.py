@@ -75,7 +75,7 @@ class Agent:
         self._opened = 0
         self._ports: list[int] = []
         self._backlog: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        self._hangs, self._watch = Reports(), hangs.Watch()
+        self._hangs, self._watch = Reports(), hangs.Watch(self._world.now * MS)
         self._looked: set[Key] = set()
         self._machine_frozen_ms = 0
         self._held: list[Process] = []
@@ -104,7 +104,7 @@ class Agent:
         self._ports = [self._new_pid() + 20_000 for _ in range(PORTS)]
         self.core = core.recover(*self._recover())
         self._failures = 0
-        self._hangs, self._watch, self._looked = Reports(), hangs.Watch(), set()
+        self._hangs, self._watch, self._looked = Reports(), hangs.Watch(self._world.now * MS), set()
         self._connect(self._life)
         self.call(LOOK_MS, self._look)
         for process in self.processes.values():

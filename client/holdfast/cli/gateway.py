@@ -1,12 +1,14 @@
 """`holdfast gateway`."""
 
-import asyncio
+from __future__ import annotations
+
 import signal
 import sys
 
 import click
 
 from holdfast.cli.common import fail, server_option, set_up_logs, set_up_tracing
+from holdfast.cli.late import asyncio
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 

@@ -213,6 +213,23 @@ function extended(series: Series, live: Summary | null): Series {
   return { name: series.name, points: [...series.points, { at: Date.now(), step: live.steps, value }] };
 }
 
+/** What is being typed is kept apart: the page is drawn again every second, and would put back what was there. */
+function RanksField({ ranks, world }: { ranks: string; world: number }): JSX.Element {
+  const [typed, setTyped] = useState(ranks);
+  useEffect(() => setTyped(ranks), [ranks]);
+  const take = (): void => {
+    const read = formatRanks(parseRanks(typed, world));
+    setTyped(read);
+    setParams({ ranks: read });
+  };
+  return (
+    <label class="inline">
+      Ranks
+      <input type="text" size={10} value={typed} placeholder="all" onInput={(event) => setTyped(event.currentTarget.value)} onChange={take} />
+    </label>
+  );
+}
+
 function LogPanel({ job, route, turn }: { job: Job; route: Route; turn: number }): JSX.Element {
   const open = route.params["logs"] !== "off";
   return (
@@ -220,16 +237,7 @@ function LogPanel({ job, route, turn }: { job: Job; route: Route; turn: number }
       title="Logs"
       aside={
         <>
-          <label class="inline">
-            Ranks
-            <input
-              type="text"
-              size={10}
-              value={route.params["ranks"] ?? ""}
-              placeholder="all"
-              onChange={(event) => setParams({ ranks: formatRanks(parseRanks(event.currentTarget.value, job.worldSize)) })}
-            />
-          </label>
+          <RanksField ranks={route.params["ranks"] ?? ""} world={job.worldSize} />
           <button type="button" aria-expanded={open} onClick={() => setParams({ logs: open ? "off" : "" })}>
             {open ? "hide" : "show"}
           </button>
