@@ -98,7 +98,7 @@ class ScriptedAgent:
 
     async def _speak(self):
         self._outbox = outbox = asyncio.Queue()
-        hello = agent_pb2.Hello(node="n1", instance_id="i1", address="127.0.0.1", ports=[29500, 29501])
+        hello = agent_pb2.Hello(node="n1", instance_id="i1", address="127.0.0.1", ports=range(29500, 29510))
         hello.capacity.slots = self._slots
         hello.capacity.cpus = 8
         hello.capacity.memory_bytes = 16 * 2**30

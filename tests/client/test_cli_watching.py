@@ -13,6 +13,7 @@ from holdfast.v1 import job_pb2
 pytest_plugins = ["tests.client.cli_fixtures"]
 
 SPEC = job_pb2.JobSpec(name="digits", command=["x"], world_size=2)
+SPEC.stop_grace.FromMilliseconds(100)  # the scripted agent does not answer when it is asked to stop in time
 RUNNING = job_pb2.JOB_STATE_RUNNING
 
 

@@ -12,6 +12,7 @@ from tests.ports import free_port
 pytest_plugins = ["tests.client.cli_fixtures"]
 
 SPEC = job_pb2.JobSpec(name="a", command=["x"], world_size=2)
+SPEC.stop_grace.FromMilliseconds(100)  # the scripted agent does not answer when it is asked to stop in time
 OUT, ERR = job_pb2.LOG_STREAM_STDOUT, job_pb2.LOG_STREAM_STDERR
 
 
