@@ -20,7 +20,8 @@ async def running(client, agent, job_in):
     """A job of two that runs."""
     spec = job_pb2.JobSpec(name="digits", command=["python", "train.py"], world_size=2)
     spec.restart.budget = 0
-    spec.stop_grace.FromMilliseconds(100)  # the scripted agent does not answer when it is asked to stop in time
+    # The scripted agent does not answer when it is asked to stop in time.
+    spec.stop_grace.FromMilliseconds(100)
     job = await client.create_job(spec)
     return await job_in(job.id, RUNNING)
 

@@ -161,7 +161,9 @@ async def test_a_shim_is_woken_by_the_end_of_its_own_worker_alone(shift, wakes):
     try:
         shim.send_signal(signal.SIGSTOP)
         await until(lambda: state(shim.pid) == "T")
-        await asyncio.wait_for(_wake_shim(Key("job1", 0, 1), pidfd, worker.pid, start_time(worker.pid) + shift), PATIENCE_S)
+        await asyncio.wait_for(
+            _wake_shim(Key("job1", 0, 1), pidfd, worker.pid, start_time(worker.pid) + shift), PATIENCE_S
+        )
         assert (state(shim.pid) != "T") is wakes
     finally:
         os.close(pidfd)
