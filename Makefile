@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 
 SEEDS ?= 200
 SEED  ?=
-JOBS  ?= $(shell echo $$(($$(nproc) + 1)))
+JOBS  ?= logical
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser clean
@@ -23,10 +23,9 @@ $(READY): pyproject.toml
 demo: $(READY) ## train digits with 4 workers, one of them killed on the way
 	$(BIN)/holdfast run --name digits -n 4 --restart-scope rank --chaos kill-worker@step=200 -- $(BIN)/python examples/digits.py
 
-# By files, in their order: what a module has made is made once, and the longest are not begun last. A third of the time
-# tests wait for a backoff or a lease, so there is one process more than there are cores.
+# By files, in their order: what a module has made is made once, and the longest are not begun last.
 # The tests start thousands of interpreters, each of which would compile all modules where no bytecode may be written.
-test: $(READY) ## every test, one process a core and one more: JOBS=1 for one after the other
+test: $(READY) ## every test, one process a core: JOBS=1 for one after the other
 	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 16 --dist loadfile --no-loadscope-reorder
 
 test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL S3_BUCKET=NAME, AWS_* from the environment
