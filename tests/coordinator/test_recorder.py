@@ -57,8 +57,10 @@ async def test_curves_grow_end_and_are_deleted(house, agent, client):
     (thinned,) = await client.job_metrics(job_id, ["loss"], points=2)
     assert list(thinned.points) == [found["loss"][0], found["loss"][-1]]
 
+    agent.joined.clear()
     await house.stop()  # which writes what is left
     await house.start()
+    await agent.joined.wait()
     again = await until(client, job_id, lambda again: "loss" in again)
     assert again["loss"][: len(found["loss"])] == found["loss"]
 

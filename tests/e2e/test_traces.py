@@ -56,6 +56,7 @@ def collector(monkeypatch):
 
 
 async def submit(fleet, steps=50):
+    await fleet.node_until("node-a", lambda node: True)
     (fleet.root / "job.yaml").write_text(fleet.job_file(world=2, steps=steps))
     command = [HOLDFAST, "job", "submit", "--server", fleet.target, "-f", str(fleet.root / "job.yaml")]
     process = await asyncio.create_subprocess_exec(
