@@ -48,13 +48,17 @@ class ScriptedAgent:
         self.logs = {}  # (rank, attempt, stream) -> bytes
         self._hanging = set()  # pushes that were made to follow
         self.joined = asyncio.Event()
-        self._work = asyncio.create_task(self._live())
+        self._work = [asyncio.create_task(self._live()), asyncio.create_task(self._beat())]
 
     async def close(self):
-        self._work.cancel()
-        for push in self._hanging:
-            push.cancel()
-        await asyncio.gather(self._work, *self._hanging, return_exceptions=True)
+        for task in (*self._work, *self._hanging):
+            task.cancel()
+        await asyncio.gather(*self._work, *self._hanging, return_exceptions=True)
+
+    async def _beat(self):
+        while True:
+            await asyncio.sleep(1)
+            self._say(heartbeat=agent_pb2.Heartbeat())
 
     def progress(self, rank, step, **metrics):
         beat = agent_pb2.Heartbeat()

@@ -92,7 +92,9 @@ def test_every_event_comes_once_over_hundreds_of_connections(served):
     over = threading.Event()
 
     def happen():
-        while not over.wait(IDLE_S):
+        times = 0
+        while not over.wait(IDLE_S) or times <= 50:  # a loaded machine may be through with its cuts before
+            times += 1
             served.call("POST", "/nodes/node-a/cordon")
             served.call("POST", "/nodes/node-a/uncordon")
 
