@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import pytest
+from kubernetes_validate import utils
 
 from holdfast import __version__
 from holdfast.cli.node import AGENT_PODS
@@ -25,13 +26,11 @@ def objects(request):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_one_to_this_version_of_kubernetes(version, monkeypatch):
-    validate = pytest.importorskip("kubernetes_validate")
     # It reads and parses a file of a megabyte for every object.
-    cached = functools.cache(validate.utils.schema_contents)
-    monkeypatch.setattr(validate.utils, "schema_contents", cached)
+    monkeypatch.setattr(utils, "schema_contents", functools.cache(utils.schema_contents))
     distinct = {json.dumps(it, sort_keys=True) for overlay in OVERLAYS for it in objects_of(overlay)}
     for text in distinct:
-        assert validate.validate(json.loads(text), version, strict=True) == version
+        assert utils.validate(json.loads(text), version, strict=True) == version
 
 
 def test_names_are_unique_and_in_the_namespace(objects):
