@@ -4,15 +4,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Of its own, for it pins what others need newer.
+CHECKOV := .venv-checkov/bin/checkov
+
 SEEDS ?= 200
 SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser clean
+.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser k8s-lint k8s-secrets clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
@@ -32,12 +35,26 @@ test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL
 	@test -n "$(S3_BUCKET)" || { echo "name a bucket: make test-s3 S3_ENDPOINT=https://... S3_BUCKET=..."; exit 2; }
 	TEST_S3_BUCKET="$(S3_BUCKET)" S3_ENDPOINT="$(S3_ENDPOINT)" $(BIN)/pytest tests/storage/test_storage_contract.py -k s3
 
-lint: $(READY) ## style, types, layers, protos
+lint: $(READY) k8s-lint ## style, types, layers, protos, manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
+
+k8s-lint: $(READY) $(CHECKOV) ## what the manifests ask of a cluster's security; needs kubectl
+	@command -v kubectl >/dev/null || { echo "k8s/ is checked as kubectl renders it: install kubectl 1.27 or newer"; exit 2; }
+	rm -rf .venv-checkov/manifests
+	$(BIN)/python -m tests.deploy .venv-checkov/manifests
+	$(BIN)/pytest tests/deploy/test_kubernetes.py
+	$(CHECKOV) --config-file k8s/.checkov.yaml --directory .venv-checkov/manifests
+
+$(CHECKOV):
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/pip install --quiet --disable-pip-version-check 'checkov==3.3.30'
+
+k8s-secrets: ## make the credentials of k8s/overlays/dev, unless they are there
+	k8s/make-secrets
 
 fmt: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix-only .
@@ -85,5 +102,5 @@ browser: ## install Chromium where it is missing, for the tests that need it
 	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-peers dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers .venv-checkov dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

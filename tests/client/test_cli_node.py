@@ -68,6 +68,28 @@ def test_drain_waits_until_the_node_is_empty(coordinator, holdfast, monkeypatch)
     assert (done.exit_code, done.stderr) == (EXIT.OK, "n1 ready,drained: new disks\n")
 
 
+def test_drain_for_an_upgrade_waits_and_says_what_to_do_next(coordinator, holdfast, monkeypatch):
+    monkeypatch.setattr(node_module, "LOOK_EVERY_S", 0.01)
+    coordinator.node_changes = [DRAINING, DRAINING, DRAINED]
+    done = holdfast("node", "drain", "n1", "--for-upgrade")
+    assert (done.exit_code, done.stderr) == (EXIT.OK, "n1 ready,drained: new disks\n")
+    assert [asked.reason for asked in coordinator.asked("DrainNode")] == ["upgrade"]
+    pod = "-l app.kubernetes.io/name=holdfast,app.kubernetes.io/component=agent --field-selector spec.nodeName=n1"
+    _, delete, _, uncordon = done.stdout.splitlines()
+    assert delete.strip() == f"kubectl -n holdfast delete pod {pod}"
+    assert uncordon.strip() == "holdfast node uncordon n1"
+
+
+def test_an_upgrade_is_not_begun_on_a_node_that_was_taken_back(coordinator, holdfast, monkeypatch):
+    monkeypatch.setattr(node_module, "LOOK_EVERY_S", 0.01)
+    coordinator.node_changes = [DRAINING, node()]
+    done = holdfast("node", "drain", "n1", "--for-upgrade", "--reason", "kernel")
+    assert done.exit_code == EXIT.FAILED
+    assert "node n1 is not drained any more" in done.stderr
+    assert done.stdout == ""
+    assert [asked.reason for asked in coordinator.asked("DrainNode")] == ["kernel"]
+
+
 def test_a_deadline_that_is_none(coordinator, holdfast):
     done = holdfast("node", "drain", "n1", "--deadline", "soon")
     assert done.exit_code == EXIT.USAGE

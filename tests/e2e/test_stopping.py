@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.v1 import job_pb2
-from tests.e2e.fleet import PATIENCE_S, running
+from tests.e2e.fleet import HOLDFAST, PATIENCE_S, running
 
 pytestmark = pytest.mark.e2e
 
@@ -111,6 +111,31 @@ async def test_a_drain_moves_a_job_without_a_loss(fleet):
     assert node.cordoned
     await moved_without_a_loss(fleet, job_id)
     assert said(fleet, 0)["reason"] == "node drain: new disks"
+
+
+async def test_an_agent_is_upgraded_under_a_job_without_a_loss(fleet):
+    """As docs/deploy/kubernetes.md says: drain, end the agent as the kubelet does, start the next, take it back."""
+    pod = ("--drain-on-term", "--notice-deadline", "240s")
+    fleet.kill("node-a")
+    fleet.start_agent("node-a", 4, *pod)
+    job_id = await submit(fleet, 2)
+    await fleet.until(job_id, stepping(node="node-a"))
+    fleet.start_agent("node-b")
+    await fleet.node_until("node-b", lambda node: node.slots_used == 0)
+    drain = [HOLDFAST, "node", "drain", "node-a", "--for-upgrade", "--server", fleet.target]
+    process = await asyncio.create_subprocess_exec(*drain, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE_S)
+    assert (process.returncode, out.decode().splitlines()[-1]) == (0, "  holdfast node uncordon node-a")
+    fleet.signal("node-a", signal.SIGTERM)
+    assert await asyncio.to_thread(fleet.processes["node-a"].wait, PATIENCE_S) == 0
+    fleet.start_agent("node-a", 4, *pod)
+    assert not (await fleet.client.uncordon_node("node-a")).cordoned
+    await fleet.until(job_id, stepping(attempt=2, node="node-b"))
+    await fleet.client.stop_job(job_id)
+    await fleet.ended(job_id)
+    (last,) = {said(fleet, rank)["last"] for rank in range(2)}
+    assert {said(fleet, rank, 2)["first"] for rank in range(2)} == {last}
+    assert (await fleet.client.job_summary(job_id)).steps_redone == 0
 
 
 async def test_a_drain_goes_on_when_coordinator_and_agent_are_killed(fleet):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import timedelta
 
 import click
@@ -25,6 +26,8 @@ from holdfast.cli.late import api, asyncio, node_pb2, wire
 from holdfast.cli.watching import Lines, follow_option, watch_list
 
 LOOK_EVERY_S = 0.3
+AGENT_PODS = "app.kubernetes.io/name=holdfast,app.kubernetes.io/component=agent"
+"""The labels of agents' pods, as k8s/ has them."""
 
 
 def state_words(node: node_pb2.Node) -> str:
@@ -170,9 +173,12 @@ async def uncordon(name: str, server: str) -> None:
 )
 @reason_option
 @click.option("--wait", is_flag=True, help="Wait until nothing runs there.")
+@click.option("--for-upgrade", is_flag=True, help="Wait, and then print how to replace the agent.")
 @server_option
 @asynchronous
-async def drain(name: str, within: timedelta, reason: str, server: str, *, wait: bool) -> None:
+async def drain(
+    name: str, within: timedelta, reason: str, server: str, *, wait: bool, for_upgrade: bool
+) -> None:
     """Move the work of a node elsewhere, after a checkpoint, and have it take no more.
 
     Jobs with a rank there stop at a step that all their ranks share, take a checkpoint, and go on from it on other
@@ -183,12 +189,16 @@ async def drain(name: str, within: timedelta, reason: str, server: str, *, wait:
     Examples:
       holdfast node drain gpu-7 --wait
       holdfast node drain gpu-7 --deadline 10m --reason "new disks"
+      holdfast node drain gpu-7 --for-upgrade
     """  # noqa: D301  click reads the backspaces
+    reason = reason or ("upgrade" if for_upgrade else "")
     async with api.Client(server) as client:
         node = await client.drain_node(name, within=within, reason=reason)
-        if wait:
+        if wait or for_upgrade:
             node = await _until_drained(client, node, within)
-        _tell(node)
+    _tell(node)
+    if for_upgrade:
+        _say_how_to_upgrade(node)
 
 
 async def _until_drained(client: api.Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:
@@ -204,6 +214,20 @@ async def _until_drained(client: api.Client, node: node_pb2.Node, within: timede
             f"node {name} is not empty at its deadline", "it is still being drained"
         ) from error
     return node
+
+
+def _say_how_to_upgrade(node: node_pb2.Node) -> None:
+    if not node.drained:
+        raise wire.FailedPrecondition(
+            f"node {node.name} is not drained any more", "somebody took it back into service; drain it again"
+        )
+    name = shlex.quote(node.name)
+    click.echo(
+        printable(f"{node.name} is empty, and takes no work. Replace its agent now; on Kubernetes, its pod:")
+    )
+    click.echo(f"  kubectl -n holdfast delete pod -l {AGENT_PODS} --field-selector spec.nodeName={name}")
+    click.echo("When it is ready again:")
+    click.echo(f"  holdfast node uncordon {name}")
 
 
 def _tell(node: node_pb2.Node) -> None:

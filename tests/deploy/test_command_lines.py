@@ -1,0 +1,111 @@
+"""Every command line in the manifests, the units and their documents is one that holdfast takes."""
+
+import re
+import shlex
+import shutil
+
+import click
+import pytest
+
+from holdfast.cli import cli
+from tests.deploy.rendering import OVERLAYS, ROOT, objects_of, pods_of
+
+UNITS = sorted((ROOT / "docs/deploy/systemd").glob("*.service"))
+PAGES = sorted((ROOT / "docs/deploy").glob("*.md"))
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+
+def parse(arguments):
+    """Parse a command line as holdfast would, without running it."""
+    command, context = cli, click.Context(cli, info_name="holdfast")
+    while isinstance(command, click.Group):
+        name, arguments, found = *arguments[:1], arguments[1:], None
+        found = command.get_command(context, name)
+        assert found is not None, f"there is no command {name}"
+        command = found
+        context = click.Context(command, parent=context, info_name=name)
+    return command.make_context(command.name, list(arguments), parent=context.parent).params
+
+
+def filled(text, values):
+    """Replace $(NAME) as the kubelet does; a name that is not set stays, and is an error."""
+    text = re.sub(r"\$\((\w+)\)", lambda match: values[match[1]], text)
+    assert "$" not in text
+    return text
+
+
+def kubelet_values(container):
+    sample = {"limits.cpu": "4", "spec.nodeName": "gpu-7", "status.podIP": "10.0.0.7"}
+    sample["metadata.namespace"] = "holdfast"
+    found = {}
+    for variable in container.get("env", []):
+        source = variable.get("valueFrom", {})
+        key = source.get("fieldRef", {}).get("fieldPath") or source.get("resourceFieldRef", {}).get(
+            "resource"
+        )
+        found[variable["name"]] = variable.get("value") or sample.get(key)
+    return found
+
+
+def container_of(overlay, name):
+    found = [c for _, pod in pods_of(objects_of(overlay)) for c in pod["containers"] if c["name"] == name]
+    (container,) = found
+    return container
+
+
+@needs_kubectl
+@pytest.mark.parametrize("name", ["coordinator", "gateway", "agent"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_arguments_of_containers(overlay, name):
+    """The images' entry point is `tini -- holdfast`."""
+    container = container_of(overlay, name)
+    assert "command" not in container
+    parameters = parse([filled(argument, kubelet_values(container)) for argument in container["args"]])
+    if "listen" in parameters:
+        assert parameters["listen"].startswith("0.0.0.0:")
+        assert parameters["insecure"], "it is refused to listen there without saying so"
+    if name == "agent":
+        assert parameters["name"] == "gpu-7"
+        assert parameters["address"] == "10.0.0.7"
+        assert parameters["slots"] == (8 if overlay == "gpu" else 4)
+
+
+def lines_of(unit, *keys):
+    found = re.findall(rf"^(?:{'|'.join(keys)})=(.*)$", unit.read_text(), re.MULTILINE)
+    return [line.replace("%H", "gpu-7") for line in found]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_the_commands_of_units(unit):
+    commands = [shlex.split(line) for line in lines_of(unit, "ExecStart", "ExecStop")]
+    ours = [command[1:] for command in commands if command[0] == "/opt/holdfast/bin/holdfast"]
+    assert ours
+    for arguments in ours:
+        options = [argument for argument in arguments if argument.startswith("$")]
+        assert options in ([], arguments[-1:]), "what the file of settings adds stands last"
+        parse(arguments[: len(arguments) - len(options)])
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_the_options_that_units_speak_of(unit):
+    examples = re.findall(r"HOLDFAST_(\w+)_OPTIONS=(.*)", unit.read_text())
+    for of, options in examples:
+        parse([of.lower(), *shlex.split(options)])
+
+
+def shell_lines(page):
+    """The holdfast commands in the blocks of a page, one a line, without the shell's words around them."""
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"[;|]|&&|\$\(|^do ", line):
+                words = shlex.split(part.replace(")", ""), comments=True)
+                if words[:1] == ["holdfast"]:
+                    yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_documents(page):
+    lines = list(shell_lines(page))
+    assert lines
+    for arguments in lines:
+        parse(arguments)
