@@ -315,6 +315,9 @@ class Saver:
                 self._check_world(commit)
                 rank = commit.shards[identity.rank % len(commit.shards)].rank
                 return _load(load, where, commit, rank)
+        except CheckpointCorrupt as error:  # another job's files are not ours to set aside
+            remedy = "name an earlier step of that job to begin with"
+            raise CheckpointError(f"HOLDFAST_RESUME_FROM: {error}; {remedy}") from None
         except StorageError as error:
             raise CheckpointError(f"HOLDFAST_RESUME_FROM: {error}") from error
 
@@ -454,7 +457,7 @@ def _twice(read: Callable[[], T]) -> T:
         return _patiently(read)
     except CheckpointCorrupt as error:
         say(f"{error}; it is read once more")
-        return _patiently(read)
+    return _patiently(read)
 
 
 def _patiently(read: Callable[[], T]) -> T:
