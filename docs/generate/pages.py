@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generate import commands, diagrams, settings
+from docs.generate import commands, diagrams, grpc_page, job_spec, settings
 
 DOCS = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[str], str]] = {
     "architecture.md": diagrams.rewritten,
     "cli.md": commands.rewritten,
+    "reference/grpc.md": grpc_page.rewritten,
+    "reference/job-spec.md": job_spec.rewritten,
     "settings.md": settings.rewritten,
 }
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from docs.generate.sizes import size
 from holdfast.cli.complete import WITHIN
 from holdfast.data.cache import LIMIT
 from holdfast.storage.s3_settings import LARGEST_PART, LEAST_PART, S3Settings
@@ -15,14 +16,6 @@ class Variable(NamedTuple):
     name: str
     default: str
     meaning: str
-
-
-def _size(size: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size} {unit}"
-        size //= 1024
-    return f"{size} GiB"
 
 
 COMMANDS = (
@@ -54,7 +47,7 @@ TRACES = (
 )
 DATA = (
     Variable("HOLDFAST_CACHE_DIR", "`~/.cache/holdfast`", "where shards from elsewhere are kept"),
-    Variable("HOLDFAST_CACHE_BYTES", _size(LIMIT), "how much room they may take, e.g. 200GiB"),
+    Variable("HOLDFAST_CACHE_BYTES", size(LIMIT), "how much room they may take, e.g. 200GiB"),
     Variable(
         "HOLDFAST_DATA_MIRROR",
         "",
@@ -73,8 +66,8 @@ DATA = (
     Variable("S3_CONDITIONAL_PUTS", "auto", "auto, off"),
     Variable(
         "S3_PART_SIZE",
-        _size(_S3.part_size),
-        f"the size of a part, from {_size(LEAST_PART)} to {_size(LARGEST_PART)}",
+        size(_S3.part_size),
+        f"the size of a part, from {size(LEAST_PART)} to {size(LARGEST_PART)}",
     ),
     Variable("S3_CONCURRENCY", str(_S3.concurrency), "how many parts are sent at once, from 1 to 64"),
     Variable("S3_CONNECT_TIMEOUT", f"{_S3.connect_timeout:g} s", "for a connection, e.g. 5s"),
