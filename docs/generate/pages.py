@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generate import commands, diagrams, grpc_page, job_spec, settings
+from docs.generate import commands, diagrams, grpc_page, job_spec, rest, settings
 
 DOCS = Path(__file__).parents[1]
 PAGES: dict[str, Callable[[str], str]] = {
@@ -11,6 +11,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "cli.md": commands.rewritten,
     "reference/grpc.md": grpc_page.rewritten,
     "reference/job-spec.md": job_spec.rewritten,
+    "reference/rest.md": rest.rewritten,
     "settings.md": settings.rewritten,
 }
 

@@ -11,6 +11,7 @@ from holdfast.spec import SpecError, SpecFile
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.jobspec import DataShard
 from holdfast_coordinator.core.validate import violations
+from holdfast_gateway.app import description
 from tests.client.scripted import run
 from tests.house.test_house import PACKAGES, ROOT
 
@@ -117,3 +118,13 @@ def test_the_reference_of_the_job_spec_has_each_key_and_a_bound_that_is_one():
             assert refused(where, **beside, **{path: bad}), f"{path}: {bad}"
     (text,) = re.findall(r"```yaml\n(.*?)```", (pages.DOCS / "reference/job-spec.md").read_text(), re.DOTALL)
     assert SpecFile(where, text.encode()).part.to_proto().spares == 2
+
+
+def test_every_route_and_parameter_of_the_gateway_says_what_it_is():
+    for path, operations in description()["paths"].items():
+        for method, operation in operations.items():
+            assert operation["description"], f"{method} {path}"
+            for parameter in operation.get("parameters", []):
+                assert parameter["in"] == "path" or parameter["description"], f"{path}: {parameter['name']}"
+            kinds = operation["responses"][min(operation["responses"])].get("content", {})
+            assert len(kinds) < 2, f"{method} {path} gives one form of answer"
