@@ -4,9 +4,11 @@ import os
 
 import pytest
 
+import holdfast_agent.__main__
 from holdfast.cli import cli
 from holdfast.cli.exits import EXIT
 from holdfast.cli.settings import DAEMONS, key_of
+from holdfast_agent.notices import NoticeUrl
 from tests.client.scripted import run
 
 FILE = """\
@@ -75,6 +77,25 @@ def test_lists_and_truths(file, monkeypatch):
     assert found["drain_on_term"] == ("true", "HOLDFAST_AGENT_DRAIN_ON_TERM")
     assert found["notice_file"] == ("/a:b '/c d'", "HOLDFAST_AGENT_NOTICE_FILE")
     assert found["notice_header"] == ("(not shown)", f"{file}:9")
+
+
+def test_settings_reach_the_daemon(file, monkeypatch, tmp_path):
+    started = []
+
+    async def serve(config, **given):
+        started.append((config, given))
+
+    monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
+    monkeypatch.setenv("HOLDFAST_AGENT_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("HOLDFAST_AGENT_NOTICE_URL", "http://metadata/preempted")
+    assert run("agent", "--config", str(file), "--name", "n7").exit_code == 0
+    ((config, given),) = started
+    assert (config.name, config.slots, config.limit_memory) == ("n7", 8, True)
+    assert (config.state_dir, config.labels) == (tmp_path, {"rack": "a", "why": "for tests"})
+    assert config.notices == (
+        NoticeUrl("http://metadata/preempted", 120, {"Authorization": "Bearer s3cret"}),
+    )
+    assert given["drain_s"] is None
 
 
 @pytest.mark.parametrize(("daemon", "key"), [("agent", "coordinator"), ("gateway", "server")])
