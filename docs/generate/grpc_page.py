@@ -1,5 +1,6 @@
 """docs/reference/grpc.md, from the protos and their comments."""
 
+import re
 from collections.abc import Iterator
 
 from docs.generate import markdown, protos
@@ -17,6 +18,7 @@ COMMON = {
     "step": "The step.",
 }
 """What a field means that has no comment of its own, and this name."""
+_FIRST_SENTENCE = re.compile(r'.*?\."?(?=\s|$)')
 _WELL_KNOWN = "https://protobuf.dev/reference/protobuf/google.protobuf/"
 
 
@@ -24,9 +26,9 @@ def meaning(name: str, of: str, comment: str) -> str:
     """Say what a field means: its comment, or what its name or its type says; empty when nothing does."""
     if comment or name in COMMON:
         return comment or COMMON[name]
-    if of in protos.messages():
-        return protos.messages()[of].comment
-    return protos.enums()[of].comment if of in protos.enums() else ""
+    held = protos.messages().get(of) or protos.enums().get(of)
+    first = _FIRST_SENTENCE.match(held.comment) if held is not None else None
+    return first[0] if first else ""
 
 
 def _linked(name: str) -> str:

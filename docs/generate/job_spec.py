@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from pydantic import BaseModel, StrictBool, StrictStr
 
 from docs.generate import markdown, protos
+from docs.generate.grpc_page import meaning
 from docs.generate.sizes import duration, size
 from holdfast import spec, spec_rules
 from holdfast.cli.job import command as job_group
@@ -237,17 +238,15 @@ def _flag(path: str, options: Mapping[str, click.Option]) -> str:
 
 def table(paths: list[str]) -> str:
     """Write keys as a table."""
-    submit = job_group.get_command(click.Context(job_group), "submit")  # type: ignore[attr-defined]
-    options = {param.name: param for param in submit.params if isinstance(param, click.Option)}
+    submit = job_group.commands["submit"]
+    options = {param.name or "": param for param in submit.params if isinstance(param, click.Option)}
     defaults = _defaults()
     rows = []
     for path in paths:
         key = KEYS[path]
         _, field = _in_proto(path)
         what = "; ".join(text for text in (_form(path), key.bounds) if text)
-        said = key.meaning or field.comment
-        if not said and field.of:
-            said = (protos.messages().get(field.of) or protos.enums()[field.of]).comment
+        said = key.meaning or meaning(field.name, field.of, field.comment)
         rows.append(
             [
                 markdown.code(path.rpartition(".")[2]),
