@@ -90,15 +90,20 @@ def test_the_commands_of_units(unit):
         parse(arguments)
 
 
-@pytest.mark.parametrize("path", [*UNITS, *PAGES], ids=lambda path: path.name)
-def test_the_variables_that_units_and_pages_speak_of(path, monkeypatch):
+def test_the_variables_that_units_and_pages_speak_of(monkeypatch):
     """An example is a setting, and what is written for it is possible."""
-    for daemon, key, value in re.findall(
-        r"\bHOLDFAST_(COORDINATOR|AGENT|GATEWAY)_(\w+)=([^\s,`]+)", path.read_text()
-    ):
-        assert f"{daemon}_{key}" in VARIABLES
-        monkeypatch.setenv(f"HOLDFAST_{daemon}_{key}", value)
-        parse([daemon.lower()])
+    example = re.compile(
+        r"""\bHOLDFAST_(COORDINATOR|AGENT|GATEWAY)_(\w+)=(?:"([^"]*)"|'([^']*)'|([^\s,`]+))"""
+    )
+    seen = 0
+    for path in [*UNITS, *sorted((ROOT / "docs").rglob("*.md"))]:
+        for daemon, key, *values in example.findall(path.read_text()):
+            assert f"{daemon}_{key}" in VARIABLES, path.name
+            with monkeypatch.context() as patch:
+                patch.setenv(f"HOLDFAST_{daemon}_{key}", "".join(values))
+                parse([daemon.lower()])
+            seen += 1
+    assert seen > 10
 
 
 def shell_lines(page):
