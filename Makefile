@@ -12,7 +12,7 @@ SEED  ?=
 JOBS  ?= logical
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax grpcurl node browser shells k8s-lint k8s-secrets clean
+.PHONY: help demo test test-s3 lint fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells k8s-lint k8s-secrets clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 
 client: $(READY) ## write the blocking client from the asyncio one
 	$(BIN)/python scripts/blocking.py
+
+docs: $(READY) ## write what of the documents is made from the code: tables, references, diagrams
+	$(BIN)/python -m docs.generate
 
 dashboard: ## build the dashboard into the gateway, with Node.js 18 or newer
 	@command -v npm >/dev/null || { echo "the dashboard is built with Node.js 18 or newer and npm; all else runs without it"; exit 2; }

@@ -8,10 +8,16 @@ import click
 import pytest
 
 from holdfast.cli import cli
+from holdfast.cli.settings import DAEMONS, key_of
 from tests.deploy.rendering import OVERLAYS, ROOT, objects_of, pods_of
 
 UNITS = sorted((ROOT / "docs/deploy/systemd").glob("*.service"))
 PAGES = sorted((ROOT / "docs/deploy").glob("*.md"))
+VARIABLES = {
+    f"{daemon}_{key_of(option)}".upper()
+    for daemon in DAEMONS
+    for option in cli.get_command(None, daemon).options()
+}
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
@@ -81,16 +87,23 @@ def test_the_commands_of_units(unit):
     ours = [command[1:] for command in commands if command[0] == "/opt/holdfast/bin/holdfast"]
     assert ours
     for arguments in ours:
-        options = [argument for argument in arguments if argument.startswith("$")]
-        assert options in ([], arguments[-1:]), "what the file of settings adds stands last"
-        parse(arguments[: len(arguments) - len(options)])
+        parse(arguments)
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_the_options_that_units_speak_of(unit):
-    examples = re.findall(r"HOLDFAST_(\w+)_OPTIONS=(.*)", unit.read_text())
-    for of, options in examples:
-        parse([of.lower(), *shlex.split(options)])
+def test_the_variables_that_units_and_pages_speak_of(monkeypatch):
+    """An example is a setting, and what is written for it is possible."""
+    example = re.compile(
+        r"""\bHOLDFAST_(COORDINATOR|AGENT|GATEWAY)_(\w+)=(?:"([^"]*)"|'([^']*)'|([^\s,`]+))"""
+    )
+    seen = 0
+    for path in [*UNITS, *sorted((ROOT / "docs").rglob("*.md"))]:
+        for daemon, key, *values in example.findall(path.read_text()):
+            assert f"{daemon}_{key}" in VARIABLES, path.name
+            with monkeypatch.context() as patch:
+                patch.setenv(f"HOLDFAST_{daemon}_{key}", "".join(values))
+                parse([daemon.lower()])
+            seen += 1
+    assert seen > 10
 
 
 def shell_lines(page):

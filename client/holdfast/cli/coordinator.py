@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
 from holdfast.addresses import DEFAULT_TARGET
-from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
+from holdfast.cli.common import fail, metrics_option, read_duration, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
-from holdfast.units import parse_duration
+from holdfast.cli.settings import Daemon
 
 
-@click.command()
+@click.command("coordinator", cls=Daemon)
 @click.option(
     "--listen",
     default=DEFAULT_TARGET,
     show_default=True,
-    envvar="HOLDFAST_LISTEN",
     metavar="ADDRESS",
     help="host:port (port 0: any free one), or unix:/path.",
 )
@@ -37,6 +37,8 @@ from holdfast.units import parse_duration
     "--lost-after",
     default="10s",
     show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
     help="A node is lost after this long without a word from it.",
 )
 @click.option(
@@ -46,7 +48,7 @@ from holdfast.units import parse_duration
 )
 @metrics_option
 def command(
-    listen: str, state_dir: Path, lost_after: str, http: str | None, metrics: str, *, insecure: bool
+    listen: str, state_dir: Path, lost_after: timedelta, http: str | None, metrics: str, *, insecure: bool
 ) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
@@ -58,10 +60,6 @@ def command(
       holdfast coordinator --metrics 9464
     """  # noqa: D301  click reads the backspaces
     try:
-        lost_after_ms = round(parse_duration(lost_after).total_seconds() * 1000)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--lost-after") from error
-    try:
         from holdfast.exposition import AddressError
         from holdfast_coordinator.__main__ import serve
         from holdfast_coordinator.app import CoordinatorConfig, ListenError
@@ -71,6 +69,7 @@ def command(
     gateway = None if http is None else _Http(http, ListenError, insecure=insecure)
     set_up_logs()
     set_up_tracing("holdfast-coordinator")
+    lost_after_ms = round(lost_after.total_seconds() * 1000)
     config = CoordinatorConfig(
         listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
     )
