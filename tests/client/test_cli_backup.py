@@ -77,8 +77,8 @@ def test_a_backup_that_is_there_is_not_overwritten(place, tmp_path):
 
 
 def test_nothing_to_copy(tmp_path):
-    done = run("create", tmp_path / "backup.db", "--state-dir", tmp_path)
-    assert done.exit_code == EXIT.NOT_FOUND
+    for what in ("create", "restore"):
+        assert run(what, tmp_path / "backup.db", "--state-dir", tmp_path).exit_code == EXIT.NOT_FOUND
     assert os.listdir(tmp_path) == []
 
 

@@ -76,7 +76,7 @@ def create(file: Path, place: Path) -> None:
 
 
 @command.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 @state_option
 @click.option(
     "--skip-unreadable",
@@ -93,6 +93,8 @@ def restore(file: Path, place: Path, *, skip_unreadable: bool) -> None:
     Example:
       holdfast backup restore /backups/now.db --state-dir /var/lib/holdfast/coordinator
     """  # noqa: D301  click reads the backspaces
+    if not file.is_file():
+        fail(f"there is no backup {file}", EXIT.NOT_FOUND)
     if (place / FILE).exists():
         fail(f"{place} has a {FILE} already; name another --state-dir, or move that file away")
     try:
