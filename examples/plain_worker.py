@@ -354,7 +354,10 @@ def publish(commit):
     fields = {**commit, "xxh3_64": xxh3_64(json.dumps(commit, sort_keys=True).encode())}
     text = json.dumps(fields, sort_keys=True, indent=1) + "\n"
     write(directory(commit["step"]) / "manifest.json", text.encode())
-    write(PLACE / "LATEST", f"step-{commit['step']:010}\n".encode())
+    latest = PLACE / "LATEST"
+    later = latest.read_text().strip() if latest.exists() else ""
+    if later <= directory(commit["step"]).name or not (PLACE / later / "manifest.json").exists():
+        write(latest, f"{directory(commit['step']).name}\n".encode())
 
 
 def drop(step):
