@@ -6,7 +6,6 @@ import pytest
 
 from holdfast_coordinator.core import recovery
 from holdfast_coordinator.core.effects import StartWorkers
-from holdfast_coordinator.core.events import BackupRestored, LeaderElected
 from holdfast_coordinator.core.jobspec import RetentionPolicy, Scope
 from holdfast_coordinator.core.model import Commit, JobState, WorkerState
 from tests.core.builders import Cluster, found, key, running, sent, shard
@@ -21,15 +20,10 @@ def made(at_step: int, attempt: int, ranks=(0, 1), gang: int = 0, rank: int | No
 
 
 def restore(cluster: Cluster, *commits: Commit) -> None:
-    """Have the state of a cluster be one that comes from a backup."""
-    cluster.now = MUCH_LATER
-    epoch = recovery.fresh(cluster.state.epoch, cluster.now)
-    cluster.do(LeaderElected(cluster.now, epoch))
-    cluster.sessions += 100  # of the old epoch nobody is connected
-    by_gang = {}
-    for commit in commits:
-        by_gang.setdefault(("j1", commit.gang), []).append(commit)
-    cluster.do(BackupRestored(cluster.now, {of: tuple(each) for of, each in by_gang.items()}))
+    """Have the state of a cluster be one that comes from a backup; these were committed since."""
+    cluster.now = MUCH_LATER - 3_600_000
+    cluster.back_up()
+    cluster.restore(commits)
 
 
 def test_what_was_committed_since_is_resumed_from_by_an_attempt_that_there_never_was():

@@ -11,7 +11,7 @@ import pytest
 
 import holdfast
 from holdfast.v1 import job_pb2
-from tests.e2e.fleet import HOLDFAST, committed, pids, running
+from tests.e2e.fleet import HOLDFAST, committed, manifest_steps, pids, running
 
 pytestmark = pytest.mark.e2e
 
@@ -37,8 +37,9 @@ async def test_a_worker_without_holdfast_outlives_a_coordinator_that_comes_from_
     assert file.stat().st_mode & 0o777 == 0o600
     os.kill(pids(job)[1], signal.SIGKILL)
     job = await fleet.until(job_id, lambda job: running(job) and job.workers[1].attempt == 2)
-    job = await fleet.until(job_id, committed(job.last_committed_step + 20))
-    known = job.last_committed_step
+    await fleet.until(job_id, committed(job.last_committed_step + 20))
+    known = manifest_steps(fleet.root / "checkpoints")[-1]
+    assert known > job.last_committed_step
 
     fleet.kill("coordinator")
     shutil.rmtree(state)
