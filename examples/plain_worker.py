@@ -2,7 +2,8 @@
 
 Usage: plain_worker.py [STEPS [SECONDS]]. A step takes so many seconds; every tenth is a checkpoint. It resumes from
 what was committed, stops in good time when it is asked to, and writes what `holdfast checkpoint verify` and
-`holdfast.load` read. Checkpoints go to a directory, and training waits for each commit; the library does both better.
+`holdfast.load` read. Checkpoints go to a directory, training waits for each commit, and no other job's checkpoints are
+begun with (HOLDFAST_RESUME_FROM); the library does all of that.
 
     holdfast job submit -n 2 --checkpoint-dir /tmp/plain -- python3 examples/plain_worker.py 1000 0.01
 """
