@@ -29,6 +29,7 @@ state_option = click.option(
     "place",
     type=click.Path(path_type=Path),
     default=lambda: state_dir("coordinator"),
+    envvar="HOLDFAST_COORDINATOR_STATE_DIR",
     show_default="~/.local/state/holdfast/coordinator",
     help="Where the coordinator keeps its state.",
 )
