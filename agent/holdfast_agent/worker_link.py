@@ -52,6 +52,7 @@ class WorkerLink:
         self._answered = answered
         self._server: asyncio.Server | None = None
         self._writers: dict[Key, asyncio.StreamWriter] = {}
+        self._served: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def start(self) -> None:
         """Listen. Raises StateDirError."""
@@ -65,8 +66,10 @@ class WorkerLink:
         """Hang up on everybody; workers wait for the next agent."""
         if self._server is not None:
             self._server.close()
-            for writer in list(self._writers.values()):
-                writer.close()
+            for writer in self._served.values():
+                writer.transport.abort()  # who does not read must not hold us up
+            # Cancelled by a loop that ends, each would write a traceback under Python 3.11.
+            await asyncio.gather(*self._served, return_exceptions=True)
             self.path.unlink(missing_ok=True)
 
     def answer(self, key: Key, reply: worker_pb2.WorkerReply) -> None:
@@ -85,6 +88,9 @@ class WorkerLink:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         key: Key | None = None
         decoder = framing.Decoder()
+        task = asyncio.current_task()
+        assert task is not None
+        self._served[task] = writer
         try:
             if not _same_user(writer):
                 return
@@ -108,6 +114,7 @@ class WorkerLink:
         finally:
             if key is not None and self._writers.get(key) is writer:
                 del self._writers[key]
+            del self._served[task]
             writer.close()
 
     def _greet(self, hello: worker_pb2.WorkerHello, writer: asyncio.StreamWriter) -> Key | None:

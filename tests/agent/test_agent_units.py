@@ -163,6 +163,9 @@ class TestStateDir:
         second.close()
         assert first.instance_id == second.instance_id != ""
 
+    def test_it_is_nobody_elses_to_look_into(self, state_dir):
+        assert state_dir.path.stat().st_mode & 0o777 == 0o700
+
     def test_an_id_that_was_torn_is_made_anew(self, tmp_path):
         (tmp_path / "instance_id").write_text("")
         state_dir = StateDir(tmp_path)

@@ -15,6 +15,7 @@ from holdfast_coordinator.core import (
     exits,
     hangs,
     liveness,
+    recovery,
     restart,
     stopping,
     stragglers,
@@ -31,6 +32,7 @@ from holdfast_coordinator.core.effects import (
 from holdfast_coordinator.core.events import (
     AgentEvent,
     AgentJoined,
+    BackupRestored,
     CheckpointDeleteRequested,
     CheckpointPinRequested,
     CheckpointReported,
@@ -113,6 +115,8 @@ def _handle(turn: Turn, event: Event) -> None:
             _ticked(turn, event)
         case LeaderElected():
             _leader_elected(turn, event)
+        case BackupRestored():
+            recovery.restored(turn, event)
         case JobSubmitted():
             _job_submitted(turn, event)
         case JobStopRequested():
