@@ -50,13 +50,15 @@ class CoordinatorConfig:
     """What the operator decides.
 
     `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`. `metrics` is where
-    Prometheus finds its numbers, host:port or a port of loopback; empty: nowhere.
+    Prometheus finds its numbers, host:port or a port of loopback; empty: nowhere. `forget_after_ms` 0: no lost node is
+    forgotten before a user says so.
     """
 
     listen: str
     state_dir: Path
     insecure: bool = False
     lost_after_ms: int = 10_000
+    forget_after_ms: int = 86_400_000
     metrics: str = ""
 
 
@@ -85,7 +87,11 @@ class Coordinator:
 
             exposition.read_address(config.metrics)
         self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
-        settings = Settings(lost_after_ms=config.lost_after_ms, suspect_after_ms=config.lost_after_ms // 2)
+        settings = Settings(
+            lost_after_ms=config.lost_after_ms,
+            suspect_after_ms=config.lost_after_ms // 2,
+            forget_after_ms=config.forget_after_ms,
+        )
         self._engine = Engine(self._store, settings, Clock())
         self._loop = asyncio.create_task(self._engine.run())
         self._recorder = Recorder(self._engine, SqlitePoints(config.state_dir))

@@ -370,6 +370,7 @@ class Engine:
         now = self.clock.now()
         if now >= wake:
             self._forgive_pause(now)
+            self._forget_silent(now)
             self._next_tick = now + TICK_MS
             self._set_pace()
             items.append(Ticked(now, self._heard))
@@ -398,6 +399,14 @@ class Engine:
         if pause > TICK_MS:
             log.warning("this process stood still", ms=pause)
             self._heard = {node: at + pause for node, at in self._heard.items()}
+
+    def _forget_silent(self, now: int) -> None:
+        """Keep nothing of who is no node, and has not just said Hello."""
+        nodes = self._state.nodes
+        if len(self._heard) > len(nodes):
+            since = now - self.settings.lost_after_ms
+            self._heard = {name: at for name, at in self._heard.items() if name in nodes or at > since}
+            self._preloads = {name: said for name, said in self._preloads.items() if name in self._heard}
 
     async def _work(self, items: list[_Item]) -> _Batch:
         """Step the items and make what they bring about durable. Raises StoreError: then nothing has happened."""

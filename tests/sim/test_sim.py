@@ -25,7 +25,8 @@ def test_promises_hold_whatever_breaks(first):
 def test_the_simulation_breaks_enough_to_mean_something():
     kinds = (
         *("commits", "nodes lost", "restarts", "spawned", "degraded", "dropped", "set aside", "hangs"),
-        *("rules", "stopped in time", "stopped in peace", "wanted again", "restarted in peace"),
+        *("nodes forgotten", "rules", "stopped in time", "stopped in peace", "wanted again"),
+        "restarted in peace",
     )
     totals = dict.fromkeys(kinds, 0)
     for seed in range(60):

@@ -42,13 +42,28 @@ from holdfast.cli.settings import Daemon
     help="A node is lost after this long without a word from it.",
 )
 @click.option(
+    "--forget-after",
+    default="24h",
+    show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
+    help="A node that has been lost for this long, and is not cordoned by a user, is forgotten; 0: never.",
+)
+@click.option(
     "--http",
     metavar="ADDRESS",
     help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
 )
 @metrics_option
 def command(
-    listen: str, state_dir: Path, lost_after: timedelta, http: str | None, metrics: str, *, insecure: bool
+    listen: str,
+    state_dir: Path,
+    lost_after: timedelta,
+    forget_after: timedelta,
+    http: str | None,
+    metrics: str,
+    *,
+    insecure: bool,
 ) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
@@ -69,9 +84,13 @@ def command(
     gateway = None if http is None else _Http(http, ListenError, insecure=insecure)
     set_up_logs()
     set_up_tracing("holdfast-coordinator")
-    lost_after_ms = round(lost_after.total_seconds() * 1000)
     config = CoordinatorConfig(
-        listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
+        listen,
+        state_dir,
+        insecure=insecure,
+        lost_after_ms=round(lost_after.total_seconds() * 1000),
+        forget_after_ms=round(forget_after.total_seconds() * 1000),
+        metrics=metrics,
     )
 
     async def run() -> None:

@@ -457,6 +457,8 @@ class Node:
     clock_offset_ns: int = 0
     """From its CLOCK_MONOTONIC to nanoseconds since the Unix epoch by the coordinator's clock."""
     cordon: Cordon | None = None
+    lost_ms: int = 0
+    """Since when it is lost; 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True)

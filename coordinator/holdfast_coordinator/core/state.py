@@ -40,6 +40,8 @@ class Settings:
 
     lost_after_ms: int = 10_000
     suspect_after_ms: int = 5_000
+    forget_after_ms: int = 86_400_000
+    """0: only when a user says so."""
 
 
 @dataclass(slots=True)

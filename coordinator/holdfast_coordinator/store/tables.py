@@ -104,6 +104,7 @@ nodes = Table(
     Column("strays", JSON, nullable=False),
     Column("clock_offset_ns", BigInteger, nullable=False),
     Column("cordon", JSON(none_as_null=True)),
+    Column("lost_ms", BigInteger, nullable=False),
 )
 
 # Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.

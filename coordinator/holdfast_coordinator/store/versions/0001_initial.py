@@ -36,6 +36,7 @@ def _leader_and_nodes() -> None:
         sa.Column("strays", sa.JSON, nullable=False),
         sa.Column("clock_offset_ns", sa.BigInteger, nullable=False),
         sa.Column("cordon", sa.JSON(none_as_null=True)),
+        sa.Column("lost_ms", sa.BigInteger, nullable=False),
     )
 
 
