@@ -1,6 +1,7 @@
 """Nodes that are gone for good, as a real coordinator and its gateway forget them."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -42,13 +43,20 @@ async def test_a_user_says_so(house, client, agent):
     url = await gateway.start()
     changes = client.watch_nodes()
     try:
-        async with httpx.AsyncClient(base_url=url) as rest:
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE) as rest,
+            rest.stream("GET", "/nodes/stream") as told,
+        ):
             refused = await rest.delete("/nodes/n1")
-            assert (refused.status_code, refused.json()["detail"]) == (409, "node n1 is ready, not lost")
+            assert refused.status_code == 409
+            assert refused.json()["detail"].endswith(", not lost")
             await agent.close()
             await until(changes, lambda change: change.node.state == node_pb2.NODE_STATE_LOST)
             assert [(await rest.delete("/nodes/n1")).status_code for _ in range(2)] == [204, 404]
             await until(changes, lambda change: change.deleted == "n1")
+            lines = told.aiter_lines()
+            await until(lines, lambda line: line == "event: deleted")
+            assert json.loads((await anext(lines)).removeprefix("data: ")) == {"name": "n1"}
             (why,), left = await forgotten(client)
             assert why.startswith("by its user; it was lost: not heard from for ")
             assert left == []
