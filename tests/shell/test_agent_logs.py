@@ -78,7 +78,7 @@ class TestReading:
         push = await open_log()
         data = b""
         while chunk := await push.chunk():
-            assert len(chunk.data) <= 128 * 1024
+            assert len(chunk.data) <= 256 * 1024
             assert chunk.data.endswith((b"\n", b"unfinished"))
             data += chunk.data
         assert data == b"".join(b"%d\n" % n for n in range(1, 50001)) + b"unfinished"

@@ -33,7 +33,7 @@ BACK_WITHIN_S = 10.0
 """And one that went away while its log was read, unless its node is lost before."""
 GONE_WITHIN_S = 1.0
 """Its session ends with what it pushed, or soon after it; otherwise it was not the agent that went away."""
-CHUNKS_QUEUED = 8
+CHUNKS_QUEUED = 4
 
 Chunks = asyncio.Queue[job_pb2.StreamLogsResponse | None]
 
