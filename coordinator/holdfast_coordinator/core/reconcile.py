@@ -316,8 +316,7 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
             if worker.state is WorkerState.WAITING:
                 closed = replace(closed, state=WorkerState.STOPPED)
             turn.put(closed)
-            held = turn.state.prepared.get((job.id, worker.rank))
-            if held is not None:
+            for held in turn.state.held_by(job.id, worker.rank):
                 turn.delete(held)
     if job.spec.preload:
         for name in sorted({name for worker in turn.state.workers_of(job) for name in worker.homes}):
