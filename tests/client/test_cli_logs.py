@@ -214,6 +214,25 @@ def test_the_archive_has_what_a_node_has_not_and_nothing_comes_twice(coordinator
     assert (result.stdout, result.stderr, result.exit_code) == ("[0] one\n[0] two\n[0] three\n", "", 0)
 
 
+@pytest.mark.parametrize(("attempt", "missing"), [(0, True), (2, True), (1, False), (3, False), (4, False)])
+def test_an_attempt_that_is_nowhere_is_told(coordinator, holdfast, tmp_path, attempt, missing):
+    """It ran where nobody is any more, and was not archived before; the rank has moved on since."""
+    storage = LocalStorage(str(tmp_path), f"{JOB}/logs")
+    storage.put(Archived(0, 1, "stdout", 0).name, Bytes(gzip.compress(b"one\n")))
+    job = make_job()
+    job.spec.checkpoint_uri = str(tmp_path)
+    worker = next(worker for worker in job.workers if worker.rank == 0)
+    worker.attempt, worker.node = 4, "node-b"
+    coordinator.add_job(job)
+    coordinator.log = [away(), *(chunk(b"of node b\n", attempt=n) for n in (3, 4) if attempt in (0, n))]
+    result = holdfast("job", "logs", JOB, "--attempt", str(attempt))
+    assert result.exit_code == (3 if missing else 0)
+    assert result.stderr == missing * (
+        "holdfast: what rank 0 wrote on node-a can't be read: its agent is not connected, and of attempt 2 nothing is "
+        "in the archive or on another node\n"
+    )
+
+
 def test_an_archive_that_is_damaged_is_told(coordinator, holdfast, tmp_path):
     LocalStorage(str(tmp_path), f"{JOB}/logs").put(Archived(0, 1, "stdout", 0).name, Bytes(b"no"))
     job = make_job()
