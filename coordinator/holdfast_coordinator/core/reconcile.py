@@ -266,7 +266,9 @@ def _saved(turn: Turn, job: Job) -> str:
     last = {worker.progress.step for worker in turn.state.workers_of(job)}
     gangs = turn.state.gangs_of(job)
     whole = all(
-        gang.commit is not None and gang.commit.step == worker.progress.step
+        gang.commit is not None
+        and gang.commit.step == worker.progress.step
+        and worker.state is not WorkerState.LOST  # of which nobody knows how far it came
         for gang in gangs
         for worker in turn.state.members(gang)
     )
