@@ -8,6 +8,7 @@ the difference.
 from dataclasses import replace
 
 from holdfast_coordinator.core import (
+    account,
     again,
     blame,
     checkpoints,
@@ -472,7 +473,9 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at, kind=ExitKind.LOST)
-    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None)
+    commit = turn.state.gangs[worker.job_id, worker.gang].commit
+    progress = account.reached(worker, commit)
+    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=progress, hang=None)
     turn.put(gone)
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]
