@@ -1,6 +1,7 @@
 """`holdfast coordinator` and `holdfast agent`: how they begin, refuse and end."""
 
 import signal
+import sys
 
 import pytest
 
@@ -125,3 +126,25 @@ def test_notices_that_can_not_be(tmp_path, words, sentence):
     done = scripted.run("agent", "--state-dir", str(tmp_path), *words)
     assert done.exit_code == EXIT.USAGE
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["coordinator"], "coordinator"),
+        (["agent"], "agent"),
+        (["gateway"], "gateway"),
+        (["run", "--", "true"], "run"),
+    ],
+)
+def test_where_an_extra_is_missing_a_sentence_says_which(monkeypatch, tmp_path, command, extra):
+    for name in ("structlog", "holdfast_coordinator", "holdfast_agent", "holdfast_gateway"):
+        for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "structlog", None)
+    monkeypatch.chdir(tmp_path)
+    done = scripted.run(*command)
+    assert done.exit_code == EXIT.FAILED
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.endswith(f"is not installed here (structlog): pip install 'holdfast[{extra}]'")
+    assert list(tmp_path.iterdir()) == []
