@@ -82,10 +82,13 @@ def test_an_agent_takes_what_its_operator_decides(monkeypatch, tmp_path):
 
     monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
     words = "--cgroup off --limit-memory --stop-after-disconnect 90s --orphaned-after 2h".split()  # noqa: SIM905
+    words.append("--workers-end-with-agent")
     for given in ([], words):
         assert scripted.run("agent", "--state-dir", str(tmp_path), *given).exit_code == 0
     decided = [(c.cgroup, c.limit_memory, c.stop_after_disconnect_s, c.orphaned_after_s) for c in started]
     assert decided == [("auto", False, 0, 0), ("off", True, 90, 7200)]
+    assert [config.foreground for config in started] == [False, True]
+    assert all(config.archive_logs for config in started)
 
 
 def test_an_agent_that_cannot_be_so(tmp_path):

@@ -40,13 +40,27 @@ from holdfast.units import parse_duration
     help="A node is lost after this long without a word from it.",
 )
 @click.option(
+    "--gone-after",
+    default="2s",
+    show_default=True,
+    help="The same for a node whose workers end with its agent (`holdfast agent --workers-end-with-agent`), "
+    "counted from when its stream broke.",
+)
+@click.option(
     "--http",
     metavar="ADDRESS",
     help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
 )
 @metrics_option
 def command(
-    listen: str, state_dir: Path, lost_after: str, http: str | None, metrics: str, *, insecure: bool
+    listen: str,
+    state_dir: Path,
+    lost_after: str,
+    gone_after: str,
+    http: str | None,
+    metrics: str,
+    *,
+    insecure: bool,
 ) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
@@ -57,10 +71,8 @@ def command(
       holdfast coordinator --listen 10.0.0.1:7070 --insecure
       holdfast coordinator --metrics 9464
     """  # noqa: D301  click reads the backspaces
-    try:
-        lost_after_ms = round(parse_duration(lost_after).total_seconds() * 1000)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--lost-after") from error
+    lost_after_ms = _milliseconds("--lost-after", lost_after)
+    gone_after_ms = _milliseconds("--gone-after", gone_after)
     try:
         from holdfast.exposition import AddressError
         from holdfast_coordinator.__main__ import serve
@@ -72,7 +84,12 @@ def command(
     set_up_logs()
     set_up_tracing("holdfast-coordinator")
     config = CoordinatorConfig(
-        listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
+        listen,
+        state_dir,
+        insecure=insecure,
+        lost_after_ms=lost_after_ms,
+        gone_after_ms=gone_after_ms,
+        metrics=metrics,
     )
 
     async def run() -> None:
@@ -96,6 +113,13 @@ def command(
         if isinstance(failure, ListenError | AddressError | StoreError):
             fail(str(failure))
         raise failure from None
+
+
+def _milliseconds(option: str, text: str) -> int:
+    try:
+        return round(parse_duration(text).total_seconds() * 1000)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 class _Http:

@@ -165,7 +165,12 @@ async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[api.Clien
         from holdfast_coordinator.app import Coordinator, CoordinatorConfig
         from holdfast_coordinator.store.api import StoreError
     coordinator = Coordinator(
-        CoordinatorConfig(_address(place), place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
+        CoordinatorConfig(
+            _address(place),
+            place.path / "coordinator",
+            lost_after_ms=NEVER_LOST_MS,
+            gone_after_ms=NEVER_LOST_MS,
+        )
     )
     try:
         async with api.Client(await coordinator.start()) as client:
@@ -187,7 +192,11 @@ async def _agent(place: run_state.RunDir) -> AsyncIterator[Agent]:
         from holdfast_agent.agent import Agent, AgentConfig
         from holdfast_agent.workdir import StateDirError
     try:
-        agent = Agent(AgentConfig(_address(place), place.path / "agent", NODE, SLOTS, foreground=True))
+        agent = Agent(
+            AgentConfig(
+                _address(place), place.path / "agent", NODE, SLOTS, foreground=True, archive_logs=False
+            )
+        )
     except StateDirError as error:
         fail(str(error))
     try:
