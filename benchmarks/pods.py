@@ -13,6 +13,7 @@ from benchmarks.recovery import PROGRAM, Board
 from holdfast.v1 import node_pb2
 from tests.e2e.fleet import Fleet, running
 
+NODES = ("node-a", "node-b")
 WORLD = 2
 ROUNDS = 10
 BAR_S = 5.0
@@ -38,11 +39,11 @@ class Pods:
         self._board = Board(board)
         await fleet.open()
         fleet.start_coordinator()
-        for name in ("node-a", "node-b"):
+        for name in NODES:
             self.start(name)
         command = [sys.executable, PROGRAM, "library"]
         env = {"BENCH_DIR": str(board), "OMP_NUM_THREADS": "1"}
-        for name in ("node-a", "node-b"):
+        for name in NODES:
             await fleet.node_until(name, ready)
         self._job = await fleet.submit_command(command, WORLD, self._scope, backoff_ms=0, env=env)
         await self._stepping({})
@@ -55,13 +56,11 @@ class Pods:
         job = await self.fleet.until(self._job, running)
         (name,) = {worker.node for worker in job.workers}
         pids = {worker.rank: worker.pid for worker in job.workers}
-        other = next(each for each in ("node-a", "node-b") if each != name)
+        other = next(each for each in NODES if each != name)
         if replaced:
             await self.fleet.client.cordon_node(other)
-        agent = psutil.Process(self.fleet.processes[name].pid)
         began = time.monotonic()
-        end_at_once([agent, *agent.children(recursive=True)])
-        self.fleet.processes[name].wait()
+        self._end(name)
         if replaced:
             await asyncio.sleep(NEW_POD_S)
             self.start(name)
@@ -73,20 +72,29 @@ class Pods:
         await self.fleet.node_until(name, ready)
         return taken
 
+    def _end(self, name: str) -> list[psutil.Process]:
+        """As the kernel ends a process namespace: nobody sees another die and has time to say so."""
+        agent = psutil.Process(self.fleet.processes[name].pid)
+        processes = [agent, *agent.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        for process in processes:
+            process.kill()
+        self.fleet.processes[name].wait()
+        return processes[1:]
+
+    async def close(self) -> None:
+        """End everything, and wait until it writes no more."""
+        for name in NODES:
+            psutil.wait_procs(self._end(name))
+        await self.fleet.close()
+
     async def _stepping(self, pids: dict[int, int]) -> list[float]:
         return await asyncio.to_thread(self._board.wait, list(range(WORLD)), pids)
 
 
 def ready(node: node_pb2.Node) -> bool:
     return node.state == node_pb2.NODE_STATE_READY
-
-
-def end_at_once(processes: list[psutil.Process]) -> None:
-    """As the kernel does to a process namespace: nobody sees another die and has time to say so."""
-    for process in processes:
-        process.suspend()
-    for process in processes:
-        process.kill()
 
 
 async def restarts(scope: str, *, told: bool = True, replaced: bool = False) -> list[float]:
@@ -96,7 +104,7 @@ async def restarts(scope: str, *, told: bool = True, replaced: bool = False) -> 
             await pods.open()
             return [await pods.kill(replaced=replaced) for _ in range(ROUNDS if told else PLAIN_ROUNDS)]
         finally:
-            await pods.fleet.close()
+            await pods.close()
 
 
 def measure() -> list[Table]:

@@ -111,7 +111,7 @@ class Simulation:
         ranks = world.between(1, 4)
         # Room for all even when a node is away, or just enough.
         slots = -(-ranks // max(1, nodes - 1)) if world.chance(0.6) else -(-ranks // nodes)
-        pods = {"a"} if self.seed % 4 == 0 else set()
+        pods = {"a"} if self.seed % 3 == 0 else set()
         self.agents = {
             name: Agent(
                 name,
