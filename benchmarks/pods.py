@@ -114,7 +114,7 @@ def measure() -> list[Table]:
         (
             f"a gang, in a new pod of the same node, begun {NEW_POD_S:g} s later",
             asyncio.run(restarts("gang", replaced=True)),
-            True,
+            False,
         ),
         (
             "a gang, where agents do not say that their workers end with them",
