@@ -8,6 +8,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Of its own, for it pins what others need newer.
 CHECKOV := .venv-checkov/bin/checkov
+RELEASE := .venv-release/.ready
 
 SEEDS ?= 200
 SEED  ?=
@@ -17,7 +18,7 @@ JOBS  ?= logical
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets clean
+.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets wheel wheel-check sbom clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +65,20 @@ k8s-lint: $(READY) $(CHECKOV) ## what the manifests ask of a cluster's security;
 $(CHECKOV):
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python $(PIP) 'checkov==3.3.30'
+
+$(RELEASE):
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python $(PIP) 'build==1.6.1' 'cyclonedx-bom==7.5.0'
+	@touch $@
+
+wheel: $(RELEASE) ## build wheel and sdist into dist/, the same bytes every time
+	.venv-release/bin/python scripts/release.py wheel
+
+wheel-check: $(RELEASE) ## build it twice and compare, and try it on every Python: PYTHONS='/path/to/python ...'
+	.venv-release/bin/python scripts/wheel_check.py
+
+sbom: $(RELEASE) ## write what an environment with the wheel holds into dist/, as CycloneDX
+	.venv-release/bin/python scripts/release.py sbom
 
 k8s-secrets: ## make the credentials of k8s/overlays/dev, unless they are there
 	k8s/make-secrets
@@ -123,5 +138,5 @@ shells: ## install zsh and fish where they are missing, for the tests that need 
 	@command -v zsh >/dev/null && command -v fish >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends zsh fish; }
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-peers .venv-checkov dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers .venv-checkov .venv-release dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

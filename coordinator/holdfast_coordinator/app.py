@@ -49,7 +49,8 @@ class ListenError(Exception):
 class CoordinatorConfig:
     """What the operator decides.
 
-    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`. `metrics` is where
+    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`. `lost_after_ms` and
+    `gone_after_ms` are as in Settings. `metrics` is where
     Prometheus finds its numbers, host:port or a port of loopback; empty: nowhere.
     """
 
@@ -57,6 +58,7 @@ class CoordinatorConfig:
     state_dir: Path
     insecure: bool = False
     lost_after_ms: int = 10_000
+    gone_after_ms: int = 2_000
     metrics: str = ""
 
 
@@ -85,7 +87,7 @@ class Coordinator:
 
             exposition.read_address(config.metrics)
         self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
-        settings = Settings(lost_after_ms=config.lost_after_ms, suspect_after_ms=config.lost_after_ms // 2)
+        settings = Settings(config.lost_after_ms, config.lost_after_ms // 2, config.gone_after_ms)
         self._engine = Engine(self._store, settings, Clock())
         self._loop = asyncio.create_task(self._engine.run())
         self._recorder = Recorder(self._engine, SqlitePoints(config.state_dir))

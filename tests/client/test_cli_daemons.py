@@ -1,6 +1,7 @@
 """`holdfast coordinator` and `holdfast agent`: how they begin, refuse and end."""
 
 import signal
+import sys
 
 import pytest
 
@@ -81,10 +82,13 @@ def test_an_agent_takes_what_its_operator_decides(monkeypatch, tmp_path):
 
     monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
     words = "--cgroup off --limit-memory --stop-after-disconnect 90s --orphaned-after 2h".split()  # noqa: SIM905
+    words.append("--workers-end-with-agent")
     for given in ([], words):
         assert scripted.run("agent", "--state-dir", str(tmp_path), *given).exit_code == 0
     decided = [(c.cgroup, c.limit_memory, c.stop_after_disconnect_s, c.orphaned_after_s) for c in started]
     assert decided == [("auto", False, 0, 0), ("off", True, 90, 7200)]
+    assert [config.foreground for config in started] == [False, True]
+    assert all(config.archive_logs for config in started)
 
 
 def test_an_agent_that_cannot_be_so(tmp_path):
@@ -125,3 +129,25 @@ def test_notices_that_can_not_be(tmp_path, words, sentence):
     done = scripted.run("agent", "--state-dir", str(tmp_path), *words)
     assert done.exit_code == EXIT.USAGE
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["coordinator"], "coordinator"),
+        (["agent"], "agent"),
+        (["gateway"], "gateway"),
+        (["run", "--", "true"], "run"),
+    ],
+)
+def test_where_an_extra_is_missing_a_sentence_says_which(monkeypatch, tmp_path, command, extra):
+    for name in ("structlog", "holdfast_coordinator", "holdfast_agent", "holdfast_gateway"):
+        for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "structlog", None)
+    monkeypatch.chdir(tmp_path)
+    done = scripted.run(*command)
+    assert done.exit_code == EXIT.FAILED
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.endswith(f"is not installed here (structlog): pip install 'holdfast[{extra}]'")
+    assert list(tmp_path.iterdir()) == []

@@ -26,9 +26,10 @@ def test_the_simulation_breaks_enough_to_mean_something():
     kinds = (
         *("commits", "nodes lost", "restarts", "spawned", "degraded", "dropped", "set aside", "hangs"),
         *("rules", "stopped in time", "stopped in peace", "wanted again", "restarted in peace"),
+        "pods gone",
     )
     totals = dict.fromkeys(kinds, 0)
-    for seed in range(60):
+    for seed in range(80):
         for what, count in run(seed).counts.items():
             totals[what] += count
     assert min(totals.values()) > 10, totals

@@ -126,6 +126,12 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     help="Workers end by themselves after so long without an agent.  [default: never]",
 )
 @click.option(
+    "--workers-end-with-agent",
+    is_flag=True,
+    help="They do not outlive it, whatever it dies of, as in a container. When its stream breaks and it is not back "
+    "soon, they are taken for gone, and go on elsewhere.",
+)
+@click.option(
     "--notice-file",
     "notice_files",
     cls=Several,
@@ -173,6 +179,7 @@ def command(
     limit_memory: bool,
     stop_after_disconnect: float,
     orphaned_after: float,
+    workers_end_with_agent: bool,
     notice_files: tuple[Path, ...],
     notice_urls: tuple[str, ...],
     notice_headers: dict[str, str],
@@ -182,7 +189,7 @@ def command(
 ) -> None:
     """Run an agent. It may be killed at any time and started again: its workers run on, and are found again.
 
-    On SIGTERM it ends, and its workers go on, unless --drain-on-term is given.
+    On SIGTERM it ends, and its workers go on, unless --drain-on-term or --workers-end-with-agent is given.
 
     \b
     Examples:
@@ -210,6 +217,7 @@ def command(
         slots,
         labels,
         address,
+        foreground=workers_end_with_agent,
         cgroup=cgroup,
         limit_memory=limit_memory,
         stop_after_disconnect_s=stop_after_disconnect,

@@ -42,13 +42,29 @@ from holdfast.cli.settings import Daemon
     help="A node is lost after this long without a word from it.",
 )
 @click.option(
+    "--gone-after",
+    default="2s",
+    show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
+    help="The same for a node whose workers end with its agent (`holdfast agent --workers-end-with-agent`), "
+    "counted from when its stream broke.",
+)
+@click.option(
     "--http",
     metavar="ADDRESS",
     help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
 )
 @metrics_option
 def command(
-    listen: str, state_dir: Path, lost_after: timedelta, http: str | None, metrics: str, *, insecure: bool
+    listen: str,
+    state_dir: Path,
+    lost_after: timedelta,
+    gone_after: timedelta,
+    http: str | None,
+    metrics: str,
+    *,
+    insecure: bool,
 ) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
@@ -69,9 +85,13 @@ def command(
     gateway = None if http is None else _Http(http, ListenError, insecure=insecure)
     set_up_logs()
     set_up_tracing("holdfast-coordinator")
-    lost_after_ms = round(lost_after.total_seconds() * 1000)
     config = CoordinatorConfig(
-        listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
+        listen,
+        state_dir,
+        insecure=insecure,
+        lost_after_ms=_milliseconds(lost_after),
+        gone_after_ms=_milliseconds(gone_after),
+        metrics=metrics,
     )
 
     async def run() -> None:
@@ -95,6 +115,10 @@ def command(
         if isinstance(failure, ListenError | AddressError | StoreError):
             fail(str(failure))
         raise failure from None
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)
 
 
 class _Http:

@@ -40,6 +40,8 @@ class Settings:
 
     lost_after_ms: int = 10_000
     suspect_after_ms: int = 5_000
+    gone_after_ms: int = 2_000
+    """How long an agent with which its workers end may take to come back when its stream broke."""
 
 
 @dataclass(slots=True)

@@ -147,8 +147,7 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
         return
     match event:
         case StreamLost():
-            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason="its stream broke"))
-            turn.tell("NodeSuspect", "its stream broke; nothing is killed", node=node.name)
+            _stream_lost(turn, node, event)
         case PortsOffered():
             turn.put(replace(node, ports=_not_taken(turn, node.name, event.ports)))
         case WorkerStarted():
@@ -261,7 +260,7 @@ def _leader_elected(turn: Turn, event: LeaderElected) -> None:
             turn.put(replace(node, session=""))
         else:
             waits = "a new leader waits for its agent"
-            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=waits))
+            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=waits, gone_after_ms=0))
     for job_id in list(turn.state.waiting):
         job = turn.state.jobs[job_id]
         for gang in turn.state.gangs_of(job):
@@ -279,7 +278,12 @@ def _ticked(turn: Turn, event: Ticked) -> None:
         if node.state is NodeState.LOST:
             continue
         silent = event.at - event.heard.get(node.name, event.at)
-        verdict, reason = liveness.judge(silent, connected=bool(node.session), settings=turn.state.settings)
+        verdict, reason = liveness.judge(
+            silent,
+            connected=bool(node.session),
+            settings=turn.state.settings,
+            gone_after_ms=node.gone_after_ms,
+        )
         if verdict is NodeState.LOST:
             _lose_node(turn, node, reason)
         elif verdict is not node.state:
@@ -287,10 +291,21 @@ def _ticked(turn: Turn, event: Ticked) -> None:
             turn.tell(f"Node{verdict.capitalize()}", reason, node=node.name)
 
 
+def _stream_lost(turn: Turn, node: Node, event: StreamLost) -> None:
+    gone_after = liveness.gone_after(event.silent_ms, turn.state.settings) if event.ends_workers else 0
+    reason = "its stream broke"
+    turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=reason, gone_after_ms=gone_after))
+    soon = f"it is lost unless it is back within {turn.state.settings.gone_after_ms / 1000:g} s"
+    follows = f"its workers end with its agent: {soon}" if gone_after else "nothing is killed"
+    turn.tell("NodeSuspect", f"{reason}; {follows}", node=node.name)
+
+
 def _lose_node(turn: Turn, node: Node, reason: str) -> None:
     """Give up a node: from here on nothing that its workers say is accepted."""
     turn.send(node.name, CloseSession(f"node {node.name} was lost: {reason}"))
-    turn.put(replace(node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=()))
+    turn.put(
+        replace(node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=(), gone_after_ms=0)
+    )
     turn.tell("NodeLost", reason, node=node.name)
     lost = turn.state.live_on(node.name)
     for worker in lost:

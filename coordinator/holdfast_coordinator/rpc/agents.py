@@ -52,7 +52,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             engine.drop_session(session)
-            await engine.post(StreamLost(engine.clock.now(), hello.node, session.id))
+            now = engine.clock.now()
+            silent_ms = now - engine.heard_at(hello.node)
+            lost = StreamLost(now, hello.node, session.id, silent_ms, hello.workers_end_with_agent)
+            await engine.post(lost)
         await abort(context, code_pb2.ABORTED, session.closed_because, remedy="open a new session")
 
     async def PushLogs(

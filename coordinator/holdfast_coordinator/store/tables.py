@@ -103,6 +103,7 @@ nodes = Table(
     Column("ports", JSON, nullable=False),
     Column("strays", JSON, nullable=False),
     Column("clock_offset_ns", BigInteger, nullable=False),
+    Column("gone_after_ms", BigInteger, nullable=False),
     Column("cordon", JSON(none_as_null=True)),
 )
 

@@ -35,6 +35,7 @@ def _leader_and_nodes() -> None:
         sa.Column("ports", sa.JSON, nullable=False),
         sa.Column("strays", sa.JSON, nullable=False),
         sa.Column("clock_offset_ns", sa.BigInteger, nullable=False),
+        sa.Column("gone_after_ms", sa.BigInteger, nullable=False),
         sa.Column("cordon", sa.JSON(none_as_null=True)),
     )
 
