@@ -22,6 +22,7 @@ _COMMANDS = {
     "events": ("holdfast.cli.events", "Print the timeline: what happened, and why."),
     "top": ("holdfast.cli.top", "Watch the fleet: nodes, jobs, throughput, the curve of the loss."),
     "doctor": ("holdfast.cli.doctor", "Look for what would keep holdfast from working here."),
+    "health": ("holdfast.cli.health", "Ask a daemon of this machine whether it is well."),
     "context": ("holdfast.cli.context", "Name coordinators, and choose the one that commands talk to."),
     "completion": ("holdfast.cli.completion", "Print what makes a shell complete commands and ids."),
 }
