@@ -11,11 +11,17 @@ SEEDS ?= 200
 SEED  ?=
 JOBS  ?= logical
 
+DOCKER   ?= docker
+BASE     ?= python:3.12-slim
+VERSION  ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/holdfast/__init__.py)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+TAG      ?= $(VERSION)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser k8s-lint k8s-secrets clean
+.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser k8s-lint k8s-secrets images images-check clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
@@ -35,12 +41,13 @@ test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL
 	@test -n "$(S3_BUCKET)" || { echo "name a bucket: make test-s3 S3_ENDPOINT=https://... S3_BUCKET=..."; exit 2; }
 	TEST_S3_BUCKET="$(S3_BUCKET)" S3_ENDPOINT="$(S3_ENDPOINT)" $(BIN)/pytest tests/storage/test_storage_contract.py -k s3
 
-lint: $(READY) k8s-lint ## style, types, layers, protos, manifests
+lint: $(READY) k8s-lint ## style, types, layers, protos, manifests, Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
+	$(BIN)/hadolint Dockerfile.coordinator Dockerfile.agent
 
 k8s-lint: $(READY) $(CHECKOV) ## what the manifests ask of a cluster's security; needs kubectl
 	@command -v kubectl >/dev/null || { echo "k8s/ is checked as kubectl renders it: install kubectl 1.27 or newer"; exit 2; }
@@ -55,6 +62,13 @@ $(CHECKOV):
 
 k8s-secrets: ## make the credentials of k8s/overlays/dev, unless they are there
 	k8s/make-secrets
+
+images: ## build both images: DOCKER=podman, BASE=IMAGE, TAG=NAME
+	$(foreach name,coordinator agent,$(DOCKER) build --file Dockerfile.$(name) --tag holdfast-$(name):$(TAG) \
+	  --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) . &&) :
+
+images-check: $(READY) ## build both without Docker, run them and docker-compose.yaml, train in them, measure: as root, on Debian
+	$(BIN)/python scripts/images_check.py
 
 fmt: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix-only .
@@ -102,5 +116,5 @@ browser: ## install Chromium where it is missing, for the tests that need it
 	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-peers .venv-checkov dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers .venv-checkov .images dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
