@@ -13,6 +13,8 @@ JOBS  ?= logical
 
 DOCKER   ?= docker
 BASE     ?= python:3.12-slim
+NODE_IMAGE ?= node:22-slim
+BUILD_FLAGS ?=
 VERSION  ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/holdfast/__init__.py)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 TAG      ?= $(VERSION)
@@ -63,9 +65,9 @@ $(CHECKOV):
 k8s-secrets: ## make the credentials of k8s/overlays/dev, unless they are there
 	k8s/make-secrets
 
-images: ## build both images: DOCKER=podman, BASE=IMAGE, TAG=NAME
+images: ## build both images: DOCKER=podman, BASE=IMAGE, NODE_IMAGE=IMAGE, TAG=NAME, BUILD_FLAGS=...
 	$(foreach name,coordinator agent,$(DOCKER) build --file Dockerfile.$(name) --tag holdfast-$(name):$(TAG) \
-	  --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) . &&) :
+	  --build-arg BASE=$(BASE) --build-arg NODE_IMAGE=$(NODE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(BUILD_FLAGS) . &&) :
 
 images-check: $(READY) ## build both without Docker, run them and docker-compose.yaml, train in them, measure: as root, on Debian
 	$(BIN)/python scripts/images_check.py

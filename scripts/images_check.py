@@ -1,13 +1,13 @@
 """Builds both images, runs them, and measures them, on a machine without Docker: `make images-check`, as root.
 
-    base      debootstrap makes a Debian with Python, in place of python:3.12-slim, and buildah one with Node.js upon it
-    build     buildah builds both Dockerfiles upon these, in a chroot
+    build     buildah builds both Dockerfiles, in a chroot, upon a Debian with Python that debootstrap makes, in place
+              of python:3.12-slim, and one with Node.js; then says how large the images are
     run       their file systems run in a chroot, as their configuration says: read-only, as 65532, a process tree of
-              their own. Coordinator, gateway and two agents train the digits, over an S3 that moto plays
-    figures   sizes, and how soon the first step is done
-    compose   podman-compose runs docker-compose.yaml as it is; moto stands in for MinIO
+              their own. Coordinator, gateway and two agents train the digits, over an S3 that moto plays; then it is
+              measured how soon a first step is done
+    compose   podman-compose runs docker-compose.yaml as it is; moto stands in for MinIO. An agent is killed on the way
 
-Each of them runs in namespaces of its own, so that with it all that it started and mounted is gone, also after SIGKILL.
+Each part runs in namespaces of its own, so that with it all that it started and mounted is gone, also after SIGKILL.
 What was built stays below .images/, for the next time. Registries are reached as pip, apt and npm are set up here.
 """
 
@@ -121,6 +121,7 @@ def buildah(scratch: Path, *words: str, **more: Any) -> str:
 def build(scratch: Path) -> None:
     """Make the bases, unless they are there, then both images."""
     (KEPT / "storage").mkdir(parents=True, exist_ok=True)
+    buildah(scratch, "rm", "--all")  # what a part that was killed has left
     there = buildah(scratch, "images", "--format", "{{.Name}}")
     if BASE not in there.split():
         make_base(scratch)
@@ -435,6 +436,7 @@ def run(scratch: Path) -> None:
         for name in ("gateway", "coordinator"):
             containers.stop(name)
     assert containers.processes() == [], "something outlived its container"
+    buildah(scratch, "rm", "--all")
 
 
 def contract(containers: Containers) -> None:

@@ -183,6 +183,14 @@ def containers_of(page):
                 assert set(services) <= SERVICES.keys()
 
 
+def test_the_override_of_the_document():
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/deploy/compose.md").read_text(), re.DOTALL)
+    services = yaml.safe_load(text)["services"]
+    assert services.keys() == {"agent-a", "agent-b"}
+    assert len({service["image"] for service in services.values()}) == 1
+    assert sum("build" in service for service in services.values()) == 1
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_containers_of_documents(page):
     found = list(containers_of(page))
