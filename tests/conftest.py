@@ -7,6 +7,7 @@ import signal
 import botocore.session
 import pytest
 
+from tests.postgres import PostgresServer
 from tests.storage.fault_proxy import FaultProxy
 from tests.storage.s3_server import Bucket, S3Server
 
@@ -69,3 +70,11 @@ def proxy(s3_server):
     proxy = FaultProxy(s3_server.address)
     yield proxy
     proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server."""
+    server = PostgresServer()
+    yield server
+    server.remove()

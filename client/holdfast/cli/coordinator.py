@@ -5,13 +5,20 @@ from __future__ import annotations
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.units import parse_duration
+
+if TYPE_CHECKING:
+    from holdfast_coordinator.store.url import StoreUrl
+
+SHORTEST_LEASE_MS = 1_000
 
 
 @click.command()
@@ -44,9 +51,38 @@ from holdfast.units import parse_duration
     metavar="ADDRESS",
     help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
 )
+@click.option(
+    "--store",
+    envvar="HOLDFAST_COORDINATOR_STORE",
+    metavar="URL",
+    help="Keep the state in PostgreSQL, where several coordinators may share it: one serves, the others stand by. "
+    "postgresql://USER@HOST:5432/DATABASE, without a password.  [default: SQLite in the state directory]",
+)
+@click.option(
+    "--store-file",
+    type=click.Path(path_type=Path),
+    envvar="HOLDFAST_COORDINATOR_STORE_FILE",
+    help="A file that holds this URL, which then may have a password.",
+)
+@click.option(
+    "--lease",
+    default="6s",
+    show_default=True,
+    metavar="DURATION",
+    help="With --store: how long after the last word of a coordinator that is gone another takes over.",
+)
 @metrics_option
 def command(
-    listen: str, state_dir: Path, lost_after: str, http: str | None, metrics: str, *, insecure: bool
+    listen: str,
+    state_dir: Path,
+    lost_after: str,
+    http: str | None,
+    store: str | None,
+    store_file: Path | None,
+    lease: str,
+    metrics: str,
+    *,
+    insecure: bool,
 ) -> None:
     """Run a coordinator. It may be killed at any time and started again: no worker is touched.
 
@@ -56,11 +92,12 @@ def command(
       holdfast coordinator --http 127.0.0.1:8080
       holdfast coordinator --listen 10.0.0.1:7070 --insecure
       holdfast coordinator --metrics 9464
+      holdfast coordinator --store postgresql://holdfast@db.internal/holdfast
     """  # noqa: D301  click reads the backspaces
-    try:
-        lost_after_ms = round(parse_duration(lost_after).total_seconds() * 1000)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--lost-after") from error
+    lost_after_ms = _milliseconds(lost_after, "--lost-after")
+    lease_ms = _milliseconds(lease, "--lease")
+    if lease_ms < SHORTEST_LEASE_MS:
+        raise click.BadParameter("is shorter than a second", param_hint="--lease")
     try:
         from holdfast.exposition import AddressError
         from holdfast_coordinator.__main__ import serve
@@ -72,7 +109,13 @@ def command(
     set_up_logs()
     set_up_tracing("holdfast-coordinator")
     config = CoordinatorConfig(
-        listen, state_dir, insecure=insecure, lost_after_ms=lost_after_ms, metrics=metrics
+        listen,
+        state_dir,
+        insecure=insecure,
+        lost_after_ms=lost_after_ms,
+        metrics=metrics,
+        store=_store(store, store_file),
+        lease_ms=lease_ms,
     )
 
     async def run() -> None:
@@ -96,6 +139,44 @@ def command(
         if isinstance(failure, ListenError | AddressError | StoreError):
             fail(str(failure))
         raise failure from None
+
+
+def _milliseconds(text: str, option: str) -> int:
+    try:
+        return round(parse_duration(text).total_seconds() * 1000)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
+
+
+def _store(text: str | None, file: Path | None) -> StoreUrl | None:
+    """The database that is named; ends the command when it can't be. Nothing said here holds a password."""
+    from holdfast_coordinator.store.url import StoreUrlError, read_url
+
+    if text is not None and file is not None:
+        raise click.UsageError("--store and --store-file are two ways to say one thing; give one of them")
+    try:
+        if file is not None:
+            text = file.read_text()
+        if text is None:
+            return None
+        url = read_url(text.strip())
+    except OSError as error:
+        raise click.BadParameter(f"{file}: {error.strerror}", param_hint="--store-file") from error
+    except (StoreUrlError, UnicodeDecodeError) as error:
+        why = str(error) if isinstance(error, StoreUrlError) else f"{file} is no text"
+        raise click.BadParameter(why, param_hint="--store" if file is None else "--store-file") from None
+    source = click.get_current_context().get_parameter_source("store")
+    if url.has_password and file is None and source is ParameterSource.COMMANDLINE:
+        raise click.BadParameter(
+            "everyone on this machine can read a command line, and the password with it; put the URL into a file of "
+            "yours for --store-file, or the password into one that PGPASSFILE names",
+            param_hint="--store",
+        )
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        fail(f"PostgreSQL can't be used from here ({error}): pip install 'holdfast[coordinator,postgres]'")
+    return url
 
 
 class _Http:
