@@ -1,7 +1,5 @@
 """Where coordinators are: `host:port`, or `unix:/path`; or several of `ip:port` with commas, of which one serves."""
 
-from ipaddress import ip_address
-
 DEFAULT_TARGET = "127.0.0.1:7070"
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -9,8 +7,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 def check_address(text: object) -> str:
     """Give back an address that may be one. Raises ValueError."""
-    if isinstance(text, str) and "," in text:
-        several(text)
+    if isinstance(text, str) and several(text):
         return text
     if isinstance(text, str):
         host, _, port = text.rpartition(":")
@@ -24,8 +21,10 @@ def check_address(text: object) -> str:
 
 def several(target: str) -> str:
     """Write a list of addresses as gRPC has it; "" for a single one. Raises ValueError."""
-    if "," not in target:
+    if "," not in target or target.startswith("unix:"):
         return ""
+    from ipaddress import ip_address
+
     versions = set()
     for one in target.split(","):
         host, _, port = one.rpartition(":")

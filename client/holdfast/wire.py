@@ -184,7 +184,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> HoldfastError:
     remedy, violations = _details(error)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidSpec(message, remedy, violations)
-    if code is grpc.StatusCode.UNAVAILABLE and not remedy and "," in target:
+    if code is grpc.StatusCode.UNAVAILABLE and not remedy and addresses.several(target):
         return Unreachable(
             f"none of the coordinators at {target} serves", "start one, or wait until one has taken over"
         )
