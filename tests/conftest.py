@@ -7,7 +7,6 @@ import signal
 import botocore.session
 import pytest
 
-from tests.postgres import PostgresServer
 from tests.storage.fault_proxy import FaultProxy
 from tests.storage.s3_server import Bucket, S3Server
 
@@ -75,6 +74,8 @@ def proxy(s3_server):
 @pytest.fixture(scope="session")
 def postgres():
     """A PostgreSQL server."""
+    from tests.postgres import PostgresServer
+
     server = PostgresServer()
     yield server
     server.remove()

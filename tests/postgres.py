@@ -32,7 +32,14 @@ class PostgresServer:
             os.chown(self.root, self._user, -1)
         self.process: subprocess.Popen[bytes] | None = None
         self._databases = 0
-        initdb = [BINARIES / "initdb", "--pgdata", self.root / "data", "--username=holdfast", "--auth=trust"]
+        self._binaries = self._find_binaries()
+        initdb = [
+            self._binaries / "initdb",
+            "--pgdata",
+            self.root / "data",
+            "--username=holdfast",
+            "--auth=trust",
+        ]
         initdb += ["--no-sync", "--no-locale", "--encoding=UTF8", "--no-instructions"]
         done = self._run(initdb, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         output = done.communicate()[0]
@@ -42,10 +49,17 @@ class PostgresServer:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         settings = [f"-c{name}={value}" for name, value in FASTER.items()]
-        command = [BINARIES / "postgres", "-D", self.root / "data", "-k", self.root, "-clisten_addresses="]
+        command = [
+            self._binaries / "postgres",
+            "-D",
+            self.root / "data",
+            "-k",
+            self.root,
+            "-clisten_addresses=",
+        ]
         with (self.root / "log").open("ab") as log:
             self.process = self._run([*command, *settings], stdout=log, stderr=log)
-        ready = [BINARIES / "pg_isready", "--quiet", "-h", self.root]
+        ready = [self._binaries / "pg_isready", "--quiet", "-h", self.root]
         while subprocess.run(ready, check=False).returncode:
             assert self.process.poll() is None, (self.root / "log").read_text()
 
@@ -74,6 +88,20 @@ class PostgresServer:
 
     def connect(self, database: str) -> psycopg.Connection:
         return psycopg.connect(host=str(self.root), user="holdfast", dbname=database, autocommit=True)
+
+    def _find_binaries(self) -> Path:
+        """Where its user may run them: in a copy, if what they lie in is root's alone."""
+        try:
+            subprocess.run(
+                [BINARIES / "postgres", "-V"], user=self._user, stdout=subprocess.DEVNULL, check=True
+            )
+        except PermissionError:
+            package = BINARIES.parents[1]
+            copy = self.root / package.name
+            shutil.copytree(BINARIES.parent, copy / BINARIES.parent.name)
+            shutil.copytree(f"{package}.libs", f"{copy}.libs")
+            return copy / BINARIES.relative_to(package)
+        return BINARIES
 
     def _run(self, command, **options):
         return subprocess.Popen(

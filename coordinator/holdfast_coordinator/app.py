@@ -155,7 +155,7 @@ class Coordinator:
         self._held = hold(config.state_dir)
         self._store = self._shared = PostgresStore(config.store, new_holder())
         self._lease = Lease(self._shared, config.lease_ms)
-        return Engine(self._store, settings, Clock(), self._lease.held)
+        return Engine(self._store, settings, Clock(), self._lease.why_not)
 
     async def _leading(self, engine: Engine, loop: asyncio.Task[None]) -> None:
         leading = asyncio.create_task(engine.wait_leading())

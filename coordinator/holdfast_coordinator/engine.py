@@ -128,15 +128,15 @@ class Engine:
     """Owns the state. `run` is the loop; everything else puts something in its inbox, or waits for it."""
 
     def __init__(
-        self, store: Store, settings: Settings, clock: Clock, leads: Callable[[], bool] = lambda: True
+        self, store: Store, settings: Settings, clock: Clock, why_not: Callable[[], str] = lambda: ""
     ) -> None:
         self.settings = settings
         self.clock = clock
         self.measures = Measures()
         self.changes = Changes()
         self._store = store
-        self._leads = leads
-        """Whether this coordinator has not been deposed, which may be so before its store says it."""
+        self._why_not = why_not
+        """Why this coordinator may not lead, which may be so before its store says it; empty: it may."""
         self._thread = ThreadPoolExecutor(1, "store")
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue(INBOX)
         self._asks: _Item | None = None
@@ -167,12 +167,12 @@ class Engine:
     @property
     def leading(self) -> bool:
         """Whether it serves."""
-        return not self._not_leading and self._leads()
+        return not (self._not_leading or self._why_not())
 
     def check_leading(self) -> None:
         """Raise NotLeadingError unless it serves."""
-        if self._not_leading or not self._leads():
-            raise NotLeadingError(self._not_leading or "its lease has run out")
+        if why := self._not_leading or self._why_not():
+            raise NotLeadingError(why)
 
     async def wait_leading(self) -> None:
         """Wait until it serves."""
@@ -438,8 +438,8 @@ class Engine:
                         log.info("dropped", what=type(event).__name__, reason=effects.reason)
         if batch.writes:
             await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
-        if not self._leads():
-            raise DeposedError("its lease has run out")
+        if why := self._why_not():
+            raise DeposedError(f"this coordinator leads no longer: {why}")
         return batch
 
     async def _informed(self, item: _Item) -> _Item:

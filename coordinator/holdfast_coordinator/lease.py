@@ -43,9 +43,10 @@ class Lease:
         self._known = Leadership(lease_ms)
         self._thread = ThreadPoolExecutor(1, "lease")
 
-    def held(self) -> bool:
-        """Whether this coordinator leads at this moment."""
-        return self._known.leads_at(_now_ms())
+    def why_not(self) -> str:
+        """Why this coordinator does not lead at this moment; empty: it does."""
+        now_ms = _now_ms()
+        return "" if self._known.leads_at(now_ms) else hear(self._known, TimePassed(now_ms)).why
 
     async def take(self, standing_by: Callable[[str], None]) -> None:
         """Wait until the lease is this coordinator's; `standing_by` is told why it is not yet.
@@ -74,7 +75,7 @@ class Lease:
 
     async def close(self) -> None:
         """Give it back, if it is held, so that another need not wait until it has run out."""
-        held, self._known = self.held(), Leadership(self._lease_ms)
+        held, self._known = not self.why_not(), Leadership(self._lease_ms)
         if held:
             with suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(GIVE_BACK_WITHIN_S):

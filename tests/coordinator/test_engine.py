@@ -300,14 +300,13 @@ async def test_who_is_deposed_ends_and_refuses_what_waits(store):
 
 
 async def test_whose_lease_is_over_shows_nothing_of_what_was_under_way(store):
-    lease = threading.Event()
-    lease.set()
-    found = Engine(store, SETTINGS, HandClock(), lease.is_set)
+    over = []
+    found = Engine(store, SETTINGS, HandClock(), lambda: "".join(over))
     loop = asyncio.create_task(found.run())
     await found.wait_leading()
     request = await store.close_behind(found.submit(submitted(found)))
     read = asyncio.create_task(found.read(lambda state: list(state.jobs)))
-    lease.clear()
+    over.append("its lease has run out")
     with pytest.raises(NotLeadingError, match="its lease has run out"):
         await found.read(len)
     store.open.set()

@@ -14,7 +14,7 @@ from holdfast_coordinator.store.api import DeposedError
 from tests.ports import free_port
 
 PATIENCE = 60
-LEASE_MS = 2_000
+LEASE_MS, SHORT_MS = 60_000, 4_000
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 SPEC = job_pb2.JobSpec(name="a", command=["x"], world_size=1)
 
@@ -25,9 +25,9 @@ async def start(postgres, tmp_path):
     url = postgres.make_database()
     started = []
 
-    async def make(name):
+    async def make(name, lease_ms=LEASE_MS):
         listen = f"127.0.0.1:{free_port()}"
-        config = CoordinatorConfig(listen, tmp_path / name, store=url, lease_ms=LEASE_MS)
+        config = CoordinatorConfig(listen, tmp_path / name, store=url, lease_ms=lease_ms)
         started.append(Coordinator(config))
         return started[-1], await started[-1].start()
 
@@ -115,7 +115,7 @@ async def test_who_is_deposed_says_so_and_ends(start, postgres):
 
 
 async def test_a_leader_without_its_database_stops_in_time(start, postgres):
-    first, at_first = await start("first")
+    first, at_first = await start("first", SHORT_MS)
     async with wire.open_channel(at_first) as one:
         await serves(one)
     postgres.stop()

@@ -26,7 +26,7 @@ class Pair(Fleet):
     def start_coordinators(self):
         for number, address in enumerate(self.addresses):
             options = ["--listen", address, "--state-dir", str(self.root / f"coordinator-{number}")]
-            options += ["--store", self._store, "--lease", "2s", "--lost-after", "100s"]
+            options += ["--store", self._store, "--lost-after", "100s"]
             self._start(address, "coordinator", *options)
 
     async def leader(self):

@@ -221,10 +221,10 @@ class _Link:
     @contextmanager
     def autocommit(self) -> Iterator[Connection]:
         """Give the connection; one that broke is let go of."""
-        if self._abandoned:
-            raise DeposedError("this coordinator leads no longer")
-        if self._connection is None:
+        if self._connection is None and not self._abandoned:
             self._connection = self._engine.connect()
+        if self._connection is None or self._abandoned:
+            raise DeposedError("this coordinator leads no longer")
         try:
             yield self._connection
         except DBAPIError as error:
