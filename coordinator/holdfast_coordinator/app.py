@@ -167,6 +167,7 @@ class Coordinator:
     async def _lead(self, engine: Engine, lease: "Lease", recorder: Recorder) -> None:
         """Stand by, then lead. Raises StoreError when it leads no longer."""
         await lease.take(lambda why: engine.stand_by(f"it is a standby: {why}"))
+        engine.stand_by("it is taking over")
         recorder.start()
 
         async def keep() -> None:

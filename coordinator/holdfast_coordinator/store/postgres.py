@@ -18,7 +18,7 @@ import psycopg
 import structlog
 from sqlalchemy import Connection, Engine, Executable, Row, Table, create_engine, event, select, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from holdfast_coordinator.core.effects import Write
@@ -105,7 +105,7 @@ class PostgresStore:
     def take(self, lease_ms: int) -> LeaseAnswer:
         """Ask to lead. Makes the tables in a new database. Raises StoreError."""
         if not self._tables_are_there:
-            with self._explained(), self._asker.autocommit() as connection:
+            with self._explained(), self._asker.connected() as connection:
                 self._make_tables(connection)
             self._tables_are_there = True
         return self._ask(_TAKE, lease_ms)
@@ -116,16 +116,18 @@ class PostgresStore:
 
     def give_back(self) -> None:
         """Have another take over at once. Raises StoreError."""
-        with self._explained(), self._asker.autocommit() as connection:
+        with self._explained(), self._asker.connected() as connection:
             connection.execute(_GIVE_BACK, {"holder": self.holder})
 
     def _ask(self, statement: Executable, lease_ms: int) -> LeaseAnswer:
-        with self._explained(), self._asker.autocommit() as connection:
+        with self._explained(), self._asker.connected() as connection:
             asked = {"holder": self.holder, "lease_ms": lease_ms}
             if connection.execute(statement, asked).first() is not None:
                 return LeaseAnswer(granted=True, holder=self.holder)
-            row = connection.execute(_WHO).one()
-        return LeaseAnswer(granted=False, holder=row[0] or "nobody", left_ms=row[1] or 0)
+            row = connection.execute(_WHO).first()
+        if row is None or row[0] is None:
+            return LeaseAnswer(granted=False, holder="nobody")
+        return LeaseAnswer(granted=False, holder=row[0], left_ms=row[1])
 
     def abandon(self) -> None:
         """Cut every connection, whatever waits for an answer there, and make no other. For any thread."""
@@ -198,10 +200,8 @@ class PostgresStore:
         """Turn what the database raises into one sentence, which holds no value of a row: it may be secret."""
         try:
             yield
-        except DBAPIError as error:
-            raise _explain(self._where, error.orig) from None
-        except psycopg.Error as error:
-            raise _explain(self._where, error) from None
+        except (SQLAlchemyError, psycopg.Error) as error:
+            raise _explain(self._where, error.orig if isinstance(error, DBAPIError) else error) from None
 
 
 class _Link:
@@ -215,11 +215,11 @@ class _Link:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """Begin, then commit, or roll back when something is raised."""
-        with self.autocommit() as connection, connection.begin():
+        with self.connected() as connection, connection.begin():
             yield connection
 
     @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
+    def connected(self) -> Iterator[Connection]:
         """Give the connection; one that broke is let go of."""
         if self._connection is None and not self._abandoned:
             self._connection = self._engine.connect()
@@ -262,16 +262,23 @@ def _engine(url: StoreUrl) -> Engine:
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: object) -> None:
         connection = getattr(connection, "driver_connection", connection)
-        if connection.info.parameter_status("server_encoding") != "UTF8":
-            connection.close()
-            raise StoreError(f"{url} is not in UTF-8: make the database anew with ENCODING 'UTF8'")
-        before, connection.autocommit = connection.autocommit, True
-        (*_, fsync) = connection.execute(_SET_UP, {"stuck": str(STUCK_MS)}).fetchone()
-        connection.autocommit = before
-        if fsync == "off":
-            _warn(str(url))
+        try:
+            _prepare(connection, url)
+        except BaseException:
+            connection.close()  # SQLAlchemy does not know it yet
+            raise
 
     return engine
+
+
+def _prepare(connection: psycopg.Connection[Any], url: StoreUrl) -> None:
+    if connection.info.parameter_status("server_encoding") != "UTF8":
+        raise StoreError(f"{url} is not in UTF-8: make the database anew with ENCODING 'UTF8'")
+    before, connection.autocommit = connection.autocommit, True
+    row = connection.execute(_SET_UP, {"stuck": str(STUCK_MS)}).fetchone()
+    connection.autocommit = before
+    if row is not None and row[-1] == "off":
+        _warn(str(url))
 
 
 @cache
