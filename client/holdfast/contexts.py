@@ -19,13 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.addresses import DEFAULT_TARGET, check_address
+from holdfast.config_files import ConfigError, Reader, compose
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_MAX_BYTES = 2**20
-
-
-class ConfigError(Exception):
-    """A config file, or a context, that can't be; one sentence with the remedy."""
 
 
 @dataclass(slots=True)
@@ -95,94 +91,48 @@ def check_name(name: object) -> str:
 def read_config(path: Path) -> Config:
     """Read the file; where there is none, there are no contexts. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
+        root = compose(path, "file of contexts")
     except FileNotFoundError:
         return Config()
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    if len(content) > _MAX_BYTES:
-        raise ConfigError(f"{path}: is larger than 1 MiB; that is no file of contexts")
-    import yaml
-
-    try:
-        root = yaml.compose(content.decode(), Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8; write it anew") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"{mark.line + 1}: " if mark is not None else " "
-        problem = getattr(error, "problem", None) or "can't be read"
-        raise ConfigError(f"{path}:{line}is no YAML: {problem}") from error
     return _Reader(path).config(root)
 
 
-class _Reader:
-    """Reads nodes of YAML, so that errors have lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
+class _Reader(Reader):
     def config(self, root: Any) -> Config:
         config = Config()
         if root is None:
             return config
         current = None
-        for key, value in self._pairs(root, "the file"):
+        for key, value in self.pairs(root, "the file"):
             match key.value:
                 case "current":
                     current = value
                 case "contexts":
-                    for name, context in self._pairs(value, "contexts"):
-                        with self._at(name):
+                    for name, context in self.pairs(value, "contexts"):
+                        with self.at(name):
                             check_name(name.value)
                         config.servers[name.value] = self._server(context, f"contexts.{name.value}")
                 case _:
-                    self._fail(key, f'unknown field "{key.value}"; there are current and contexts')
+                    hint = "there are current and contexts"
+                    if key.value in ("coordinator", "agent", "gateway"):
+                        hint = "a daemon's settings are named by its --config; here are current and contexts"
+                    self.fail(key, f'unknown field "{key.value}"; {hint}')
         if current is not None:
-            config.current = self._text(current, "current")
+            config.current = self.text(current, "current")
             if config.current and config.current not in config.servers:
-                self._fail(current, f'current: there is no context "{config.current}" below contexts')
+                self.fail(current, f'current: there is no context "{config.current}" below contexts')
         return config
 
     def _server(self, node: Any, where: str) -> str:
         found = ""
-        for key, value in self._pairs(node, where):
+        for key, value in self.pairs(node, where):
             if key.value != "server":
-                self._fail(key, f'{where}: unknown field "{key.value}"; there is server')
-            with self._at(value, f"{where}.server: "):
-                found = check_address(self._text(value, f"{where}.server"))
+                self.fail(key, f'{where}: unknown field "{key.value}"; there is server')
+            with self.at(value, f"{where}.server: "):
+                found = check_address(self.text(value, f"{where}.server"))
         if not found:
-            self._fail(node, f"{where}: has no server; add e.g. server: 10.0.0.1:7070")
+            self.fail(node, f"{where}: has no server; add e.g. server: 10.0.0.1:7070")
         return found
-
-    def _pairs(self, node: Any, where: str) -> Iterator[tuple[Any, Any]]:
-        if node.id != "mapping":
-            self._fail(node, f"{where}: is not of the form NAME: VALUE")
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            self._text(key, where)
-            if key.value in seen:
-                self._fail(
-                    key, f'"{key.value}" stands in line {seen[key.value]} already; take one of them away'
-                )
-            seen[key.value] = key.start_mark.line + 1
-            yield key, value
-
-    def _text(self, node: Any, where: str) -> str:
-        if node.id != "scalar":
-            self._fail(node, f"{where}: is no text")
-        return str(node.value)
-
-    def _fail(self, node: Any, message: str) -> None:
-        raise ConfigError(f"{self._path}:{node.start_mark.line + 1}: {message}")
-
-    @contextlib.contextmanager
-    def _at(self, node: Any, where: str = "") -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            self._fail(node, f"{where}{error}")
 
 
 @contextlib.contextmanager

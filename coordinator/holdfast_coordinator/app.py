@@ -21,6 +21,7 @@ from holdfast_coordinator.rpc.agents import AgentService
 from holdfast_coordinator.rpc.jobs import JobService
 from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.rpc.nodes import NodeService
+from holdfast_coordinator.rpc.symbols import symbols
 from holdfast_coordinator.rpc.tasks import first_of
 from holdfast_coordinator.store.api import StoreError
 from holdfast_coordinator.store.sqlite import SqliteStore, hold
@@ -237,7 +238,8 @@ def _server(engine: Engine, recorder: Recorder) -> tuple[grpc.aio.Server, health
     agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(engine, logs), server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server, pool=symbols())
     return server, health_servicer
 
 

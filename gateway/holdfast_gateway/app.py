@@ -29,8 +29,7 @@ class _App(FastAPI):
         return self.openapi_schema
 
 
-def make_app(config: GatewayConfig, client: Client, static: Path = pages.STATIC) -> ASGIApp:
-    """Put it together. The client stays the caller's to close."""
+def _routed() -> _App:
     app = _App(
         title="holdfast",
         docs_url=None,  # its page would come from elsewhere
@@ -38,11 +37,22 @@ def make_app(config: GatewayConfig, client: Client, static: Path = pages.STATIC)
         redirect_slashes=False,
         dependencies=[Depends(only_known)],
     )
-    app.state.parts = Parts(config, client, Metrics(), Boards(client))
-    app.state.routes = [route for router in ROUTERS for route in router.routes]
     problems.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    return app
+
+
+def description() -> dict[str, Any]:
+    """Give the OpenAPI description, with nothing running."""
+    return _routed().openapi()
+
+
+def make_app(config: GatewayConfig, client: Client, static: Path = pages.STATIC) -> ASGIApp:
+    """Put it together. The client stays the caller's to close."""
+    app = _routed()
+    app.state.parts = Parts(config, client, Metrics(), Boards(client))
+    app.state.routes = [route for router in ROUTERS for route in router.routes]
     pages.install(app, static)
     measured = Measured(app, app.state.parts.metrics)
     return Guard(measured, config.host_names, config.cors_origins)

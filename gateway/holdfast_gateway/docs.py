@@ -91,7 +91,15 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
     for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
+            for answer in operation["responses"].values():
+                _drop_guess(answer.get("content", {}))
     return schema
+
+
+def _drop_guess(content: dict[str, Any]) -> None:
+    """FastAPI takes every answer for JSON, beside what it is."""
+    if len(content) > 1 and content.get("application/json") == {"schema": {}}:
+        del content["application/json"]
 
 
 def _schema(what: Any) -> dict[str, Any]:

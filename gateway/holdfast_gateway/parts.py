@@ -32,9 +32,8 @@ async def _parts(request: Request) -> Parts:  # a plain function would be called
 
 Use = Annotated[Parts, Depends(_parts)]
 Flag = Literal["true", "false"]
-PageSize = Annotated[int, Query(ge=1, le=MOST_A_PAGE)]
+PageSize = Annotated[int, Query(ge=1, le=MOST_A_PAGE, description="How many at most.")]
 PageToken = Annotated[str, Query(description="`next_page_token` of the page before.")]
-Text = Annotated[str, Query()]
 
 
 async def only_known(request: Request) -> None:

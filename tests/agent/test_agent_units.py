@@ -1,5 +1,6 @@
 """The small parts: environment, ports, facts, the state directory, where the socket is."""
 
+import asyncio
 import os
 import socket
 from dataclasses import replace
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import framing
+from holdfast.v1 import worker_pb2
 from holdfast_agent import node
 from holdfast_agent.core import Key
 from holdfast_agent.environment import Place, worker_environment
 from holdfast_agent.ports import HELD, Ports
 from holdfast_agent.workdir import StateDir, StateDirError
-from holdfast_agent.worker_link import socket_path
+from holdfast_agent.worker_link import WorkerLink, socket_path
 
 PLACE = Place(
     job_id="job1",
@@ -174,6 +177,9 @@ class TestStateDir:
         second.close()
         assert first.instance_id == second.instance_id != ""
 
+    def test_it_is_nobody_elses_to_look_into(self, state_dir):
+        assert state_dir.path.stat().st_mode & 0o777 == 0o700
+
     def test_an_id_that_was_torn_is_made_anew(self, tmp_path):
         (tmp_path / "instance_id").write_text("")
         state_dir = StateDir(tmp_path)
@@ -256,3 +262,27 @@ class TestSocketPath:
         assert len(os.fsencode(path)) <= 100
         assert path == socket_path(deep) != socket_path(tmp_path / ("peed" * 30))
         assert path.parent.stat().st_mode & 0o077 == 0
+
+
+async def test_who_is_connected_when_the_agent_ends_is_hung_up_on_and_nobody_serves_it_any_more(tmp_path):
+    connected = asyncio.Event()
+    link = WorkerLink(
+        tmp_path,
+        welcome=lambda _: worker_pb2.WorkerWelcome(),
+        prepared=lambda *_: None,
+        reported=lambda *_: None,
+        connected=lambda _: connected.set(),
+        answered=lambda *_: None,
+    )
+    before = asyncio.all_tasks()
+    await link.start()
+    ends = [await asyncio.open_unix_connection(link.path) for _ in range(2)]
+    hello = worker_pb2.WorkerHello(job_id="job1", rank=0, attempt=1)
+    ends[1][1].write(framing.encode(worker_pb2.WorkerMessage(hello=hello).SerializeToString()))
+    await connected.wait()  # the first says nothing
+    await link.stop()
+    assert asyncio.all_tasks() == before
+    for reader, writer in ends:
+        while await reader.read(1000):
+            pass
+        writer.close()

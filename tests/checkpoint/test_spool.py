@@ -397,12 +397,14 @@ def test_what_cannot_be_drained_yet_is_said_to_be_left(node, other_node):
     root = node.spool_top / "job"
     assert drain_directory(str(root)) == [str(root / "step-0000000100/manifest.json")]
     assert drain_directory(str(other_node.spool_top)) == []
+    assert drain_directory(str(other_node.spool_top)) == []  # nothing is left, which is no error
     assert drain_directory(str(root)) == []
     assert resumed(checkpoints_at(node.top)) == 100
 
 
 def test_a_directory_that_is_no_spool_is_refused(tmp_path):
     (tmp_path / "a").mkdir()
+    (tmp_path / "a/notes.txt").touch()
     with pytest.raises(StorageError, match="is no spool"):
         drain_directory(str(tmp_path / "a"))
     with pytest.raises(StorageError, match="is no spool"):

@@ -2,10 +2,7 @@
 """What Tab gives: in this process, and in the shells that are on this machine."""
 
 import os
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from click.shell_completion import ShellComplete
@@ -13,6 +10,7 @@ from click.shell_completion import ShellComplete
 from holdfast.cli import cli
 from holdfast.v1 import job_pb2, node_pb2
 from tests.client.scripted import coordinator, holdfast, make_job, run
+from tests.needs import need, search_path
 
 JOBS = [
     make_job("k7aaaaaaaa"),
@@ -104,14 +102,11 @@ def test_nothing_is_said_when_something_is_wrong(tmp_path, monkeypatch, capfd):
 
 def in_shell(name, script, **env):
     """Run a script in a real shell, which finds holdfast and this coordinator."""
-    shell = shutil.which(name)
-    if shell is None:
-        pytest.skip(f"{name} is not on this machine")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    shell = "bash" if name == "bash" else need(name)
     flag = {"bash": "--norc", "zsh": "-f", "fish": "--no-config"}[name]
     done = subprocess.run(
         [shell, flag, "-c", script],
-        env=os.environ | {"PATH": path, **env},
+        env=os.environ | {"PATH": search_path(), **env},
         capture_output=True,
         text=True,
         timeout=60,

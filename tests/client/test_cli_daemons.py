@@ -56,6 +56,14 @@ def test_a_database_that_cannot_be(words, sentence):
     assert "hunter2" not in done.output
 
 
+def test_settings_that_are_shown_have_no_password():
+    env = {"HOLDFAST_COORDINATOR_STORE": "postgresql://me:hunter2@db/x"}
+    done = CliRunner().invoke(cli, ["coordinator", "--show-settings"], env=env)
+    assert done.exit_code == 0
+    assert "HOLDFAST_COORDINATOR_STORE" in done.output
+    assert "hunter2" not in done.output
+
+
 async def test_a_password_may_be_in_a_file_and_is_shown_to_nobody(start_command, tmp_path):
     """The database is not there: a coordinator waits for it."""
     (tmp_path / "url").write_text(f"postgresql://me:hunter2@/x?host={tmp_path}\n")

@@ -55,6 +55,7 @@ def test_what_is_left_is_said(tmp_path):
 
 
 def test_a_directory_that_is_no_spool_is_refused(tmp_path):
+    (tmp_path / "notes.txt").touch()
     done = drain(tmp_path)
     assert done.exit_code == 1
     assert f"{tmp_path} is no spool" in done.stderr

@@ -9,7 +9,8 @@ import pytest
 
 from holdfast import contexts
 from holdfast.cli.exits import EXIT
-from holdfast.contexts import Config, ConfigError, Server, read_config, resolve
+from holdfast.config_files import ConfigError
+from holdfast.contexts import Config, Server, read_config, resolve
 from tests.client.scripted import coordinator, make_job, run
 
 GOOD = "current: lab\ncontexts:\n  lab:\n    server: 10.0.0.1:7070\n  here: {server: 'unix:/run/c.sock'}\n"
@@ -72,6 +73,7 @@ def test_who_wins(good):
         ("current: [lab]\n", ":1: current: is no text"),
         ("contexts:\ncontexts:\n", ":1: contexts: is not of the form"),
         ("current: ''\ncurrent: ''\n", ':2: "current" stands in line 1 already'),
+        ("agent:\n", ':1: unknown field "agent"; a daemon\'s settings are named by its --config'),
         ("a: [\n", ":2: is no YAML: "),
         ("- lab\n", ":1: the file: is not of the form NAME: VALUE"),
     ],

@@ -98,7 +98,7 @@ def whole_batch(parts):
 LIVES = st.lists(st.tuples(st.sampled_from(WORLDS), st.integers(0, 12), st.integers(0, 5)), max_size=6)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @given(ORDERS, SEEDS, st.integers(1, 3), LIVES)
 def test_a_gang_that_is_killed_and_resized_consumes_every_sample_once_an_epoch(order, seed, epochs, lives):
     history, saved = [], None
@@ -117,7 +117,7 @@ def test_a_gang_that_is_killed_and_resized_consumes_every_sample_once_an_epoch(o
         assert [len(batch) for batch in of_epoch[:-1]] == [BATCH] * (per_epoch - 1)
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @given(
     ORDERS,
     SEEDS,
@@ -147,7 +147,7 @@ def test_independent_ranks_that_die_one_by_one_consume_every_sample_once_an_epoc
         assert sorted(itertools.chain(*taken)) == list(range(order.samples))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(ORDERS, SEEDS, st.integers(0, 3))
 def test_the_global_batches_are_the_same_at_every_world_size(order, seed, epoch):
     def batches(world):
@@ -161,7 +161,7 @@ def test_the_global_batches_are_the_same_at_every_world_size(order, seed, epoch)
     assert all(batches(world) == alone for world in WORLDS[1:])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(ORDERS, SEEDS, st.integers(1, 3), st.sampled_from(WORLDS), st.integers(0, 40), st.booleans())
 def test_what_is_counted_as_consumed_is_what_was_consumed(order, seed, epochs, world, batches, partition):
     if partition:

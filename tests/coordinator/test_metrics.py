@@ -157,8 +157,11 @@ def test_alerts_are_about_what_there_is():
     rules = [rule for group in groups for rule in group["rules"]]
     assert {rule["alert"]: found for rule in rules if (found := unknown(rule["expr"]))} == {}
     assert len({rule["alert"] for rule in rules}) == len(rules)
+    remedies = (ROOT / "docs/operations.md").read_text()
     for rule in rules:
-        assert rule["annotations"].keys() == {"summary", "description"}
+        assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+        assert f"\n### {rule['alert']}\n\n" in remedies
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         text = f"{rule['annotations']}"
         used = set(re.findall(r"\$labels\.(\w+)", text))

@@ -143,6 +143,16 @@ async def test_reflection_names_every_service(channel):
     assert "grpc.health.v1.Health" in names
 
 
+async def test_reflection_finds_methods_too(channel):
+    """As `grpcurl describe` asks for them; protobuf's pool knows only what they are in."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    names = ("holdfast.v1.JobService.CreateJob", "holdfast.v1.JobService", "holdfast.v1.JobService.Nothing")
+    asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in names]
+    method, service, nothing = [answer async for answer in stub.ServerReflectionInfo(iter(asked))]
+    assert method.file_descriptor_response == service.file_descriptor_response
+    assert nothing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
 async def test_health_says_whether_it_serves(house, channel, jobs, monkeypatch):
     monkeypatch.setattr(engine, "RETRY_S", 0.01)
     health = health_pb2_grpc.HealthStub(channel)

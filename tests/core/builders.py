@@ -1,11 +1,13 @@
 """Small builders: a cluster whose every event is checked, and events with short names."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
-from holdfast_coordinator.core import checkpoints
+from holdfast_coordinator.core import checkpoints, recovery
 from holdfast_coordinator.core.effects import Append, Effects
 from holdfast_coordinator.core.events import (
     AgentJoined,
+    BackupRestored,
     CheckpointDeleteRequested,
     CheckpointPinRequested,
     CheckpointReported,
@@ -32,7 +34,9 @@ from holdfast_coordinator.core.events import (
 )
 from holdfast_coordinator.core.jobspec import JobSpec, RestartPolicy, Scope
 from holdfast_coordinator.core.model import (
+    TERMINAL,
     Capacity,
+    Commit,
     Entry,
     Exit,
     Gang,
@@ -101,6 +105,7 @@ class Cluster:
     sessions: int = 0
     ports: int = 8000
     requests: int = 0
+    backup: MemoryStore | None = None
 
     def do(self, event: Event) -> Effects:
         if checkpoints.asks_history(event):
@@ -133,6 +138,26 @@ class Cluster:
         """A new process that knows what the store knows."""
         self.state = self.store.load(self.state.settings)
         return self.elect()
+
+    def back_up(self) -> None:
+        self.backup = deepcopy(self.store)
+
+    def restore(self, more: tuple[Commit, ...] = ()) -> Effects:
+        """Lose the store an hour later, and restore the backup; there are manifests of every commit, and of `more`."""
+        manifests: dict[tuple[str, int], tuple[Commit, ...]] = {}
+        for commit in (*self.store._commits.values(), *more):
+            of = commit.job_id, commit.gang
+            manifests[of] = (*manifests.get(of, ()), commit)
+        self.now += 3_600_000
+        assert self.backup is not None
+        self.store = deepcopy(self.backup)
+        self.state = self.store.load(self.state.settings)
+        for job in self.state.jobs.values():
+            if job.state not in TERMINAL:
+                self.seen.ended.pop(job.id, None)
+        elected = step(self.state, LeaderElected(self.now, recovery.fresh(self.state.epoch, self.now)))
+        self.store.commit(elected.writes, epoch=self.state.epoch)  # nobody sees the state in between
+        return self.do(BackupRestored(self.now, manifests))
 
     def join(self, node: str = "a", inventory: tuple[Found, ...] = (), **kwargs) -> Effects:
         self.sessions += 1

@@ -119,6 +119,8 @@ class TestCannotStart:
             (1, "SyntaxError: '(' was never closed"),
             (1, "IndentationError: unexpected indent"),
             (1, "FileNotFoundError: [Errno 2] No such file or directory: 'data.npy'"),
+            (1, "holdfast.data.errors.DataError: s3://data/train: there is no shard"),
+            (1, "holdfast.worker.errors.CheckpointMismatch: w has another shape"),
             (1, "/usr/bin/python: No module named train"),
             (2, "python: can't open file '/x/train.py': [Errno 2] No such file or directory"),
             (127, "sh: 1: train: not found"),

@@ -259,3 +259,22 @@ def test_a_port_that_is_offered_while_it_is_being_taken_is_not_taken_twice():
     cluster.offer("a", 7001, 7002)
     cluster.submit(spec(1), "j2")
     assert cluster.gang(0, "j2").master_port == 7002
+
+
+def test_the_time_of_a_worker_that_is_lost_with_its_node_was_kept_up_to_its_commit():
+    cluster = running(1, nodes=("a", "b"), backoff_ms=0)
+    home = cluster.where(key(0))
+    cluster.tick(60_000)
+    cluster.prepare(key(0), 100)
+    cluster.tick(10_000, home)
+    account = cluster.worker(0).account
+    assert (account.kept_ms, account.stepping_ms, account.setup_ms) == (60_000, 69_999, 1)
+    assert (account.steps_done, account.steps_redone) == (100, 0)
+
+
+def test_of_one_that_committed_nothing_no_step_is_known():
+    cluster = running(1, nodes=("a", "b"), backoff_ms=0)
+    cluster.tick(60_000)
+    cluster.tick(10_000, cluster.where(key(0)))
+    account = cluster.worker(0).account
+    assert (account.kept_ms, account.setup_ms, account.steps_done) == (0, 70_000, 0)

@@ -72,7 +72,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("hung"), nodes, keys, st.integers(1, 2), st.booleans()),
     st.tuples(st.just("hangs"), current, st.integers(1, 2), st.booleans()),
     st.tuples(st.just("compare"), jobs, st.lists(st.tuples(keys, st.floats(1, 900)), max_size=7)),
-    st.tuples(st.just("restart")),
+    st.tuples(st.sampled_from(["restart", "back up", "restore"])),
 )
 
 
@@ -104,6 +104,10 @@ def play(cluster, what, *given):
             cluster.join(node, tuple(inventory), boot_id=f"boot-{boots}")
         case "restart", ():
             cluster.restart_coordinator()
+        case "back up", ():
+            cluster.back_up()
+        case "restore", ():
+            cluster.restore()
         case "all commit", (job, at_step, local, x) if all_connected(cluster, job):
             cluster.commit(at_step, job, local=tuple(local), x=x)
         case "pin", ((job, rank), at_step, name):
@@ -195,6 +199,7 @@ def test_whatever_agents_say_the_rows_agree(events):
     cluster = leading("a", "b")
     for job in ("gang", "rank"):
         cluster.submit(JOBS[job], job)
+    cluster.back_up()
     for event in events:
         play(cluster, *event)
 
@@ -207,6 +212,7 @@ def test_whatever_happened_honest_agents_bring_every_job_to_an_end(events):
     cluster = leading("a", "b")
     for job, job_spec in JOBS.items():
         cluster.submit(job_spec, job)
+    cluster.back_up()
     for event in events:
         play(cluster, *event)
     for node in list(cluster.state.nodes):

@@ -208,7 +208,7 @@ def test_axe_finds_nothing(dash, browser):
     assert browser("axe", theme="dark", rules=["color-contrast"]) == [], "the dialog"
 
 
-def test_nodes_are_cordoned_after_asking(dash, browser):
+def test_nodes_are_cordoned_and_drained_after_asking(dash, browser):
     browser("open", hash="#/nodes")
     browser("click", 'button:text("Cordon…")')
     browser("see", 'dialog:has-text("Cordon node-a?")')
@@ -219,6 +219,13 @@ def test_nodes_are_cordoned_after_asking(dash, browser):
     browser("click", 'button:text("Uncordon it")')
     browser("see", 'tr[data-node="node-a"] td:text("takes it")')
     assert not dash.run(dash.fleet.client.get_node("node-a")).cordoned
+    browser("click", 'button:text("Drain…")')
+    browser("see", 'dialog:has-text("Drain node-a?")')
+    browser("click", 'button:text("Drain it")')
+    browser("see", 'tr[data-node="node-a"] .state:has-text("drained")')
+    assert dash.run(dash.fleet.client.get_node("node-a")).drained
+    dash.run(dash.fleet.client.uncordon_node("node-a"))
+    browser("see", 'tr[data-node="node-a"] td:text("takes it")')
 
 
 def test_what_is_not_there_is_said_in_a_sentence(dash, browser):

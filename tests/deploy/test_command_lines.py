@@ -8,10 +8,16 @@ import click
 import pytest
 
 from holdfast.cli import cli
+from holdfast.cli.settings import DAEMONS, key_of
 from tests.deploy.rendering import OVERLAYS, ROOT, objects_of, pods_of
 
 UNITS = sorted((ROOT / "docs/deploy/systemd").glob("*.service"))
-PAGES = sorted((ROOT / "docs/deploy").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+VARIABLES = {
+    f"{daemon}_{key_of(option)}".upper()
+    for daemon in DAEMONS
+    for option in cli.get_command(None, daemon).options()
+}
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
@@ -81,31 +87,74 @@ def test_the_commands_of_units(unit):
     ours = [command[1:] for command in commands if command[0] == "/opt/holdfast/bin/holdfast"]
     assert ours
     for arguments in ours:
-        options = [argument for argument in arguments if argument.startswith("$")]
-        assert options in ([], arguments[-1:]), "what the file of settings adds stands last"
-        parse(arguments[: len(arguments) - len(options)])
+        parse(arguments)
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_the_options_that_units_speak_of(unit):
-    examples = re.findall(r"HOLDFAST_(\w+)_OPTIONS=(.*)", unit.read_text())
-    for of, options in examples:
-        parse([of.lower(), *shlex.split(options)])
+def test_the_variables_that_units_and_pages_speak_of(monkeypatch):
+    """An example is a setting, and what is written for it is possible."""
+    example = re.compile(
+        r"""\bHOLDFAST_(COORDINATOR|AGENT|GATEWAY)_(\w+)=(?:"([^"]*)"|'([^']*)'|([^\s,`]+))"""
+    )
+    seen = 0
+    for path in [*UNITS, *sorted((ROOT / "docs").rglob("*.md"))]:
+        for daemon, key, *values in example.findall(path.read_text()):
+            assert f"{daemon}_{key}" in VARIABLES, path.name
+            with monkeypatch.context() as patch:
+                patch.setenv(f"HOLDFAST_{daemon}_{key}", "".join(values))
+                parse([daemon.lower()])
+            seen += 1
+    assert seen > 10
+
+
+INTRODUCE = {"do", "then", "else", "until", "while", "if", "!", "--", "$"}
+"""Words of a shell, and of kubectl exec, behind which a command begins."""
+
+
+def commands_of(line):
+    """The commands in a line of a shell: lists of words."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words, into_file = [], False
+    for token in lexer:
+        if set(token) <= set(";|&()"):
+            yield words
+            words = []
+        elif set(token) <= set("<>&"):
+            into_file = True
+        elif into_file:
+            into_file = False
+        elif token == "holdfast" and (not words or words[-1] in INTRODUCE):
+            words = [token]
+        else:
+            words.append(token)
+            if inner := re.search(r"\$\((.*)\)", token):
+                yield from commands_of(inner[1])
+    yield words
 
 
 def shell_lines(page):
-    """The holdfast commands in the blocks of a page, one a line, without the shell's words around them."""
-    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+    """The arguments of the holdfast commands in the blocks of a page.
+
+    A block of no language may be of a shell, too: README and the quickstart have them.
+    """
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"[;|]|&&|\$\(|^do ", line):
-                words = shlex.split(part.replace(")", ""), comments=True)
-                if words[:1] == ["holdfast"]:
-                    yield words[1:]
+            if language in ("", "sh", "bash") and re.search(r"\bholdfast [a-z-]", line):
+                yield from (words[1:] for words in commands_of(line) if words[:1] == ["holdfast"])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+COMMANDS = {str(page.relative_to(ROOT)): lines for page in PAGES if (lines := list(shell_lines(page)))}
+
+
+@pytest.mark.parametrize("page", COMMANDS)
 def test_the_commands_of_documents(page):
-    lines = list(shell_lines(page))
-    assert lines
-    for arguments in lines:
-        parse(arguments)
+    for arguments in COMMANDS[page]:
+        try:
+            parse(arguments)
+        except click.ClickException as error:
+            pytest.fail(f"holdfast {shlex.join(arguments)}: {error.format_message()}")
+
+
+def test_the_guides_have_commands():
+    expected = {"README.md", "docs/quickstart.md", "docs/operations.md", "docs/deploy/kubernetes.md"}
+    assert expected <= COMMANDS.keys()

@@ -9,6 +9,7 @@ from tests.needs import NAMES, VARIABLE, need
 def program(request, tmp_path, monkeypatch):
     """One that is looked for where only a test puts something."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.delenv(VARIABLE, raising=False)
     return request.param
 
@@ -32,7 +33,7 @@ def test_what_is_not_found_skips(program):
 
 
 def test_what_has_to_run_fails(program, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "node, chromium")
+    monkeypatch.setenv(VARIABLE, ", ".join(NAMES))
     with pytest.raises(pytest.fail.Exception, match=f"{program} is not found"):
         need(program)
 

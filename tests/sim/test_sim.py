@@ -51,7 +51,7 @@ def test_one_seed_is_one_trace_in_any_process():
 def test_a_planted_bug_is_found(name, monkeypatch):
     plant, bugs = PLANTS[name], Bugs()
     plant.plant(monkeypatch, bugs)
-    for seed in range(BUG_SEEDS):
+    for seed in (plant.first, *range(BUG_SEEDS)):
         failure = run(seed, bugs=bugs, only=plant.faults).failure
         if failure:
             assert re.search(plant.found, failure), f"seed {seed} fails otherwise: {failure}"

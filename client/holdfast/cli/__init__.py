@@ -21,6 +21,7 @@ _COMMANDS = {
     "checkpoint": ("holdfast.cli.checkpoint", "List, verify, pin and delete committed checkpoints."),
     "events": ("holdfast.cli.events", "Print the timeline: what happened, and why."),
     "top": ("holdfast.cli.top", "Watch the fleet: nodes, jobs, throughput, the curve of the loss."),
+    "backup": ("holdfast.cli.backup", "Put the coordinator's state aside, and take it up again."),
     "doctor": ("holdfast.cli.doctor", "Look for what would keep holdfast from working here."),
     "context": ("holdfast.cli.context", "Name coordinators, and choose the one that commands talk to."),
     "completion": ("holdfast.cli.completion", "Print what makes a shell complete commands and ids."),

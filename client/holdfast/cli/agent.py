@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 
 from holdfast.addresses import DEFAULT_TARGET, several
-from holdfast.cli.common import fail, metrics_option, pairs, set_up_logs, set_up_tracing, state_dir
+from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
+from holdfast.cli.settings import Daemon, Several
 from holdfast.units import parse_duration
 
 
@@ -49,6 +50,15 @@ def _read_headers(
     return found
 
 
+def _read_labels(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str]:
+    for text in texts:
+        if not text.partition("=")[0] or "=" not in text:
+            raise click.BadParameter(f'"{text}" is not of the form NAME=VALUE', context, parameter)
+    return dict(text.split("=", 1) for text in texts)
+
+
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     """Events of the first and of the second SIGTERM or SIGINT."""
     stop, at_once = asyncio.Event(), asyncio.Event()
@@ -63,7 +73,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     return stop, at_once
 
 
-@click.command()
+@click.command("agent", cls=Daemon, secret=["notice_headers"])
 @click.option(
     "--coordinator",
     default=DEFAULT_TARGET,
@@ -88,7 +98,14 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     show_default="the CPU count",
     help="How many workers it takes.",
 )
-@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE")
+@click.option(
+    "--label",
+    "labels",
+    cls=Several,
+    callback=_read_labels,
+    metavar="NAME=VALUE",
+    help="Shown with the node. May be repeated.",
+)
 @click.option(
     "--address",
     default="",
@@ -120,14 +137,14 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 @click.option(
     "--notice-file",
     "notice_files",
-    multiple=True,
+    cls=Several,
     type=click.Path(path_type=Path),
     help="When this file appears the machine is about to go away: the node is drained.",
 )
 @click.option(
     "--notice-url",
     "notice_urls",
-    multiple=True,
+    cls=Several,
     callback=_read_urls,
     metavar="URL",
     help="The same when this address no longer answers 404, as of a cloud's metadata.",
@@ -135,7 +152,7 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
 @click.option(
     "--notice-header",
     "notice_headers",
-    multiple=True,
+    cls=Several,
     callback=_read_headers,
     metavar='"NAME: VALUE"',
     help="Sent to --notice-url.",
@@ -159,7 +176,7 @@ def command(
     name: str,
     state_dir: Path,
     slots: int,
-    labels: tuple[str, ...],
+    labels: dict[str, str],
     address: str,
     cgroup: str,
     limit_memory: bool,
@@ -200,7 +217,7 @@ def command(
         state_dir,
         name,
         slots,
-        pairs(labels, "--label"),
+        labels,
         address,
         cgroup=cgroup,
         limit_memory=limit_memory,

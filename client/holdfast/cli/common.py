@@ -18,6 +18,7 @@ from holdfast import contexts
 from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.exits import EXIT
 from holdfast.cli.late import asyncio, job_pb2, wire
+from holdfast.config_files import ConfigError
 from holdfast.units import parse_duration
 
 if TYPE_CHECKING:
@@ -40,19 +41,20 @@ def find_server(given: str | None = None) -> str:
     """Say which coordinator is meant; errors will say where its address was taken from."""
     try:
         found = contexts.resolve(given)
-    except contexts.ConfigError as error:
+    except ConfigError as error:
         fail(printable(str(error)), EXIT.USAGE)
     click.get_current_context().meta[_SERVER] = found
     return found.address
 
 
-def _read_server(context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+def read_server(context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
+    """Read an option that is the address of a coordinator; where it is not given, find out."""
     return given if context.resilient_parsing else find_server(given)
 
 
 server_option = click.option(
     "--server",
-    callback=_read_server,
+    callback=read_server,
     metavar="ADDRESS",
     help="The coordinator: host:port, or unix:/path.  [default: HOLDFAST_SERVER, that of the context, "
     f"or {DEFAULT_TARGET}]",

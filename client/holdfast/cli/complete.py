@@ -123,10 +123,11 @@ complete_steps = _completer(_steps)
 def complete_contexts(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> Found:
     """Names out of the config file."""
     from holdfast import contexts
+    from holdfast.config_files import ConfigError
 
     try:
         config = contexts.read_config(contexts.config_path())
-    except contexts.ConfigError:
+    except ConfigError:
         return []
     named = config.servers.items()
     return [CompletionItem(name, help=server) for name, server in named if name.startswith(incomplete)]

@@ -11,6 +11,7 @@ from holdfast.addresses import check_address
 from holdfast.cli.common import fail, output_option, printable, show_data, show_table
 from holdfast.cli.complete import complete_contexts
 from holdfast.cli.exits import EXIT
+from holdfast.config_files import ConfigError
 
 name_argument = click.argument("name", shell_complete=complete_contexts)
 
@@ -26,7 +27,7 @@ def _one_sentence() -> Iterator[None]:
     """Let a config that can't be end the command."""
     try:
         yield
-    except contexts.ConfigError as error:
+    except ConfigError as error:
         fail(printable(str(error)), EXIT.USAGE)
 
 
@@ -153,5 +154,5 @@ def _server_of(config: contexts.Config, name: str) -> str:
     """Find a context, or end the command."""
     try:
         return contexts.server_of(config, name, contexts.config_path())
-    except contexts.ConfigError as error:
+    except ConfigError as error:
         fail(printable(str(error)), EXIT.NOT_FOUND)

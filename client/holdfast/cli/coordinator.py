@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,9 @@ import click
 from click.core import ParameterSource
 
 from holdfast.addresses import DEFAULT_TARGET
-from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
+from holdfast.cli.common import fail, metrics_option, read_duration, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
-from holdfast.units import parse_duration
+from holdfast.cli.settings import Daemon
 
 if TYPE_CHECKING:
     from holdfast_coordinator.store.url import StoreUrl
@@ -21,12 +22,11 @@ if TYPE_CHECKING:
 SHORTEST_LEASE_MS = 1_000
 
 
-@click.command()
+@click.command("coordinator", cls=Daemon, secret=("store",))
 @click.option(
     "--listen",
     default=DEFAULT_TARGET,
     show_default=True,
-    envvar="HOLDFAST_LISTEN",
     metavar="ADDRESS",
     help="host:port (port 0: any free one), or unix:/path.",
 )
@@ -44,6 +44,8 @@ SHORTEST_LEASE_MS = 1_000
     "--lost-after",
     default="10s",
     show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
     help="A node is lost after this long without a word from it.",
 )
 @click.option(
@@ -53,7 +55,6 @@ SHORTEST_LEASE_MS = 1_000
 )
 @click.option(
     "--store",
-    envvar="HOLDFAST_COORDINATOR_STORE",
     metavar="URL",
     help="Keep the state in PostgreSQL, where several coordinators may share it: one serves, the others stand by. "
     "postgresql://USER@HOST:5432/DATABASE, without a password.  [default: SQLite in the state directory]",
@@ -61,13 +62,13 @@ SHORTEST_LEASE_MS = 1_000
 @click.option(
     "--store-file",
     type=click.Path(path_type=Path),
-    envvar="HOLDFAST_COORDINATOR_STORE_FILE",
     help="A file that holds this URL, which then may have a password.",
 )
 @click.option(
     "--lease",
     default="6s",
     show_default=True,
+    callback=read_duration,
     metavar="DURATION",
     help="With --store: how long after the last word of a coordinator that is gone another takes over.",
 )
@@ -75,11 +76,11 @@ SHORTEST_LEASE_MS = 1_000
 def command(
     listen: str,
     state_dir: Path,
-    lost_after: str,
+    lost_after: timedelta,
     http: str | None,
     store: str | None,
     store_file: Path | None,
-    lease: str,
+    lease: timedelta,
     metrics: str,
     *,
     insecure: bool,
@@ -94,8 +95,8 @@ def command(
       holdfast coordinator --metrics 9464
       holdfast coordinator --store postgresql://holdfast@db.internal/holdfast
     """  # noqa: D301  click reads the backspaces
-    lost_after_ms = _milliseconds(lost_after, "--lost-after")
-    lease_ms = _milliseconds(lease, "--lease")
+    lost_after_ms = round(lost_after.total_seconds() * 1000)
+    lease_ms = round(lease.total_seconds() * 1000)
     if lease_ms < SHORTEST_LEASE_MS:
         raise click.BadParameter("is shorter than a second", param_hint="--lease")
     try:
@@ -139,13 +140,6 @@ def command(
         if isinstance(failure, ListenError | AddressError | StoreError):
             fail(str(failure))
         raise failure from None
-
-
-def _milliseconds(text: str, option: str) -> int:
-    try:
-        return round(parse_duration(text).total_seconds() * 1000)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def _store(text: str | None, file: Path | None) -> StoreUrl | None:

@@ -7,32 +7,33 @@ import sys
 
 import click
 
-from holdfast.cli.common import fail, server_option, set_up_logs, set_up_tracing
+from holdfast.addresses import DEFAULT_TARGET
+from holdfast.cli.common import fail, read_server, set_up_logs, set_up_tracing
 from holdfast.cli.late import asyncio
+from holdfast.cli.settings import Daemon, Several
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
-@click.command()
+@click.command("gateway", cls=Daemon)
 @click.option(
     "--listen",
     default=DEFAULT_LISTEN,
     show_default=True,
-    envvar="HOLDFAST_GATEWAY_LISTEN",
     metavar="ADDRESS",
     help="host:port (port 0: any free one).",
 )
 @click.option(
     "--host-name",
     "host_names",
-    multiple=True,
+    cls=Several,
     metavar="NAME",
     help="A name, without a port, by which it is reached beside localhost and 127.0.0.1. May be repeated.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
-    multiple=True,
+    cls=Several,
     metavar="ORIGIN",
     help="Pages of this origin may use it, e.g. https://portal.example. May be repeated.  [default: none]",
 )
@@ -45,7 +46,13 @@ DEFAULT_LISTEN = "127.0.0.1:8080"
     metavar="PATH",
     help="What runs the built-in example on the nodes.  [default: the Python that runs this]",
 )
-@server_option
+@click.option(
+    "--server",
+    envvar="HOLDFAST_SERVER",
+    callback=read_server,
+    metavar="ADDRESS",
+    help=f"The coordinator: host:port, or unix:/path.  [default: that of the context, or {DEFAULT_TARGET}]",
+)
 def command(
     listen: str,
     host_names: tuple[str, ...],

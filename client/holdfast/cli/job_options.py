@@ -91,7 +91,7 @@ _OPTIONS = (
     click.option("--label", multiple=True, metavar="NAME=VALUE", help="May be repeated."),
 )
 
-_FLAGS = {
+FLAGS = {
     "name": "name",
     "world_size": "world_size",
     "env": "env",
@@ -140,9 +140,9 @@ def apply_flags(spec: job_pb2.JobSpec, flags: Mapping[str, Any], command: tuple[
     spec.log_metrics.update(pairs(flags["log_metric"], "--log-metric"))
     if flags["preload"]:
         spec.preload[:] = [name.strip() for text in flags["preload"] for name in text.split(",")]
-    for field in _FLAGS.keys() - {"env", "labels", "datasets", "log_metrics", "preload"}:
-        if flags[_FLAGS[field]] is not None:
-            _set(spec, field, flags[_FLAGS[field]])
+    for field in FLAGS.keys() - {"env", "labels", "datasets", "log_metrics", "preload"}:
+        if flags[FLAGS[field]] is not None:
+            _set(spec, field, flags[FLAGS[field]])
     spec.working_dir = _absolute(spec.working_dir or ".")
     spec.checkpoint_uri = _checkpoint_uri(spec)
     spec.name = spec.name or default_name(spec.command)
@@ -171,8 +171,8 @@ def explain(
     where_in_file = where or (lambda _: None)
 
     def place(field: str) -> str:
-        whole = field if field in _FLAGS else field.partition(".")[0]
-        parameter = _FLAGS.get(whole)
+        whole = field if field in FLAGS else field.partition(".")[0]
+        parameter = FLAGS.get(whole)
         if parameter is None:
             return where_in_file(field) or field
         given, flag = flags[parameter] is not None, _flag(parameter)
@@ -244,7 +244,7 @@ def _set(spec: job_pb2.JobSpec, field: str, value: Any) -> None:
             case _:
                 setattr(message, name, value)
     except ValueError as error:
-        raise click.UsageError(f"{_flag(_FLAGS[field])}: {error}") from error
+        raise click.UsageError(f"{_flag(FLAGS[field])}: {error}") from error
 
 
 def _absolute(path: str) -> str:

@@ -132,14 +132,18 @@ class _DesiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DesiredS
     DESCRIPTOR: _descriptor.EnumDescriptor
     DESIRED_STATE_UNSPECIFIED: _DesiredState.ValueType  # 0
     DESIRED_STATE_RUNNING: _DesiredState.ValueType  # 1
+    """It is to run until it has ended."""
     DESIRED_STATE_STOPPED: _DesiredState.ValueType  # 2
+    """It is to stop."""
 
 class DesiredState(_DesiredState, metaclass=_DesiredStateEnumTypeWrapper):
     """What the user wants of a job."""
 
 DESIRED_STATE_UNSPECIFIED: DesiredState.ValueType  # 0
 DESIRED_STATE_RUNNING: DesiredState.ValueType  # 1
+"""It is to run until it has ended."""
 DESIRED_STATE_STOPPED: DesiredState.ValueType  # 2
+"""It is to stop."""
 Global___DesiredState: _TypeAlias = DesiredState  # noqa: Y015
 
 class _JobState:
@@ -160,8 +164,11 @@ class _JobStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobState.Val
     JOB_STATE_STOPPING: _JobState.ValueType  # 5
     """On the user's word, or because the job failed: workers are being stopped."""
     JOB_STATE_SUCCEEDED: _JobState.ValueType  # 6
+    """Every rank has finished."""
     JOB_STATE_FAILED: _JobState.ValueType  # 7
+    """It was given up; its reason says why."""
     JOB_STATE_STOPPED: _JobState.ValueType  # 8
+    """It was stopped on the user's word."""
 
 class JobState(_JobState, metaclass=_JobStateEnumTypeWrapper):
     """What is observed of a job."""
@@ -178,8 +185,11 @@ JOB_STATE_RESTARTING: JobState.ValueType  # 4
 JOB_STATE_STOPPING: JobState.ValueType  # 5
 """On the user's word, or because the job failed: workers are being stopped."""
 JOB_STATE_SUCCEEDED: JobState.ValueType  # 6
+"""Every rank has finished."""
 JOB_STATE_FAILED: JobState.ValueType  # 7
+"""It was given up; its reason says why."""
 JOB_STATE_STOPPED: JobState.ValueType  # 8
+"""It was stopped on the user's word."""
 Global___JobState: _TypeAlias = JobState  # noqa: Y015
 
 class _WorkerState:
@@ -192,25 +202,36 @@ class _WorkerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WorkerSta
     WORKER_STATE_WAITING: _WorkerState.ValueType  # 1
     """On no node: not placed yet, or waiting out a backoff."""
     WORKER_STATE_STARTING: _WorkerState.ValueType  # 2
+    """Placed on a node; its process is not up yet."""
     WORKER_STATE_RUNNING: _WorkerState.ValueType  # 3
+    """Its process is up."""
     WORKER_STATE_STOPPING: _WorkerState.ValueType  # 4
+    """It was told to end."""
     WORKER_STATE_SUCCEEDED: _WorkerState.ValueType  # 5
+    """Ended with exit code 0, or with an exit that a rule ignores."""
     WORKER_STATE_FAILED: _WorkerState.ValueType  # 6
+    """Ended otherwise."""
     WORKER_STATE_STOPPED: _WorkerState.ValueType  # 7
     """Ended because it was told to."""
     WORKER_STATE_LOST: _WorkerState.ValueType  # 8
     """Its node was lost, or it was gone when its agent came back."""
 
-class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper): ...
+class WorkerState(_WorkerState, metaclass=_WorkerStateEnumTypeWrapper):
+    """What is observed of a worker."""
 
 WORKER_STATE_UNSPECIFIED: WorkerState.ValueType  # 0
 WORKER_STATE_WAITING: WorkerState.ValueType  # 1
 """On no node: not placed yet, or waiting out a backoff."""
 WORKER_STATE_STARTING: WorkerState.ValueType  # 2
+"""Placed on a node; its process is not up yet."""
 WORKER_STATE_RUNNING: WorkerState.ValueType  # 3
+"""Its process is up."""
 WORKER_STATE_STOPPING: WorkerState.ValueType  # 4
+"""It was told to end."""
 WORKER_STATE_SUCCEEDED: WorkerState.ValueType  # 5
+"""Ended with exit code 0, or with an exit that a rule ignores."""
 WORKER_STATE_FAILED: WorkerState.ValueType  # 6
+"""Ended otherwise."""
 WORKER_STATE_STOPPED: WorkerState.ValueType  # 7
 """Ended because it was told to."""
 WORKER_STATE_LOST: WorkerState.ValueType  # 8
@@ -231,7 +252,8 @@ class _HangActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HangAction
     HANG_ACTION_OFF: _HangAction.ValueType  # 3
     """Do not look."""
 
-class HangAction(_HangAction, metaclass=_HangActionEnumTypeWrapper): ...
+class HangAction(_HangAction, metaclass=_HangActionEnumTypeWrapper):
+    """What is done about a hang."""
 
 HANG_ACTION_UNSPECIFIED: HangAction.ValueType  # 0
 HANG_ACTION_NOTIFY: HangAction.ValueType  # 1
@@ -272,17 +294,24 @@ class _LogStreamEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LogStream.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     LOG_STREAM_UNSPECIFIED: _LogStream.ValueType  # 0
     LOG_STREAM_STDOUT: _LogStream.ValueType  # 1
+    """What it wrote to stdout."""
     LOG_STREAM_STDERR: _LogStream.ValueType  # 2
+    """What it wrote to stderr."""
 
-class LogStream(_LogStream, metaclass=_LogStreamEnumTypeWrapper): ...
+class LogStream(_LogStream, metaclass=_LogStreamEnumTypeWrapper):
+    """An output of a worker."""
 
 LOG_STREAM_UNSPECIFIED: LogStream.ValueType  # 0
 LOG_STREAM_STDOUT: LogStream.ValueType  # 1
+"""What it wrote to stdout."""
 LOG_STREAM_STDERR: LogStream.ValueType  # 2
+"""What it wrote to stderr."""
 Global___LogStream: _TypeAlias = LogStream  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
+    """What to run, and what to do when it dies. Fields that are absent have their defaults."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -368,6 +397,7 @@ class JobSpec(_message.Message):
     name: _builtins.str
     """Shown to people; need not be unique. Letters, digits, '-', '_' and '.'."""
     world_size: _builtins.int
+    """How many workers, 1 to 100,000."""
     working_dir: _builtins.str
     """Empty: the agent's own."""
     checkpoint_uri: _builtins.str
@@ -387,13 +417,17 @@ class JobSpec(_message.Message):
         """argv. Never passed through a shell."""
 
     @_builtins.property
-    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment variables of the workers, beside those that holdfast sets."""
+
     @_builtins.property
     def resources(self) -> Global___Resources:
         """What one worker needs beside its slot."""
 
     @_builtins.property
-    def restart(self) -> Global___RestartPolicy: ...
+    def restart(self) -> Global___RestartPolicy:
+        """Absent: the defaults."""
+
     @_builtins.property
     def stop_grace(self) -> _duration_pb2.Duration:
         """How long a stop may take: for a last checkpoint, then SIGTERM, and SIGKILL
@@ -401,7 +435,9 @@ class JobSpec(_message.Message):
         """
 
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """For people, and to find jobs by."""
+
     @_builtins.property
     def retention(self) -> Global___RetentionPolicy:
         """Absent: every checkpoint is kept."""
@@ -423,7 +459,9 @@ class JobSpec(_message.Message):
         """Absent: hangs are noticed and told, by limits that are learned."""
 
     @_builtins.property
-    def stragglers(self) -> Global___StragglerPolicy: ...
+    def stragglers(self) -> Global___StragglerPolicy:
+        """Absent: they are marked."""
+
     @_builtins.property
     def preload(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Modules that a process on each node imports once, to fork the job's workers from: warm starts. Names as in
@@ -475,6 +513,8 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
 @_typing.final
 class LogPolicy(_message.Message):
+    """What is kept of the workers' output."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEEP_BYTES_FIELD_NUMBER: _builtins.int
@@ -544,7 +584,9 @@ class HangPolicy(_message.Message):
         """
 
     @_builtins.property
-    def floor(self) -> _duration_pb2.Duration: ...
+    def floor(self) -> _duration_pb2.Duration:
+        """At least 1 s. Default 10 minutes."""
+
     def __init__(
         self,
         *,
@@ -615,6 +657,7 @@ class Rule(_message.Message):
     before_first_step: _builtins.bool
     """Whether this attempt had not reported a step yet."""
     action: Global___RuleAction.ValueType
+    """What to do then. Has to be given."""
     @_builtins.property
     def exit_codes(self) -> _containers.RepeatedCompositeFieldContainer[Global___CodeRange]:
         """Any of these."""
@@ -657,7 +700,9 @@ class CodeRange(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     first: _builtins.int
+    """1 to 255."""
     last: _builtins.int
+    """At least first, at most 255."""
     def __init__(
         self,
         *,
@@ -686,7 +731,9 @@ class DataSet(_message.Message):
     uri: _builtins.str
     """A directory, a prefix, a glob or a file: an absolute path, or a URI."""
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataShard]: ...
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataShard]:
+        """Counted before the job is created, by the client."""
+
     def __init__(
         self,
         *,
@@ -704,6 +751,8 @@ Global___DataSet: _TypeAlias = DataSet  # noqa: Y015
 
 @_typing.final
 class DataShard(_message.Message):
+    """One file of a data set."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FILE_FIELD_NUMBER: _builtins.int
@@ -713,7 +762,9 @@ class DataShard(_message.Message):
     file: _builtins.str
     """Below the directory or prefix of the data set."""
     samples: _builtins.int
+    """How many there are in it."""
     size_bytes: _builtins.int
+    """Of the file."""
     digest: _builtins.str
     """xxh3_64 of the content, 16 hex digits; or "etag:" and the storage's own version. Empty: not known."""
     def __init__(
@@ -752,7 +803,9 @@ class RetentionPolicy(_message.Message):
     best: _builtins.int
     """So many that are the best by the metric that the program reported. 0: none."""
     metric: _builtins.str
+    """As the program reports it; has to be given where best is."""
     mode: Global___MetricMode.ValueType
+    """Which of its values are the best ones."""
     def __init__(
         self,
         *,
@@ -774,14 +827,19 @@ Global___RetentionPolicy: _TypeAlias = RetentionPolicy  # noqa: Y015
 
 @_typing.final
 class Resources(_message.Message):
+    """What one worker needs beside its slot: a node has room for it where all of it is free."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CPUS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     cpus: _builtins.float
+    """CPUs, for placement; may be a fraction. Default 0."""
     memory_bytes: _builtins.int
+    """Memory, for placement; a limit where the agent has --limit-memory. Default 0."""
     gpus: _builtins.int
+    """GPUs, of which the worker is given the numbers. Default 0."""
     def __init__(
         self,
         *,
@@ -799,6 +857,8 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class RestartPolicy(_message.Message):
+    """When ranks are restarted, and when the job is given up."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SCOPE_FIELD_NUMBER: _builtins.int
@@ -812,6 +872,7 @@ class RestartPolicy(_message.Message):
     scope: Global___RestartScope.ValueType
     """Default gang."""
     jitter: _builtins.float
+    """Share of the wait, 0 to 1. Default 0.1."""
     budget: _builtins.int
     """How many restarts without progress inside the window before the job fails.
     Default 50.
@@ -827,7 +888,9 @@ class RestartPolicy(_message.Message):
         """
 
     @_builtins.property
-    def backoff_cap(self) -> _duration_pb2.Duration: ...
+    def backoff_cap(self) -> _duration_pb2.Duration:
+        """Default 30 s."""
+
     @_builtins.property
     def window(self) -> _duration_pb2.Duration:
         """Default: the whole life of the job."""
@@ -871,6 +934,8 @@ Global___RestartPolicy: _TypeAlias = RestartPolicy  # noqa: Y015
 
 @_typing.final
 class Job(_message.Message):
+    """A job: what is wanted of it, and what has become of it."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
@@ -887,13 +952,17 @@ class Job(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
+    """Made by the coordinator."""
     desired: Global___DesiredState.ValueType
+    """What the user wants of it."""
     state: Global___JobState.ValueType
+    """What is observed of it."""
     reason: _builtins.str
     """Why it is in this state, in one sentence."""
     attempt: _builtins.int
     """Of the gang; in scope "rank" see each worker's own."""
     restarts: _builtins.int
+    """Of all its gangs together."""
     last_committed_step: _builtins.int
     """Absent until the first commit. In scope "rank": the lowest of all ranks."""
     degraded: _builtins.bool
@@ -901,15 +970,25 @@ class Job(_message.Message):
     could not be reached: if such a node is lost before it can, so are they.
     """
     @_builtins.property
-    def spec(self) -> Global___JobSpec: ...
+    def spec(self) -> Global___JobSpec:
+        """With every default spelt out."""
+
     @_builtins.property
-    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def created_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was accepted."""
+
     @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When its first worker was up; absent until then."""
+
     @_builtins.property
-    def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    def finished_at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; absent until then."""
+
     @_builtins.property
-    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]: ...
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Worker]:
+        """One a rank, in order. In WatchJobs only if asked."""
+
     def __init__(
         self,
         *,
@@ -939,6 +1018,8 @@ Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
 class Worker(_message.Message):
+    """One rank of a job."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -978,14 +1059,18 @@ class Worker(_message.Message):
     STRIKES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     node: _builtins.str
+    """Where it is placed; empty: nowhere yet."""
     pid: _builtins.int
+    """Of its process on the node; 0: none yet."""
     state: Global___WorkerState.ValueType
+    """What is observed of it."""
     attempt: _builtins.int
     step: _builtins.int
     """The last step it reported; absent before the first."""
     section: _builtins.str
     """What it is in: "setup", "step", "checkpoint", "eval" or a name of the user's."""
     restarts: _builtins.int
+    """Of its gang."""
     resume_step: _builtins.int
     """Where this attempt resumed from; absent: from the beginning."""
     straggler_score: _builtins.float
@@ -993,13 +1078,17 @@ class Worker(_message.Message):
     strikes: _builtins.int
     """For how many windows it was one, on the node that it is on."""
     @_builtins.property
-    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What its program reported last."""
+
     @_builtins.property
     def last_exit(self) -> Global___ExitStatus:
         """Of the newest attempt that ended."""
 
     @_builtins.property
-    def started_at(self) -> _timestamp_pb2.Timestamp: ...
+    def started_at(self) -> _timestamp_pb2.Timestamp:
+        """When this attempt was placed."""
+
     @_builtins.property
     def hang(self) -> Global___Hang:
         """Set while it hangs."""
@@ -1055,6 +1144,7 @@ class Hang(_message.Message):
     STOPPED_FIELD_NUMBER: _builtins.int
     WHERE_FIELD_NUMBER: _builtins.int
     section: _builtins.str
+    """The one that it does not leave."""
     learned: _builtins.bool
     """The limit was learned, not set in the spec."""
     stopped: _builtins.bool
@@ -1066,7 +1156,9 @@ class Hang(_message.Message):
         """When it last moved."""
 
     @_builtins.property
-    def limit(self) -> _duration_pb2.Duration: ...
+    def limit(self) -> _duration_pb2.Duration:
+        """How long it may not move there."""
+
     def __init__(
         self,
         *,
@@ -1087,6 +1179,8 @@ Global___Hang: _TypeAlias = Hang  # noqa: Y015
 
 @_typing.final
 class ExitStatus(_message.Message):
+    """How a worker ended."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CODE_FIELD_NUMBER: _builtins.int
@@ -1102,12 +1196,15 @@ class ExitStatus(_message.Message):
     message: _builtins.str
     """In words: "exit code 1", "killed by SIGKILL", "command not found: …"."""
     kind: Global___ExitKind.ValueType
+    """What ended it."""
     line: _builtins.str
     """The line of its output that matters: the last of a Python traceback, or else
     the last one.
     """
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When, by the coordinator's clock."""
+
     def __init__(
         self,
         *,
@@ -1135,7 +1232,9 @@ class CreateJobRequest(_message.Message):
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters; makes a retry safe."""
     @_builtins.property
-    def spec(self) -> Global___JobSpec: ...
+    def spec(self) -> Global___JobSpec:
+        """What to run. Its data sets are counted by the client."""
+
     def __init__(
         self,
         *,
@@ -1240,6 +1339,8 @@ Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
 
 @_typing.final
 class JobFilter(_message.Message):
+    """Which jobs are meant."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -1268,9 +1369,13 @@ class JobFilter(_message.Message):
     name: _builtins.str
     """Exact name."""
     @_builtins.property
-    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]: ...
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___JobState.ValueType]:
+        """Any of these."""
+
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All of these."""
+
     def __init__(
         self,
         *,
@@ -1467,6 +1572,8 @@ Global___GetJobSummaryResponse: _TypeAlias = GetJobSummaryResponse  # noqa: Y015
 
 @_typing.final
 class JobSummary(_message.Message):
+    """A job in numbers."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -1529,13 +1636,19 @@ class JobSummary(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     name: _builtins.str
+    """Of its spec."""
     state: Global___JobState.ValueType
+    """What is observed of it."""
     reason: _builtins.str
+    """Why it is in this state, in one sentence."""
     world_size: _builtins.int
+    """How many ranks it has."""
     restarts: _builtins.int
+    """Of all its gangs together."""
     steps: _builtins.int
     """The furthest step that every rank reached."""
     last_committed_step: _builtins.int
+    """Absent until the first commit. In scope "rank": the lowest of all ranks."""
     steps_redone: _builtins.int
     """Steps that were done again after restarts, all ranks together."""
     steps_per_second: _builtins.float
@@ -1668,6 +1781,8 @@ Global___GetJobMetricsResponse: _TypeAlias = GetJobMetricsResponse  # noqa: Y015
 
 @_typing.final
 class MetricSeries(_message.Message):
+    """One curve."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
@@ -1699,6 +1814,8 @@ Global___MetricSeries: _TypeAlias = MetricSeries  # noqa: Y015
 
 @_typing.final
 class MetricPoint(_message.Message):
+    """One point of a curve."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     AT_FIELD_NUMBER: _builtins.int
@@ -1709,8 +1826,11 @@ class MetricPoint(_message.Message):
     0: none.
     """
     value: _builtins.float
+    """The metric then."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it was noted."""
+
     def __init__(
         self,
         *,
@@ -1794,7 +1914,9 @@ class LogCursor(_message.Message):
     rank: _builtins.int
     attempt: _builtins.int
     stream: Global___LogStream.ValueType
+    """Which of the two outputs."""
     offset: _builtins.int
+    """In bytes, from the beginning of the attempt."""
     def __init__(
         self,
         *,
@@ -1927,6 +2049,8 @@ Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: 
 
 @_typing.final
 class Checkpoint(_message.Message):
+    """A committed checkpoint."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -1967,7 +2091,9 @@ class Checkpoint(_message.Message):
     rank: _builtins.int
     """Set in restart scope "rank"."""
     size_bytes: _builtins.int
+    """Of its files together."""
     shard_count: _builtins.int
+    """How many files it has."""
     uri: _builtins.str
     """Of the job's checkpoint directory; empty where only the nodes know it."""
     degraded: _builtins.bool
@@ -1977,7 +2103,9 @@ class Checkpoint(_message.Message):
     world_size: _builtins.int
     """Of the job when it was committed."""
     @_builtins.property
-    def committed_at(self) -> _timestamp_pb2.Timestamp: ...
+    def committed_at(self) -> _timestamp_pb2.Timestamp:
+        """By the coordinator's clock."""
+
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """What the lowest of its ranks reported with the step."""
@@ -2051,7 +2179,9 @@ class GetCheckpointResponse(_message.Message):
     @_builtins.property
     def checkpoint(self) -> Global___Checkpoint: ...
     @_builtins.property
-    def record(self) -> _worker_pb2.CommitRecord: ...
+    def record(self) -> _worker_pb2.CommitRecord:
+        """Its files and their checksums."""
+
     def __init__(
         self,
         *,
@@ -2215,6 +2345,8 @@ Global___ExplainJobResponse: _TypeAlias = ExplainJobResponse  # noqa: Y015
 
 @_typing.final
 class JobStory(_message.Message):
+    """What happened to a job, and what it cost."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SUMMARY_FIELD_NUMBER: _builtins.int
@@ -2269,17 +2401,21 @@ class Incident(_message.Message):
     rank: _builtins.int
     """Whose end was the first. Absent: it was none's."""
     node: _builtins.str
+    """Where that rank was."""
     cause: _builtins.str
     """How it ended, in one sentence."""
     fell: _builtins.str
     """Who ended with it, and who was stopped."""
     decided: _builtins.str
+    """What was done about it, in one sentence."""
     cost: _builtins.str
     """Until all were up again, and steps done once more. Empty: they are not yet."""
     evidence: _builtins.str
     """The last lines of its log, its stacks."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When it ended."""
+
     def __init__(
         self,
         *,
@@ -2373,10 +2509,15 @@ class Event(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
+    """Grows with every event, over all jobs; a place to go on from."""
     job_id: _builtins.str
+    """Empty: it is about no job."""
     node: _builtins.str
+    """Empty: it is about no node."""
     rank: _builtins.int
+    """Absent: it is about no single rank."""
     attempt: _builtins.int
+    """0: it is about no attempt."""
     kind: _builtins.str
     """Past tense, for instance "WorkerExited", "CheckpointCommitted"."""
     message: _builtins.str
@@ -2388,7 +2529,9 @@ class Event(_message.Message):
     outcome: _builtins.str
     """What came of it or is done about it, in one sentence; empty: nothing."""
     @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """By the coordinator's clock."""
+
     def __init__(
         self,
         *,
@@ -2598,6 +2741,8 @@ Global___PlanJobResponse: _TypeAlias = PlanJobResponse  # noqa: Y015
 
 @_typing.final
 class JobPlan(_message.Message):
+    """Where a job would run."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
@@ -2630,6 +2775,8 @@ Global___JobPlan: _TypeAlias = JobPlan  # noqa: Y015
 
 @_typing.final
 class PlannedRank(_message.Message):
+    """Where one rank would run."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RANK_FIELD_NUMBER: _builtins.int
@@ -2639,6 +2786,7 @@ class PlannedRank(_message.Message):
     rank: _builtins.int
     node: _builtins.str
     local_rank: _builtins.int
+    """Its place among the ranks of the job on that node."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """By their numbers on the node."""

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """What users ask for: jobs, and what becomes of them.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -132,7 +133,8 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What users ask for: jobs, and what becomes of them.
+    """
 
     def CreateJob(self, request, context):
         """Creates a job. Idempotent by request_id: the same id returns the same job.
@@ -142,7 +144,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One job, with its workers. NOT_FOUND for one that there is not, as everywhere.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -162,7 +165,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopJob(self, request, context):
-        """Asks the job to stop: SIGTERM, its grace, SIGKILL. Idempotent.
+        """Asks the job to stop: a last checkpoint, SIGTERM, its grace, SIGKILL.
+        Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,7 +180,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJobSummary(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A job in numbers.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -203,7 +208,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetCheckpoint(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One checkpoint, and what names its files.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -379,7 +385,8 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """Missing associated documentation comment in .proto file."""
+    """What users ask for: jobs, and what becomes of them.
+    """
 
     @staticmethod
     def CreateJob(request,

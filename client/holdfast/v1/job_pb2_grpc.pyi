@@ -27,6 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class JobServiceStub:
+    """What users ask for: jobs, and what becomes of them."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -34,15 +36,19 @@ class JobServiceStub:
     CreateJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.CreateJobResponse]
     """Creates a job. Idempotent by request_id: the same id returns the same job."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.GetJobResponse]
+    """One job, with its workers. NOT_FOUND for one that there is not, as everywhere."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]
     """Newest first."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.WatchJobResponse]
     """The job now, and again after every change; ends after a terminal state."""
     StopJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.StopJobRequest, _job_pb2.StopJobResponse]
-    """Asks the job to stop: SIGTERM, its grace, SIGKILL. Idempotent."""
+    """Asks the job to stop: a last checkpoint, SIGTERM, its grace, SIGKILL.
+    Idempotent.
+    """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]
     """Removes an ended job and its logs. Its checkpoints stay where they are."""
     GetJobSummary: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobSummaryRequest, _job_pb2.GetJobSummaryResponse]
+    """A job in numbers."""
     GetJobMetrics: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobMetricsRequest, _job_pb2.GetJobMetricsResponse]
     """The curves of a job: what its program reports, its throughput, its goodput."""
     StreamLogs: _grpc.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]
@@ -50,6 +56,7 @@ class JobServiceStub:
     ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]
     """Committed checkpoints that are kept, newest first."""
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetCheckpointRequest, _job_pb2.GetCheckpointResponse]
+    """One checkpoint, and what names its files."""
     DeleteCheckpoint: _grpc.UnaryUnaryMultiCallable[_job_pb2.DeleteCheckpointRequest, _job_pb2.DeleteCheckpointResponse]
     """Forgets a checkpoint that is neither the newest, nor being resumed from, nor
     pinned. While the job runs, a worker deletes its files.
@@ -82,19 +89,25 @@ class JobServiceStub:
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
+    """What users ask for: jobs, and what becomes of them."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_job_pb2.CreateJobRequest, _job_pb2.CreateJobResponse]  # type: ignore[assignment]
     """Creates a job. Idempotent by request_id: the same id returns the same job."""
     GetJob: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobRequest, _job_pb2.GetJobResponse]  # type: ignore[assignment]
+    """One job, with its workers. NOT_FOUND for one that there is not, as everywhere."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.ListJobsRequest, _job_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Newest first."""
     WatchJob: _aio.UnaryStreamMultiCallable[_job_pb2.WatchJobRequest, _job_pb2.WatchJobResponse]  # type: ignore[assignment]
     """The job now, and again after every change; ends after a terminal state."""
     StopJob: _aio.UnaryUnaryMultiCallable[_job_pb2.StopJobRequest, _job_pb2.StopJobResponse]  # type: ignore[assignment]
-    """Asks the job to stop: SIGTERM, its grace, SIGKILL. Idempotent."""
+    """Asks the job to stop: a last checkpoint, SIGTERM, its grace, SIGKILL.
+    Idempotent.
+    """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteJobRequest, _job_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Removes an ended job and its logs. Its checkpoints stay where they are."""
     GetJobSummary: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobSummaryRequest, _job_pb2.GetJobSummaryResponse]  # type: ignore[assignment]
+    """A job in numbers."""
     GetJobMetrics: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobMetricsRequest, _job_pb2.GetJobMetricsResponse]  # type: ignore[assignment]
     """The curves of a job: what its program reports, its throughput, its goodput."""
     StreamLogs: _aio.UnaryStreamMultiCallable[_job_pb2.StreamLogsRequest, _job_pb2.StreamLogsResponse]  # type: ignore[assignment]
@@ -102,6 +115,7 @@ class JobServiceAsyncStub(JobServiceStub):
     ListCheckpoints: _aio.UnaryUnaryMultiCallable[_job_pb2.ListCheckpointsRequest, _job_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
     """Committed checkpoints that are kept, newest first."""
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_job_pb2.GetCheckpointRequest, _job_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """One checkpoint, and what names its files."""
     DeleteCheckpoint: _aio.UnaryUnaryMultiCallable[_job_pb2.DeleteCheckpointRequest, _job_pb2.DeleteCheckpointResponse]  # type: ignore[assignment]
     """Forgets a checkpoint that is neither the newest, nor being resumed from, nor
     pinned. While the job runs, a worker deletes its files.
@@ -133,6 +147,8 @@ class JobServiceAsyncStub(JobServiceStub):
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What users ask for: jobs, and what becomes of them."""
+
     @_abc_1.abstractmethod
     def CreateJob(
         self,
@@ -146,7 +162,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _job_pb2.GetJobRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.GetJobResponse, _abc.Awaitable[_job_pb2.GetJobResponse]]: ...
+    ) -> _typing.Union[_job_pb2.GetJobResponse, _abc.Awaitable[_job_pb2.GetJobResponse]]:
+        """One job, with its workers. NOT_FOUND for one that there is not, as everywhere."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -170,7 +187,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.StopJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.StopJobResponse, _abc.Awaitable[_job_pb2.StopJobResponse]]:
-        """Asks the job to stop: SIGTERM, its grace, SIGKILL. Idempotent."""
+        """Asks the job to stop: a last checkpoint, SIGTERM, its grace, SIGKILL.
+        Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def DeleteJob(
@@ -185,7 +204,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _job_pb2.GetJobSummaryRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.GetJobSummaryResponse, _abc.Awaitable[_job_pb2.GetJobSummaryResponse]]: ...
+    ) -> _typing.Union[_job_pb2.GetJobSummaryResponse, _abc.Awaitable[_job_pb2.GetJobSummaryResponse]]:
+        """A job in numbers."""
 
     @_abc_1.abstractmethod
     def GetJobMetrics(
@@ -216,7 +236,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _job_pb2.GetCheckpointRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_pb2.GetCheckpointResponse, _abc.Awaitable[_job_pb2.GetCheckpointResponse]]: ...
+    ) -> _typing.Union[_job_pb2.GetCheckpointResponse, _abc.Awaitable[_job_pb2.GetCheckpointResponse]]:
+        """One checkpoint, and what names its files."""
 
     @_abc_1.abstractmethod
     def DeleteCheckpoint(

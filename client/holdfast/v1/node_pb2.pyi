@@ -35,7 +35,8 @@ class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.V
     NODE_STATE_LOST: _NodeState.ValueType  # 3
     """Not heard from for its whole lease. Its workers are superseded."""
 
-class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper): ...
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
+    """What is observed of a node."""
 
 NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
 NODE_STATE_READY: NodeState.ValueType  # 1
@@ -48,6 +49,8 @@ Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class Capacity(_message.Message):
+    """What a node has for workers."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SLOTS_FIELD_NUMBER: _builtins.int
@@ -55,9 +58,13 @@ class Capacity(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
     slots: _builtins.int
+    """How many workers it takes."""
     cpus: _builtins.float
+    """Those that its agent may run on."""
     memory_bytes: _builtins.int
+    """Of the machine."""
     gpus: _builtins.int
+    """As they are found by its agent."""
     def __init__(
         self,
         *,
@@ -76,6 +83,8 @@ Global___Capacity: _TypeAlias = Capacity  # noqa: Y015
 
 @_typing.final
 class Node(_message.Message):
+    """A machine with an agent."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -115,26 +124,41 @@ class Node(_message.Message):
     DRAIN_BY_FIELD_NUMBER: _builtins.int
     PRELOADS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Unique in the fleet."""
     state: Global___NodeState.ValueType
+    """What is observed of it."""
     reason: _builtins.str
+    """Why it is in this state, in one sentence."""
     address: _builtins.str
+    """Where other nodes reach it."""
     slots_used: _builtins.int
+    """By workers, also by those that are still to go."""
     agent_version: _builtins.str
+    """Of holdfast, there."""
     cordoned: _builtins.bool
     """It takes no new work."""
     cordon_reason: _builtins.str
+    """As it was given; may be empty."""
     draining: _builtins.bool
     """Its work is being moved elsewhere."""
     drained: _builtins.bool
     """That is done: nothing runs there."""
     @_builtins.property
-    def capacity(self) -> Global___Capacity: ...
+    def capacity(self) -> Global___Capacity:
+        """What it has for workers."""
+
     @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As its agent was given them."""
+
     @_builtins.property
-    def joined_at(self) -> _timestamp_pb2.Timestamp: ...
+    def joined_at(self) -> _timestamp_pb2.Timestamp:
+        """When its agent connected last."""
+
     @_builtins.property
-    def last_heard_at(self) -> _timestamp_pb2.Timestamp: ...
+    def last_heard_at(self) -> _timestamp_pb2.Timestamp:
+        """When its agent was heard from last."""
+
     @_builtins.property
     def drain_by(self) -> _timestamp_pb2.Timestamp:
         """What still runs there then is ended by force."""
@@ -194,7 +218,9 @@ class Preload(_message.Message):
     reason: _builtins.str
     """Why it does not fork, or why workers start cold; empty when all is well."""
     @_builtins.property
-    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As the job names them."""
+
     @_builtins.property
     def pids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Of the processes that wait: a zygote, or spares."""
@@ -269,6 +295,7 @@ class GetNodeRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Of the node."""
     def __init__(
         self,
         *,
@@ -309,6 +336,7 @@ class CordonNodeRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Of the node."""
     reason: _builtins.str
     """Shown beside the node; may be empty."""
     def __init__(
@@ -351,6 +379,7 @@ class UncordonNodeRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Of the node."""
     def __init__(
         self,
         *,
@@ -392,7 +421,9 @@ class DrainNodeRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     WITHIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    """Of the node."""
     reason: _builtins.str
+    """Shown beside the node; may be empty."""
     @_builtins.property
     def within(self) -> _duration_pb2.Duration:
         """Default 2 minutes. Of two requests the earlier deadline stands."""

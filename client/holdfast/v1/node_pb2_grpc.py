@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class NodeServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """The machines: see them, take them out of service and back.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,16 +68,20 @@ class NodeServiceStub:
 
 
 class NodeServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """The machines: see them, take them out of service and back.
+    """
 
     def ListNodes(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """By name. Also says the coordinator's time, in the trailing metadata
+        holdfast-time-ns: nanoseconds since the Unix epoch.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetNode(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One node. NOT_FOUND for one that there is not, as everywhere.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -153,7 +158,8 @@ def add_NodeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NodeService:
-    """Missing associated documentation comment in .proto file."""
+    """The machines: see them, take them out of service and back.
+    """
 
     @staticmethod
     def ListNodes(request,

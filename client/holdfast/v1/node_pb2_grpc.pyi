@@ -27,12 +27,18 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class NodeServiceStub:
+    """The machines: see them, take them out of service and back."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
     ListNodes: _grpc.UnaryUnaryMultiCallable[_node_pb2.ListNodesRequest, _node_pb2.ListNodesResponse]
+    """By name. Also says the coordinator's time, in the trailing metadata
+    holdfast-time-ns: nanoseconds since the Unix epoch.
+    """
     GetNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetNodeRequest, _node_pb2.GetNodeResponse]
+    """One node. NOT_FOUND for one that there is not, as everywhere."""
     CordonNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.CordonNodeRequest, _node_pb2.CordonNodeResponse]
     """The node takes no new work; what runs there goes on."""
     UncordonNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.UncordonNodeRequest, _node_pb2.UncordonNodeResponse]
@@ -47,9 +53,15 @@ class NodeServiceStub:
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
+    """The machines: see them, take them out of service and back."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListNodes: _aio.UnaryUnaryMultiCallable[_node_pb2.ListNodesRequest, _node_pb2.ListNodesResponse]  # type: ignore[assignment]
+    """By name. Also says the coordinator's time, in the trailing metadata
+    holdfast-time-ns: nanoseconds since the Unix epoch.
+    """
     GetNode: _aio.UnaryUnaryMultiCallable[_node_pb2.GetNodeRequest, _node_pb2.GetNodeResponse]  # type: ignore[assignment]
+    """One node. NOT_FOUND for one that there is not, as everywhere."""
     CordonNode: _aio.UnaryUnaryMultiCallable[_node_pb2.CordonNodeRequest, _node_pb2.CordonNodeResponse]  # type: ignore[assignment]
     """The node takes no new work; what runs there goes on."""
     UncordonNode: _aio.UnaryUnaryMultiCallable[_node_pb2.UncordonNodeRequest, _node_pb2.UncordonNodeResponse]  # type: ignore[assignment]
@@ -63,19 +75,25 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
+    """The machines: see them, take them out of service and back."""
+
     @_abc_1.abstractmethod
     def ListNodes(
         self,
         request: _node_pb2.ListNodesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_node_pb2.ListNodesResponse, _abc.Awaitable[_node_pb2.ListNodesResponse]]: ...
+    ) -> _typing.Union[_node_pb2.ListNodesResponse, _abc.Awaitable[_node_pb2.ListNodesResponse]]:
+        """By name. Also says the coordinator's time, in the trailing metadata
+        holdfast-time-ns: nanoseconds since the Unix epoch.
+        """
 
     @_abc_1.abstractmethod
     def GetNode(
         self,
         request: _node_pb2.GetNodeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_node_pb2.GetNodeResponse, _abc.Awaitable[_node_pb2.GetNodeResponse]]: ...
+    ) -> _typing.Union[_node_pb2.GetNodeResponse, _abc.Awaitable[_node_pb2.GetNodeResponse]]:
+        """One node. NOT_FOUND for one that there is not, as everywhere."""
 
     @_abc_1.abstractmethod
     def CordonNode(

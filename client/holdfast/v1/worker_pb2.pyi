@@ -61,11 +61,13 @@ class Shard(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     LOCAL_ONLY_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
+    """Whose it is."""
     file: _builtins.str
     """Path below the checkpoint's own directory, for instance
     "rank-00003.attempt-2.safetensors".
     """
     size_bytes: _builtins.int
+    """Of the file."""
     digest: _builtins.str
     """xxh3_64 of the safetensors header, 16 hex digits. The header holds the
     xxh3_64 of every tensor, so this one value pins the whole file.
@@ -123,10 +125,13 @@ class CommitRecord(_message.Message):
     rank: _builtins.int
     """Set in restart scope "rank", where each rank commits by itself."""
     world_size: _builtins.int
+    """Of the job then."""
     committed_at_ms: _builtins.int
     """Milliseconds since the Unix epoch, by the coordinator's clock."""
     @_builtins.property
-    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]: ...
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
+        """One a rank: in restart scope "rank" the one of this rank."""
+
     def __init__(
         self,
         *,
@@ -198,6 +203,7 @@ class WorkerHello(_message.Message):
     rank: _builtins.int
     attempt: _builtins.int
     pid: _builtins.int
+    """Of the process that speaks."""
     def __init__(
         self,
         *,
@@ -226,7 +232,9 @@ class Prepare(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     @_builtins.property
-    def shard(self) -> Global___Shard: ...
+    def shard(self) -> Global___Shard:
+        """The file."""
+
     def __init__(
         self,
         *,
@@ -267,7 +275,9 @@ class Report(_message.Message):
         KIND_DROPPED: Report._Kind.ValueType  # 4
         """The files of the step, which Committed.drop asked for, are gone."""
 
-    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What became of it."""
+
     KIND_UNSPECIFIED: Report.Kind.ValueType  # 0
     KIND_SAVE_FAILED: Report.Kind.ValueType  # 1
     """This rank's file of the step could not be written; it is tried again."""
@@ -285,6 +295,7 @@ class Report(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     kind: Global___Report.Kind.ValueType
     step: _builtins.int
+    """Of the checkpoint."""
     message: _builtins.str
     """In one sentence."""
     def __init__(
@@ -315,6 +326,7 @@ class StopAnswer(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     LEAVES_FIELD_NUMBER: _builtins.int
     step: _builtins.int
+    """The one after that which it is at."""
     leaves: _builtins.bool
     """The program looks whether it should stop, and ends by itself when it
     should. Without this it is signalled as soon as that step is committed.
@@ -444,6 +456,7 @@ class Refused(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     reason: _builtins.str
+    """In one sentence."""
     def __init__(
         self,
         *,
@@ -468,6 +481,7 @@ class Noted(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     kind: Global___Report.Kind.ValueType
     step: _builtins.int
+    """Of the checkpoint."""
     def __init__(
         self,
         *,

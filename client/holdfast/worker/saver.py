@@ -3,10 +3,10 @@
 Training waits for one copy of its state. A thread writes it, and the answer is awaited, until the next checkpoint is
 due: a rank has one under way at a time. Then training waits for it to be written, however long that takes, because
 the ranks of a gang must save the same steps; and for its answer for PATIENCE seconds. After that training goes on,
-and the newer checkpoint stands in for the one that got no answer: a control plane that is away stops no worker, and
-neither does another rank of the gang that could not write its file. Patience wears off while nothing is answered, so
-that an hour's outage costs seconds; it never ends, because a rank that is ahead of its gang must wait a little, or
-the gang's newest shards would never be of one step.
+and the newer checkpoint is answered for: a control plane that is away stops no worker, and neither does another rank of
+the gang that could not write its file. Patience wears off while nothing is answered, so that an hour's outage costs
+seconds; it never ends, because a rank that is ahead of its gang must wait a little: of one that is far ahead the
+coordinator keeps only some of the steps to which the others come.
 """
 
 import contextlib
@@ -315,6 +315,9 @@ class Saver:
                 self._check_world(commit)
                 rank = commit.shards[identity.rank % len(commit.shards)].rank
                 return _load(load, where, commit, rank)
+        except CheckpointCorrupt as error:  # another job's files are not ours to set aside
+            remedy = "name an earlier step of that job to begin with"
+            raise CheckpointError(f"HOLDFAST_RESUME_FROM: {error}; {remedy}") from None
         except StorageError as error:
             raise CheckpointError(f"HOLDFAST_RESUME_FROM: {error}") from error
 
@@ -358,7 +361,7 @@ class Saver:
         if self._patience == PATIENCE:
             say(
                 f"the checkpoint of step {before} is still not committed; "
-                f"training goes on, and step {step} takes its place"
+                f"training goes on, and step {step} is saved meanwhile"
             )
         self._patience = max(LEAST_PATIENCE, self._patience / 4)
 
@@ -454,7 +457,7 @@ def _twice(read: Callable[[], T]) -> T:
         return _patiently(read)
     except CheckpointCorrupt as error:
         say(f"{error}; it is read once more")
-        return _patiently(read)
+    return _patiently(read)
 
 
 def _patiently(read: Callable[[], T]) -> T:

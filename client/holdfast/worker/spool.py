@@ -323,11 +323,13 @@ def drain(
 def drain_directory(path: str, told: Callable[[str], None] = lambda _: None) -> list[str]:
     """Bring what the workers of a job, who are gone, left in a spool, or in the spools below a directory.
 
-    `told` hears the name of each file that has reached its storage. Returns the paths of those that are left. Raises
-    StorageError when no spool is there, and OSError.
+    `told` hears the name of each file that has reached its storage. Returns the paths of those that are left: none
+    where there is no file at all, as in a spool that was drained before. Raises StorageError when no spool is there,
+    and OSError.
     """
-    roots = [where for where, _, names in os.walk(path) if _DESTINATION in names]
-    if not roots:
+    tree = [(where, names) for where, _, names in os.walk(path)]
+    roots = [where for where, names in tree if _DESTINATION in names]
+    if not roots and (not tree or any(names for _, names in tree)):
         raise StorageError(
             f"{path} is no spool: there is no file {_DESTINATION} in it or below; give its directory"
         )

@@ -30,6 +30,15 @@ class LeaderElected:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupRestored:
+    """The state was read from a backup. Nobody has led with it yet; it is stepped behind a LeaderElected."""
+
+    at: int
+    commits: Mapping[tuple[str, int], tuple[Commit, ...]]
+    """By job and gang: those of which there is a manifest."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ticked:
     """Time has passed. `heard` says when each node was last heard from; one that is not in it counts as heard now."""
 
@@ -297,4 +306,4 @@ CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
 NodeRequest = NodeCordonRequested | NodeUncordonRequested | NodeDrainRequested
 JobRequest = JobSubmitted | JobStopRequested | JobRestartRequested | JobDeleteRequested
 ClientEvent = JobRequest | CheckpointRequest | NodeRequest
-Event = LeaderElected | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent
+Event = LeaderElected | BackupRestored | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent

@@ -23,6 +23,8 @@ _NO_START = (
     "IndentationError:",
     "TabError:",
     "FileNotFoundError:",
+    "holdfast.data.errors.DataError:",
+    "holdfast.worker.errors.CheckpointMismatch:",
 )
 _NOT_FOUND_CODES = (126, 127)
 """A shell's: what it was to run can't be run, or is not there."""

@@ -8,6 +8,7 @@ the difference.
 from dataclasses import replace
 
 from holdfast_coordinator.core import (
+    account,
     again,
     blame,
     checkpoints,
@@ -15,6 +16,7 @@ from holdfast_coordinator.core import (
     exits,
     hangs,
     liveness,
+    recovery,
     restart,
     stopping,
     stragglers,
@@ -31,6 +33,7 @@ from holdfast_coordinator.core.effects import (
 from holdfast_coordinator.core.events import (
     AgentEvent,
     AgentJoined,
+    BackupRestored,
     CheckpointDeleteRequested,
     CheckpointPinRequested,
     CheckpointReported,
@@ -113,6 +116,8 @@ def _handle(turn: Turn, event: Event) -> None:
             _ticked(turn, event)
         case LeaderElected():
             _leader_elected(turn, event)
+        case BackupRestored():
+            recovery.restored(turn, event)
         case JobSubmitted():
             _job_submitted(turn, event)
         case JobStopRequested():
@@ -468,7 +473,9 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at, kind=ExitKind.LOST)
-    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None)
+    commit = turn.state.gangs[worker.job_id, worker.gang].commit
+    progress = account.reached(worker, commit)
+    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=progress, hang=None)
     turn.put(gone)
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]

@@ -7,14 +7,14 @@ from starlette.responses import Response
 
 from holdfast_gateway.answers import answer
 from holdfast_gateway.docs import gives
-from holdfast_gateway.parts import PageSize, PageToken, Text, Use
+from holdfast_gateway.parts import PageSize, PageToken, Use
 from holdfast_gateway.problems import invalid
 from holdfast_gateway.streams import END, respond, timeline
 from holdfast_gateway.timeline import MOST_TAIL, before_last
 
 After = Annotated[int, Query(ge=0, le=2**62, description="Only what came after the event of this seq.")]
-
-Tail = Annotated[int | None, Query(ge=0, le=MOST_TAIL)]
+Of = Annotated[str, Query(description="Only of this job.")]
+Tail = Annotated[int | None, Query(ge=0, le=MOST_TAIL, description="Begin with so many of the last.")]
 MOST_DIGITS = 18
 
 router = APIRouter(tags=["events"])
@@ -22,7 +22,7 @@ router = APIRouter(tags=["events"])
 
 @router.get("/events", **gives("ListEventsResponse"))
 async def list_events(
-    parts: Use, job_id: Text = "", after: After = 0, page_size: PageSize = 100, page_token: PageToken = ""
+    parts: Use, job_id: Of = "", after: After = 0, page_size: PageSize = 100, page_token: PageToken = ""
 ) -> Response:
     """List what happened and why, of one job or of all and the nodes, oldest first."""
     return answer(await parts.client.list_events_page(job_id, after=after, size=page_size, token=page_token))
@@ -30,7 +30,7 @@ async def list_events(
 
 @router.get("/events/stream", **gives(None))
 async def stream_events(
-    request: Request, parts: Use, job_id: Text = "", after: After = 0, tail: Tail = None
+    request: Request, parts: Use, job_id: Of = "", after: After = 0, tail: Tail = None
 ) -> Response:
     """Stream the timeline, of one job or of all and the nodes: `event`, whose id is its seq.
 

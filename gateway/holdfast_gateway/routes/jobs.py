@@ -14,7 +14,7 @@ from holdfast.v1 import job_pb2
 from holdfast.wire import NotFound
 from holdfast_gateway.answers import answer, answer_text, to_json
 from holdfast_gateway.docs import BODY_OF_A_JOB, BODY_OF_A_PURGE, gives
-from holdfast_gateway.parts import Flag, PageSize, PageToken, Parts, Text, Use
+from holdfast_gateway.parts import Flag, PageSize, PageToken, Parts, Use
 from holdfast_gateway.problems import invalid
 from holdfast_gateway.specs import read_object, read_spec
 from holdfast_gateway.streams import all_jobs, job_changes, respond
@@ -26,10 +26,14 @@ MOST_INCIDENTS = 1_000
 
 State = Literal["pending", "starting", "running", "restarting", "stopping", "succeeded", "failed", "stopped"]
 Pause = Annotated[float, Query(ge=0, le=60, description="Seconds, at least, between two.")]
-Key = Annotated[str, Header(max_length=MOST_KEY)]
-Names = Annotated[list[str], Query(max_length=100)]
-Points = Annotated[int, Query(ge=0, le=100_000, description="0: all that are kept.")]
-States = Annotated[list[State], Query()]
+Key = Annotated[str, Header(max_length=MOST_KEY, description="Makes a retry safe: it is done once.")]
+Force = Annotated[Flag, Query(description="At once: SIGKILL, and no last checkpoint.")]
+StopFirst = Annotated[Flag, Query(description="Also one that runs: stop it, and wait for that.")]
+Incidents = Annotated[int, Query(ge=1, le=MOST_INCIDENTS, description="How many, the newest.")]
+Name = Annotated[str, Query(description="Only jobs of this name.")]
+Names = Annotated[list[str], Query(max_length=100, description="Only these curves; may be repeated.")]
+Points = Annotated[int, Query(ge=0, le=100_000, description="How many a curve; 0: all that are kept.")]
+States = Annotated[list[State], Query(description="Only jobs in this state; may be repeated.")]
 
 router = APIRouter(tags=["jobs"])
 
@@ -60,7 +64,7 @@ async def plan_job(request: Request, parts: Use) -> Response:
 
 @router.get("/jobs", **gives("ListJobsResponse"))
 async def list_jobs(
-    parts: Use, state: States = [], name: Text = "", page_size: PageSize = 100, page_token: PageToken = ""
+    parts: Use, state: States = [], name: Name = "", page_size: PageSize = 100, page_token: PageToken = ""
 ) -> Response:
     """List jobs, newest first, without their workers."""
     found = await _page(parts, state, name, page_size, page_token)
@@ -71,7 +75,7 @@ async def list_jobs(
 
 @router.get("/summaries", **gives({"summaries": ["JobSummary"], "next_page_token": str}))
 async def list_summaries(
-    parts: Use, state: States = [], name: Text = "", page_size: PageSize = 100, page_token: PageToken = ""
+    parts: Use, state: States = [], name: Name = "", page_size: PageSize = 100, page_token: PageToken = ""
 ) -> Response:
     """List jobs in numbers, newest first."""
     found = await _page(parts, state, name, page_size, page_token)
@@ -116,9 +120,7 @@ async def get_summary(job_id: str, parts: Use) -> Response:
 
 
 @router.get("/jobs/{job_id}/why", **gives("JobStory"))
-async def explain_job(
-    job_id: str, parts: Use, incidents: Annotated[int, Query(ge=1, le=MOST_INCIDENTS)] = 10
-) -> Response:
+async def explain_job(job_id: str, parts: Use, incidents: Incidents = 10) -> Response:
     """Tell what ended the attempts of a job, what was done, what it cost; the newest `incidents`."""
     return answer(await parts.client.explain_job(job_id, incidents=incidents))
 
@@ -139,13 +141,13 @@ async def list_checkpoints(
 
 
 @router.post("/jobs/{job_id}/stop", **gives("Job"))
-async def stop_job(job_id: str, parts: Use, force: Flag = "false") -> Response:
+async def stop_job(job_id: str, parts: Use, force: Force = "false") -> Response:
     """Ask a job to stop after a last checkpoint, within its grace; with `force` at once. Idempotent."""
     return answer(await parts.client.stop_job(job_id, force=force == "true"))
 
 
 @router.post("/jobs/{job_id}/restart", **gives("Job"))
-async def restart_job(job_id: str, parts: Use, force: Flag = "false", idempotency_key: Key = "") -> Response:
+async def restart_job(job_id: str, parts: Use, force: Force = "false", idempotency_key: Key = "") -> Response:
     """Have a job begin its next attempt after a checkpoint, with `force` at once.
 
     One that has failed or was stopped goes on from its last commit. The same Idempotency-Key never restarts it twice.
@@ -155,7 +157,9 @@ async def restart_job(job_id: str, parts: Use, force: Flag = "false", idempotenc
 
 
 @router.delete("/jobs/{job_id}", status_code=204, **gives(None, 204))
-async def delete_job(job_id: str, parts: Use, stop_first: Flag = "false", force: Flag = "false") -> Response:
+async def delete_job(
+    job_id: str, parts: Use, stop_first: StopFirst = "false", force: Force = "false"
+) -> Response:
     """Forget an ended job and its logs; with `stop_first` also one that runs, which is stopped and waited for.
 
     Its checkpoints stay where they are.

@@ -17,8 +17,11 @@ from holdfast_gateway.streams import log_lines, respond, track_of
 MOST_RANKS = 1_000
 MOST = 2**31 - 1
 
-Ranks = Annotated[list[Annotated[int, Query(ge=0, le=MOST)]], Query(max_length=MOST_RANKS)]
-Attempt = Annotated[int, Query(ge=0, le=MOST, description="0: all that are still there.")]
+Ranks = Annotated[
+    list[Annotated[int, Query(ge=0, le=MOST)]],
+    Query(max_length=MOST_RANKS, description="Only these; may be repeated."),
+]
+Attempt = Annotated[int, Query(ge=0, le=MOST, description="Only this one; 0: all that are still there.")]
 Tail = Annotated[int | None, Query(ge=0, le=MOST, description="Only the last lines of each log.")]
 
 router = APIRouter(tags=["logs"])

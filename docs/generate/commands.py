@@ -1,17 +1,11 @@
-"""Writes the list of commands in docs/cli.md from the command line itself.
+"""The list of commands in docs/cli.md, from the command line itself."""
 
-Run `python docs/commands.py` after a change of a command; a test holds the page to it.
-"""
-
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
 
+from docs.generate import markdown
 from holdfast.cli import cli
-
-PAGE = Path(__file__).parent / "cli.md"
 
 
 def commands(group: click.Group = cli, before: str = "holdfast") -> Iterator[tuple[str, click.Command]]:
@@ -27,21 +21,15 @@ def commands(group: click.Group = cli, before: str = "holdfast") -> Iterator[tup
 
 def table() -> str:
     """Write the commands as a table."""
-    lines = ["| command | |", "|---|---|"]
+    rows = []
     for name, command in commands():
         arguments = [
             piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"
         ]
-        usage = " ".join([name, *arguments]).replace("|", "\\|")
-        lines.append(f"| `{usage}` | {command.get_short_help_str(limit=200)} |")
-    return "\n".join(lines)
+        rows.append([markdown.code(" ".join([name, *arguments])), command.get_short_help_str(limit=200)])
+    return markdown.table(["command", ""], rows)
 
 
 def rewritten(page: str) -> str:
     """Return the page with the table as the commands are."""
-    block = re.compile(r"(<!-- commands -->\n).*?(<!-- end -->)", re.DOTALL)
-    return block.sub(lambda m: f"{m[1]}{table()}\n{m[2]}", page)
-
-
-if __name__ == "__main__":
-    PAGE.write_text(rewritten(PAGE.read_text()))
+    return markdown.replaced(page, commands=table())

@@ -1,0 +1,220 @@
+"""`holdfast backup`: the coordinator's state put aside, and taken up again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from holdfast.cli.common import fail, state_dir
+from holdfast.cli.exits import EXIT
+
+if TYPE_CHECKING:
+    from holdfast.worker.manifest import Commit as Manifest
+    from holdfast_coordinator.core.model import Commit, Gang, Job
+    from holdfast_coordinator.core.state import State
+
+FILE = "holdfast.db"
+_SCRATCH = "restoring"
+
+state_option = click.option(
+    "--state-dir",
+    "place",
+    type=click.Path(path_type=Path),
+    default=lambda: state_dir("coordinator"),
+    envvar="HOLDFAST_COORDINATOR_STATE_DIR",
+    show_default="~/.local/state/holdfast/coordinator",
+    help="Where the coordinator keeps its state.",
+)
+
+
+@click.group()
+def command() -> None:
+    """Put the coordinator's state aside, and take it up again.
+
+    \b
+    Examples:
+      holdfast backup create /backups/now.db
+      holdfast backup restore /backups/now.db --state-dir /var/lib/holdfast/coordinator
+    """  # noqa: D301  click reads the backspaces
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@state_option
+def create(file: Path, place: Path) -> None:
+    """Copy the coordinator's state to FILE, while it runs or not.
+
+    The copy is one moment's state. Curves of metrics are not part of it. It is readable by you alone: a job's
+    environment may hold secrets.
+
+    \b
+    Examples:
+      holdfast backup create /backups/holdfast-$(date +%F).db
+      holdfast backup create /backups/now.db --state-dir /var/lib/holdfast/coordinator
+    """  # noqa: D301  click reads the backspaces
+    source = place / FILE
+    if not source.is_file():
+        fail(f"{place} has no {FILE}: it is not the state directory of a coordinator", EXIT.NOT_FOUND)
+    if file.exists():
+        fail(f"{file} is there already; name another, or remove it")
+    part = file.with_name(f"{file.name}.part")
+    try:
+        _copy(source, part)
+        part.rename(file)
+        _sync(file.parent)
+    except (OSError, sqlite3.Error) as error:
+        part.unlink(missing_ok=True)
+        fail(f"{source} could not be copied to {file}: {error}")
+    click.echo(f"{file}: {file.stat().st_size} bytes", err=True)
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@state_option
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Jobs whose checkpoints can't be read from here go on from the newest that the backup knows.",
+)
+def restore(file: Path, place: Path, *, skip_unreadable: bool) -> None:
+    """Make a state directory from the backup in FILE, for a coordinator to be started on.
+
+    What was committed after the backup is read from the manifests of the jobs, so their storage has to be reachable
+    from here, with the S3 settings that agents have. Jobs that lived go on from their newest commit, in a new attempt.
+
+    \b
+    Example:
+      holdfast backup restore /backups/now.db --state-dir /var/lib/holdfast/coordinator
+    """  # noqa: D301  click reads the backspaces
+    if not file.is_file():
+        fail(f"there is no backup {file}", EXIT.NOT_FOUND)
+    if (place / FILE).exists():
+        fail(f"{place} has a {FILE} already; name another --state-dir, or move that file away")
+    try:
+        from holdfast_coordinator.store.api import StoreError
+    except ModuleNotFoundError as error:
+        fail(f"the coordinator is not installed here ({error.name}): pip install 'holdfast[coordinator]'")
+    try:
+        with _scratch(place) as scratch:
+            _copy(file, scratch / FILE)
+            _catch_up(scratch, skip_unreadable=skip_unreadable)
+            (scratch / FILE).rename(place / FILE)
+            _sync(place)
+    except (OSError, sqlite3.Error, StoreError) as error:
+        fail(f"{file} could not be restored to {place}: {error}")
+    click.echo(f"holdfast coordinator --state-dir {place}")
+
+
+@contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """A directory for a state that nobody may lead with yet."""
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    scratch = place / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a database as of one moment, durably. Raises OSError, sqlite3.Error."""
+    target.unlink(missing_ok=True)
+    os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    reading = f"{source.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(reading, uri=True)) as before, closing(sqlite3.connect(target)) as after:
+        before.backup(after)
+        after.execute("PRAGMA journal_mode=DELETE")  # one file, whatever the source was
+        (found,) = after.execute("PRAGMA quick_check").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(f"{source} is damaged ({found})")
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _catch_up(directory: Path, *, skip_unreadable: bool) -> None:
+    """Have the state know what was committed since, and use no number again. Raises StoreError."""
+    from holdfast_coordinator.core import recovery
+    from holdfast_coordinator.core.events import BackupRestored, LeaderElected
+    from holdfast_coordinator.core.state import Settings
+    from holdfast_coordinator.core.step import step
+    from holdfast_coordinator.store.sqlite import SqliteStore
+
+    store = SqliteStore(directory)
+    try:
+        state = store.load(Settings())
+        commits = _commits(state, skip_unreadable=skip_unreadable)
+        at = time.time_ns() // 1_000_000
+        elected = step(state, LeaderElected(at, recovery.fresh(state.epoch, at)))
+        known = step(state, BackupRestored(at, commits))
+        store.commit([*elected.writes, *known.writes], epoch=state.epoch)
+    finally:
+        store.close()
+
+
+def _commits(state: State, *, skip_unreadable: bool) -> dict[tuple[str, int], tuple[Commit, ...]]:
+    """What the manifests tell of, by job and gang. Ends the command where that can't be known."""
+    from holdfast.cli.backup_manifests import UnreadableError, newer
+
+    found: dict[tuple[str, int], tuple[Commit, ...]] = {}
+    unreadable = []
+    for job in state.jobs.values():
+        spec = job.spec
+        try:
+            for gang in state.gangs_of(job):
+                rank, known = _rank(state, job, gang), gang.commit.step if gang.commit else None
+                manifests = newer(job.id, spec.checkpoint_uri, spec.env, rank, known)
+                found[job.id, gang.index] = tuple(_commit(each, gang) for each in manifests)
+                since = len([each for each in manifests if known is None or each.step > known])
+                if since:
+                    whose = "" if rank is None else f", rank {rank}"
+                    click.echo(f"job {job.id}{whose}: {since} commits since, the newest of step "
+                               f"{manifests[0].step}", err=True)  # fmt: skip
+        except UnreadableError as error:
+            unreadable.append(f"job {job.id} ({spec.name}): {error}")
+    for line in unreadable:
+        click.echo(line, err=True)
+    if unreadable and not skip_unreadable:
+        fail(
+            f"the checkpoints of {len(unreadable)} jobs can't be read from here, so that it is not known what they had "
+            "committed: restore where they can, or add --skip-unreadable",
+            EXIT.UNREACHABLE,
+        )
+    return found
+
+
+def _rank(state: State, job: Job, gang: Gang) -> int | None:
+    """The rank of a gang that commits by itself."""
+    return None if state.gang_of(job, None) is not None else gang.index
+
+
+def _commit(found: Manifest, gang: Gang) -> Commit:
+    from holdfast_coordinator.core.model import Commit, Shard
+
+    return Commit(
+        job_id=found.job_id,
+        gang=gang.index,
+        step=found.step,
+        attempt=found.attempt,
+        at_ms=found.committed_at_ms,
+        rank=found.rank,
+        world_size=found.world_size,
+        shards=tuple(Shard(**shard._asdict()) for shard in found.shards),
+    )
