@@ -8,6 +8,8 @@ history begins a round of its own, when all that came before it is in the store.
 When the store fails (a full disk), nothing of the batch has happened: its requests are refused, every session is
 closed, and the state is read anew from the store, exactly as after a crash. Agents come back with their
 inventories and say again what was not acknowledged. Workers notice nothing.
+
+Where several coordinators share a store one leads. An engine that does not, or no longer, serves nobody and ends.
 """
 
 import asyncio
@@ -51,7 +53,7 @@ from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
 from holdfast_coordinator.measures import Measures
 from holdfast_coordinator.session import Session
-from holdfast_coordinator.store.api import Store, StoreError
+from holdfast_coordinator.store.api import DeposedError, Store, StoreError, StoreTooNewError
 
 T = TypeVar("T")
 
@@ -125,12 +127,16 @@ class _Batch:
 class Engine:
     """Owns the state. `run` is the loop; everything else puts something in its inbox, or waits for it."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, clock: Clock, why_not: Callable[[], str] = lambda: ""
+    ) -> None:
         self.settings = settings
         self.clock = clock
         self.measures = Measures()
         self.changes = Changes()
         self._store = store
+        self._why_not = why_not
+        """Why this coordinator may not lead, which may be so before its store says it; empty: it may."""
         self._thread = ThreadPoolExecutor(1, "store")
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue(INBOX)
         self._asks: _Item | None = None
@@ -161,7 +167,12 @@ class Engine:
     @property
     def leading(self) -> bool:
         """Whether it serves."""
-        return not self._not_leading
+        return not (self._not_leading or self._why_not())
+
+    def check_leading(self) -> None:
+        """Raise NotLeadingError unless it serves."""
+        if why := self._not_leading or self._why_not():
+            raise NotLeadingError(why)
 
     async def wait_leading(self) -> None:
         """Wait until it serves."""
@@ -171,12 +182,20 @@ class Engine:
         """Wait until its store fails; then it does not serve until it has started over."""
         await self._interrupted.wait()
 
+    def stand_by(self, why: str, ending: str = "leads no longer") -> None:
+        """Serve nobody: say why to those who come, and end what there is of sessions and watches."""
+        self._not_leading = why
+        self._leading.clear()
+        self._interrupted.set()
+        self._close_sessions(f"the coordinator {ending}")
+        self.changes.end(f"it {ending}")
+
     async def submit(self, event: Event) -> str:
         """Have a request done; return when it is durable. Returns the id of the job that a JobSubmitted made or meant.
 
         Raises RefusedError, NotLeadingError.
         """
-        self._check_leading()
+        self.check_leading()
         request = _Request(event, asyncio.get_running_loop().create_future())
         await self._inbox.put(request)
         return await request.done
@@ -187,13 +206,14 @@ class Engine:
 
     async def read(self, ask: Callable[[State], T]) -> T:
         """Ask the durable state. `ask` must not keep what it is given. Raises NotLeadingError."""
-        self._check_leading()
+        self.check_leading()
         question: _Read[T] = _Read(ask, asyncio.get_running_loop().create_future())
         await self._inbox.put(question)
         return await question.done
 
     async def history(self, ask: Callable[[Store], T]) -> T:
-        """Ask the store, beside the loop. Raises StoreError."""
+        """Ask the store, beside the loop. Raises NotLeadingError, StoreError."""
+        self.check_leading()
         return await asyncio.to_thread(ask, self._store)
 
     def open_session(self, session: Session) -> None:
@@ -292,7 +312,7 @@ class Engine:
     # The loop
 
     async def run(self) -> None:
-        """Lead until cancelled."""
+        """Lead until cancelled. Raises DeposedError when another coordinator leads, StoreTooNewError."""
         try:
             await self._take_over()
             while True:
@@ -301,7 +321,7 @@ class Engine:
                 try:
                     batch = await self._work(items)
                 except StoreError as error:
-                    self._start_over(items, error)
+                    self._interrupt(items, error)
                     await self._take_over()
                 else:
                     self._publish(batch)
@@ -310,7 +330,7 @@ class Engine:
         finally:
             self._close_sessions("the coordinator is going away")
             self.changes.end("it is going away")
-            self._thread.shutdown(wait=True)
+            await asyncio.to_thread(self._thread.shutdown)
 
     def _note_wait(self, items: Iterable[_Item]) -> float:
         """Count how long those waited that somebody waits for. Returns the time."""
@@ -330,6 +350,8 @@ class Engine:
                 self._apply(batch, state, elected)
                 await self._in_thread(self._store_batch, batch.writes, state.epoch)
                 break
+            except (DeposedError, StoreTooNewError):
+                raise
             except StoreError as error:
                 if self._not_leading != str(error):
                     log.error("store failed; trying again until it does not", error=str(error))
@@ -416,6 +438,8 @@ class Engine:
                         log.info("dropped", what=type(event).__name__, reason=effects.reason)
         if batch.writes:
             await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
+        if why := self._why_not():
+            raise DeposedError(f"this coordinator leads no longer: {why}")
         return batch
 
     async def _informed(self, item: _Item) -> _Item:
@@ -437,17 +461,16 @@ class Engine:
         batch.sends += [(send.session, send.command) for send in effects.commands]
         return effects
 
-    def _start_over(self, items: list[_Item], error: StoreError) -> None:
-        """The store failed: nothing of this round has happened. Say so to everyone who waits."""
-        log.error("store failed; nothing of this batch has happened; starting over", error=str(error))
-        self._not_leading = str(error)
-        self._leading.clear()
-        self._interrupted.set()
+    def _interrupt(self, items: list[_Item], error: StoreError) -> None:
+        """The store failed: nobody has seen anything of this round. Say so to everyone who waits."""
         for item in items:
             if isinstance(item, _Request | _Read):
                 _fail(item.done, NotLeadingError(str(error)))
-        self._close_sessions("the coordinator starts over from its store")
-        self.changes.end("it starts over from its store")
+        if isinstance(error, DeposedError):
+            self.stand_by(str(error))
+            raise error
+        log.error("store failed; nothing of this batch is seen; starting over", error=str(error))
+        self.stand_by(str(error), "starts over from its store")
 
     def _store_batch(self, writes: list[Write], epoch: int) -> None:
         began = time.perf_counter()
@@ -514,10 +537,6 @@ class Engine:
     def _close_sessions(self, reason: str) -> None:
         for session in self._sessions.values():
             session.close(reason)
-
-    def _check_leading(self) -> None:
-        if self._not_leading:
-            raise NotLeadingError(self._not_leading)
 
     async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)

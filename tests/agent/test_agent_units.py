@@ -134,6 +134,17 @@ class TestNode:
     def test_a_coordinator_on_this_machine_is_reached_over_loopback(self, target):
         assert node.address_towards(target) in ("127.0.0.1", "::1")
 
+    def test_of_several_coordinators_the_first_says_the_way(self, monkeypatch):
+        asked = []
+
+        def look_up(host, port, **_):
+            asked.append((host, port))
+            raise OSError
+
+        monkeypatch.setattr(node.socket, "getaddrinfo", look_up)
+        assert node.address_towards("10.0.0.1:7070,10.0.0.2:7071") == "127.0.0.1"
+        assert asked == [("10.0.0.1", 7070)]
+
     def test_what_cannot_be_reached_leaves_loopback(self):
         assert node.address_towards("no-such-host.invalid:1") == "127.0.0.1"
         assert node.address_towards("nonsense") == "127.0.0.1"

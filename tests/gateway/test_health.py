@@ -17,6 +17,7 @@ from tests.ports import free_port
 def test_daemons_that_are_well(served):
     for words in (
         ("coordinator", "--server", served.fleet.target),
+        ("coordinator", "--alive", "--server", served.fleet.target),
         ("gateway", "--url", served.url),
         ("agent", "--state-dir", str(served.fleet.root / "node-a")),
     ):
@@ -43,11 +44,11 @@ def test_an_address_that_is_none():
 
 
 async def test_a_coordinator_that_does_not_serve(tmp_path):
-    """As with a full disk: it answers, and says so."""
+    """As with a full disk, or a standby: it answers, and says so, and is alive."""
     server, target = grpc.aio.server(), f"unix:{tmp_path}/c.sock"
 
-    async def check(_request, _context):
-        return b"\x08\x02"  # NOT_SERVING
+    async def check(request, _context):
+        return b"\x08\x01" if b"alive" in request else b"\x08\x02"  # SERVING, NOT_SERVING
 
     method = grpc.unary_unary_rpc_method_handler(check)
     handler = grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": method})
@@ -55,7 +56,9 @@ async def test_a_coordinator_that_does_not_serve(tmp_path):
     server.add_insecure_port(target)
     await server.start()
     done = await asyncio.to_thread(run, "health", "coordinator", "--server", target)
+    alive = await asyncio.to_thread(run, "health", "coordinator", "--alive", "--server", target)
     await server.stop(None)
+    assert alive.exit_code == EXIT.OK
     assert done.exit_code == EXIT.UNREACHABLE
     assert "does not serve now; see its log" in done.output
 

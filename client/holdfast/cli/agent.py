@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from holdfast.addresses import DEFAULT_TARGET
+from holdfast.addresses import DEFAULT_TARGET, several
 from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.cli.settings import Daemon, Several
@@ -21,6 +21,14 @@ def _read_seconds(context: click.Context, parameter: click.Parameter, text: str 
         return 0 if text is None else parse_duration(text).total_seconds()
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _read_target(context: click.Context, parameter: click.Parameter, target: str) -> str:
+    try:
+        several(target)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    return target
 
 
 def _read_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,8 +79,9 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     default=DEFAULT_TARGET,
     show_default=True,
     envvar="HOLDFAST_SERVER",
+    callback=_read_target,
     metavar="ADDRESS",
-    help="host:port, or unix:/path.",
+    help="host:port, or unix:/path; several of ip:port, with commas, where others stand by.",
 )
 @click.option("--name", default=socket.gethostname, show_default="the host name", help="Unique in the fleet.")
 @click.option(

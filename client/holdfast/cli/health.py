@@ -16,6 +16,8 @@ from holdfast.cli.late import wire
 WITHIN_S = 5.0
 SERVING = b"\x08\x01"
 """A grpc.health.v1.HealthCheckResponse that says so; the package with its classes is the coordinator's alone."""
+SERVES, LIVES = b"", b"\n\x05alive"
+"""HealthCheckRequests: of all that it serves, and of the service "alive", which standbys serve as well."""
 
 
 @click.group()
@@ -29,14 +31,16 @@ def command() -> None:
 
 
 @command.command()
+@click.option("--alive", is_flag=True, help="Whether it lives, which a standby does as well.")
 @server_option
 @asynchronous
-async def coordinator(server: str) -> None:
+async def coordinator(server: str, *, alive: bool) -> None:
     """Whether the coordinator serves, by gRPC's health service. It does not while its disk is full.
 
     \b
     Examples:
       holdfast health coordinator
+      holdfast health coordinator --alive
     """  # noqa: D301  click reads the backspaces
     import grpc
 
@@ -45,7 +49,7 @@ async def coordinator(server: str) -> None:
             "/grpc.health.v1.Health/Check"
         )
         try:
-            answer = await check(b"", timeout=WITHIN_S)
+            answer = await check(LIVES if alive else SERVES, timeout=WITHIN_S)
         except grpc.aio.AioRpcError as error:
             raise wire.from_rpc_error(error, server) from None
     if answer != SERVING:
