@@ -8,19 +8,28 @@ PIP    := -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Of its own, for it pins what others need newer.
 CHECKOV := .venv-checkov/bin/checkov
+RELEASE := .venv-release/.ready
 
 SEEDS ?= 200
 SEED  ?=
 JOBS  ?= logical
 
+DOCKER   ?= docker
+BASE     ?= python:3.12-slim
+NODE_IMAGE ?= node:22-slim
+BUILD_FLAGS ?=
+VERSION  ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/holdfast/__init__.py)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+TAG      ?= $(VERSION)
+
 # The tests start thousands of interpreters, each of which would compile all modules where no bytecode may be written.
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets clean
+.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets images images-check wheel wheel-check sbom clean
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "holdfast needs Python 3.11 or newer; set PYTHON=")'
@@ -39,7 +48,7 @@ test-s3: $(READY) ## what storages promise, over an S3 of yours: S3_ENDPOINT=URL
 	@test -n "$(S3_BUCKET)" || { echo "name a bucket: make test-s3 S3_ENDPOINT=https://... S3_BUCKET=..."; exit 2; }
 	TEST_S3_BUCKET="$(S3_BUCKET)" S3_ENDPOINT="$(S3_ENDPOINT)" $(BIN)/pytest tests/storage/test_storage_contract.py -k s3
 
-lint: lint-types lint-layers lint-style k8s-lint ## style, types, layers, protos, manifests; -j2 looks at two at a time
+lint: lint-types lint-layers lint-style k8s-lint ## style, types, layers, protos, manifests, Dockerfiles; -j2 looks at two at a time
 
 lint-types: $(READY)
 	$(BIN)/mypy
@@ -51,6 +60,7 @@ lint-style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/buf lint proto
+	$(BIN)/hadolint Dockerfile.coordinator Dockerfile.agent
 
 checkov: $(CHECKOV) ## install checkov into .venv-checkov, for `make lint`
 
@@ -65,8 +75,29 @@ $(CHECKOV):
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python $(PIP) 'checkov==3.3.30'
 
+$(RELEASE):
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python $(PIP) 'build==1.6.1' 'cyclonedx-bom==7.5.0'
+	@touch $@
+
+wheel: $(RELEASE) ## build wheel and sdist into dist/, the same bytes every time
+	.venv-release/bin/python scripts/release.py wheel
+
+wheel-check: $(RELEASE) ## build it twice and compare, and try it on every Python: PYTHONS='/path/to/python ...'
+	.venv-release/bin/python scripts/wheel_check.py
+
+sbom: $(RELEASE) ## write what an environment with the wheel holds into dist/, as CycloneDX
+	.venv-release/bin/python scripts/release.py sbom
+
 k8s-secrets: ## make the credentials of k8s/overlays/dev, unless they are there
 	k8s/make-secrets
+
+images: ## build both images: DOCKER=podman, BASE=IMAGE, NODE_IMAGE=IMAGE, TAG=NAME, BUILD_FLAGS=...
+	$(foreach name,coordinator agent,$(DOCKER) build --file Dockerfile.$(name) --tag holdfast-$(name):$(TAG) \
+	  --build-arg BASE=$(BASE) --build-arg NODE_IMAGE=$(NODE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(BUILD_FLAGS) . &&) :
+
+images-check: $(READY) ## build both without Docker, run them and docker-compose.yaml, train in them, measure: as root, on Debian
+	$(BIN)/python scripts/images_check.py
 
 fmt: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix-only .
@@ -123,5 +154,5 @@ shells: ## install zsh and fish where they are missing, for the tests that need 
 	@command -v zsh >/dev/null && command -v fish >/dev/null || { $(APT) update && $(APT) install -y --no-install-recommends zsh fish; }
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .venv-peers .venv-checkov dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf $(VENV) .venv-peers .venv-checkov .venv-release .images dashboard/node_modules dashboard/build gateway/holdfast_gateway/static .holdfast .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from benchmarks import (
     heartbeats,
     loader,
     logs,
+    pods,
     recovery,
     step,
     summary,
@@ -24,6 +25,7 @@ from benchmarks.figures import machine
 PARTS = {
     "recovery": recovery.measure,
     "supervision": supervision.measure,
+    "pods": pods.measure,
     "warm": warm.measure,
     "step": step.measure,
     "heartbeats": heartbeats.measure,

@@ -61,12 +61,15 @@ def parse_options():
 
 def load_digits():
     """1,797 images of 64 pixels in 0..1, and what they show: the UCI data set that ships with scikit-learn."""
-    sklearn = importlib.util.find_spec("sklearn")  # found, not imported: that would cost a second
-    if sklearn is None:
-        sys.exit(
-            "this example reads the digits that ship with scikit-learn; install it: pip install scikit-learn"
-        )
-    with gzip.open(Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz") as file:
+    path = Path(__file__).with_name("digits.csv.gz")  # in the images, which go without scikit-learn
+    if not path.exists():
+        sklearn = importlib.util.find_spec("sklearn")  # found, not imported: that would cost a second
+        if sklearn is None:
+            sys.exit(
+                "this example reads the digits that ship with scikit-learn; install it: pip install scikit-learn"
+            )
+        path = Path(sklearn.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    with gzip.open(path) as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     return table[:, :-1] / 16, table[:, -1].astype(np.int64)
 

@@ -69,3 +69,13 @@ def proxy(s3_server):
     proxy = FaultProxy(s3_server.address)
     yield proxy
     proxy.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server."""
+    from tests.postgres import PostgresServer
+
+    server = PostgresServer()
+    yield server
+    server.remove()

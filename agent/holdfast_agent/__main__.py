@@ -23,7 +23,7 @@ async def serve(
     drain_s: float | None = None,
     metrics: str = "",
 ) -> None:
-    """Serve until `stop` is set; workers go on (P4). Raises StateDirError, AddressError.
+    """Serve until `stop` is set; workers go on (P4), but those of the foreground. Raises StateDirError, AddressError.
 
     With `drain_s` they do not: the node is drained first, for so many seconds at most, unless `at_once` is set, and
     what still runs then is ended. `metrics` is where Prometheus finds its numbers, host:port or a port of loopback;
@@ -50,9 +50,8 @@ async def serve(
             await server.stop()
         left = len(agent.workers())
         await agent.stop(workers=drain_s is not None)
-        ends = (
-            "the agent ends with its workers" if drain_s is not None else "the agent ends; its workers go on"
-        )
+        with_them = drain_s is not None or config.foreground
+        ends = "the agent ends with its workers" if with_them else "the agent ends; its workers go on"
         log.info(ends, workers=left)
 
 

@@ -48,6 +48,8 @@ class AgentConfig:
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
     foreground: bool = False
+    archive_logs: bool = True
+    """Where checkpoints lie, once an attempt has ended."""
     cgroup: str = groups.AUTO
     """As in Groups."""
     limit_memory: bool = False
@@ -403,7 +405,7 @@ class Agent:
             "agent_lock": str(self._state_dir.lock_path),
             "orphaned_after_s": self._config.orphaned_after_s,
         }
-        if not self._config.foreground and (spec.checkpoint_uri or uses_s3_in(env)):
+        if self._config.archive_logs and (spec.checkpoint_uri or uses_s3_in(env)):
             begin["archive"] = env["HOLDFAST_CHECKPOINT_URI"]
         to_write = datasets is not None and not datasets.exists()
         return Order(
@@ -448,6 +450,7 @@ class Agent:
             inventory=[convert.record_to_proto(worker) for worker in core.inventory(self._core)],
             ports=self._ports.offered(),
             monotonic_ns=time.monotonic_ns(),
+            workers_end_with_agent=config.foreground,
         )
         if self._core.asked.notice is not None:
             hello.notice.CopyFrom(convert.notice_to_proto(self._core.asked.notice, self._now()))

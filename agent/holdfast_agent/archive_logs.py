@@ -1,7 +1,8 @@
 """`python -m holdfast_agent.archive_logs JOB_DIRECTORY ATTEMPT...`: what an agent starts for attempts that have ended.
 
 Brings their logs to the checkpoint storage of the job; see holdfast.archive. Writes the name of each attempt that is
-archived, one a line. Exits with 0 when all are, with 1 when it may work later, with 2 when it never will.
+archived, one a line. Exits with 0 when all are, with 1 when it may work later, with 2 when it can't as things are set
+up here.
 """
 
 import gzip

@@ -25,6 +25,8 @@ from holdfast_agent.workdir import Attempt, StateDir
 
 log = structlog.get_logger(__name__)
 
+STARTS = 3
+"""Tries to start a worker while the process that forks is killed each time."""
 SHIM_WITHIN_S = 1.0
 """How long a shim may take to end after its worker has, before it is taken for one that is stopped (SIGSTOP)."""
 _SIGNALS = {Stop.GRACE: signal.SIGTERM, Stop.RESTART: signal.SIGUSR2, Stop.FORCE: signal.SIGUSR1}
@@ -163,7 +165,7 @@ class Crew:
             if order.datasets:
                 self._state_dir.write_datasets(key.job_id, order.datasets)
             attempt, lock = self._state_dir.create(key, order.start, order.resume)
-            started = await self._shim(attempt, lock, order.warmth)
+            started = await self._surely(attempt, lock, order.warmth)
         except NurseryLostError:
             # With its last breath it may have forked the shim.
             await self._adopt(self._state_dir.attempt(key))
@@ -175,6 +177,35 @@ class Crew:
             if started.pid:
                 self._spawned(attempt, started.pid, started.pid_start)
             await self._see_to_its_end(attempt, started.pid, started.pid_start)
+
+    async def _surely(self, attempt: Attempt, lock: int, warmth: Warmth | None) -> Started:
+        """`_shim`, and again where it was lost with the process that forks: there was no worker, and no attempt."""
+        for _ in range(STARTS - 1):
+            try:
+                started = await self._shim(attempt, lock, warmth)
+            except NurseryLostError:
+                lock = await self._unbegun(attempt)
+            else:
+                if started.pid or attempt.begun:
+                    return started
+                os.close(started.pidfd)
+                lock = await self._unbegun(attempt)
+            log.warning("a start was lost; starting the worker again", worker=attempt.key)
+        return await self._shim(attempt, lock, warmth)
+
+    @staticmethod
+    async def _unbegun(attempt: Attempt) -> int:
+        """Wait until it is clear that there is no shim; gives the lock. Raises NurseryLostError when there is one.
+
+        While the lock is held, the shim is just about to begin, or who held it for the shim is about to be gone.
+        """
+        while (lock := attempt.try_lock()) is None and not attempt.begun:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        if lock is None or attempt.begun:
+            if lock is not None:
+                os.close(lock)
+            raise NurseryLostError
+        return lock
 
     async def _shim(self, attempt: Attempt, lock: int, warmth: Warmth | None) -> Started:
         """Start the shim of an attempt, warm or cold. Closes `lock`. Raises SpawnError and NurseryLostError."""
@@ -191,15 +222,8 @@ class Crew:
             if started is not None:
                 os.close(started.pidfd)
             # Without ours, the lock tells whether there is a shim; where there never was one, start it cold.
-            # While it is held, the shim is just about to begin, or who held it for the shim is about to be gone.
             os.close(lock)
-            while (again := attempt.try_lock()) is None and not attempt.begun:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            if again is None or attempt.begun:
-                if again is not None:
-                    os.close(again)
-                raise NurseryLostError
-            return await self._nursery.shim(attempt, again)
+            return await self._nursery.shim(attempt, await self._unbegun(attempt))
         os.close(lock)
         return started
 

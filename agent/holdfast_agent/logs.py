@@ -17,9 +17,9 @@ from holdfast_agent.inotify import Changes, Inotify
 from holdfast_agent.log_file import STDERR, STDOUT, LogReader
 from holdfast_agent.shim import EXIT
 
-CHUNK = 128 * 1024
+CHUNK = 256 * 1024
 """Pushed in one message. Each costs the same three times on its way, whatever its size."""
-CHUNKS_AT_ONCE = 8
+CHUNKS_AT_ONCE = 4
 """Of one log, between two looks at the other: a mebibyte of memory for each reader."""
 LOOK_EVERY_S = 0.01
 """What is written at short intervals is read together; what comes after a pause, at once."""

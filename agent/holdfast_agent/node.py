@@ -38,7 +38,7 @@ def default_name() -> str:
 
 def address_towards(target: str) -> str:
     """The address of this machine on its way to a gRPC target; loopback where it needs none, or there is no way."""
-    host, colon, port = target.rpartition(":")
+    host, colon, port = target.partition(",")[0].rpartition(":")
     if target.startswith("unix:") or not colon or not port.isdecimal():
         return LOOPBACK
     try:

@@ -362,7 +362,11 @@ class _Shim:
                 self._status = status
 
     def _pump(self, pipe: int, *, last: bool = False) -> bool:
-        """Move what is in a pipe to its log; False when nobody holds the other end any more."""
+        """Move what is in a pipe to its log; False when nobody holds the other end any more.
+
+        The last time, all that the worker left in it. Who became another user, and was not killed, may write for ever.
+        """
+        most = self._moved + fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
         while True:
             try:
                 data = os.read(pipe, CHUNK)
@@ -374,7 +378,7 @@ class _Shim:
             self._dropped += self._logs.append(
                 self._pipes[pipe], data
             )  # it costs log lines, never the worker
-            if not last:
+            if not last or self._moved >= most:
                 return True
 
     def _end_descendants(self) -> None:

@@ -52,7 +52,8 @@ class WorkerLink:
         self._answered = answered
         self._server: asyncio.Server | None = None
         self._writers: dict[Key, asyncio.StreamWriter] = {}
-        self._served: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        """Every connection, and who serves it."""
 
     async def start(self) -> None:
         """Listen. Raises StateDirError."""
@@ -66,11 +67,10 @@ class WorkerLink:
         """Hang up on everybody; workers wait for the next agent."""
         if self._server is not None:
             self._server.close()
-            for writer in self._served.values():
-                writer.transport.abort()  # who does not read must not hold us up
-            # Cancelled by a loop that ends, each would write a traceback under Python 3.11.
-            await asyncio.gather(*self._served, return_exceptions=True)
             self.path.unlink(missing_ok=True)
+            for writer in self._open.values():
+                writer.transport.abort()  # what a worker has not read yet the next agent says again
+            await asyncio.gather(*self._open, return_exceptions=True)
 
     def answer(self, key: Key, reply: worker_pb2.WorkerReply) -> None:
         """Tell a worker; one that is not connected asks again when it is."""
@@ -86,11 +86,15 @@ class WorkerLink:
         return key in self._writers
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._open[serving] = writer
+        serving.add_done_callback(self._open.pop)
+        await self._hear(reader, writer)
+
+    async def _hear(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         key: Key | None = None
         decoder = framing.Decoder()
-        task = asyncio.current_task()
-        assert task is not None
-        self._served[task] = writer
         try:
             if not _same_user(writer):
                 return
@@ -114,7 +118,6 @@ class WorkerLink:
         finally:
             if key is not None and self._writers.get(key) is writer:
                 del self._writers[key]
-            del self._served[task]
             writer.close()
 
     def _greet(self, hello: worker_pb2.WorkerHello, writer: asyncio.StreamWriter) -> Key | None:

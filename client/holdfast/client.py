@@ -34,7 +34,7 @@ TERMINAL = frozenset({job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job
 
 
 class Client:
-    """A connection to one coordinator: `host:port`, or `unix:/path`."""
+    """A connection to one coordinator: `host:port`, or `unix:/path`; or to whichever serves of `ip:port,ip:port`."""
 
     def __init__(self, target: str = wire.DEFAULT_TARGET) -> None:
         self.target = target

@@ -49,10 +49,10 @@ def server_options() -> list[tuple[str, Any]]:
 
 
 def open_channel(target: str = DEFAULT_TARGET) -> grpc.aio.Channel:
-    """Open a channel to a coordinator: `host:port`, or `unix:/path`.
+    """Open a channel to a coordinator: `host:port`, or `unix:/path`; of `ip:port,ip:port` to whichever serves.
 
     Connecting happens with the first call. What is safe to repeat is repeated while the coordinator is away for a
-    moment: every unary call here is (CreateJob by its request id).
+    moment: every unary call here is (CreateJob by its request id). Raises InvalidSpec for a list that can't be.
     """
     retry = {
         "maxAttempts": 5,
@@ -61,7 +61,16 @@ def open_channel(target: str = DEFAULT_TARGET) -> grpc.aio.Channel:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    config = {"methodConfig": [{"name": [{"service": name} for name in _SERVICES], "retryPolicy": retry}]}
+    config: dict[str, Any] = {
+        "methodConfig": [{"name": [{"service": name} for name in _SERVICES], "retryPolicy": retry}]
+    }
+    try:
+        several = addresses.several(target)
+    except ValueError as error:
+        raise InvalidSpec(str(error)) from error
+    if several:
+        # Standbys are connected to as well, and passed over by what their health says.
+        config |= {"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}}
     options = [
         *_BOUNDS,
         ("grpc.keepalive_permit_without_calls", 1),
@@ -71,7 +80,7 @@ def open_channel(target: str = DEFAULT_TARGET) -> grpc.aio.Channel:
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.service_config", json.dumps(config)),
     ]
-    return grpc.aio.insecure_channel(target, options=options, interceptors=[_Deadline()])
+    return grpc.aio.insecure_channel(several or target, options=options, interceptors=[_Deadline()])
 
 
 @contextmanager
@@ -175,6 +184,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError, target: str) -> HoldfastError:
     remedy, violations = _details(error)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidSpec(message, remedy, violations)
+    if code is grpc.StatusCode.UNAVAILABLE and not remedy and addresses.several(target):
+        return Unreachable(
+            f"none of the coordinators at {target} serves", "start one, or wait until one has taken over"
+        )
     if code is grpc.StatusCode.UNAVAILABLE and not remedy:
         return Unreachable(
             f"the coordinator at {target} is not reachable",

@@ -1,6 +1,7 @@
 """The coordinator put together: store, engine, services, one server."""
 
 import asyncio
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,22 @@ from holdfast_coordinator.rpc.jobs import JobService
 from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.rpc.nodes import NodeService
 from holdfast_coordinator.rpc.symbols import symbols
-from holdfast_coordinator.store.sqlite import SqliteStore
+from holdfast_coordinator.rpc.tasks import first_of
+from holdfast_coordinator.store.api import StoreError
+from holdfast_coordinator.store.sqlite import SqliteStore, hold
 from holdfast_coordinator.store.sqlite_points import SqlitePoints
 
 if TYPE_CHECKING:
     from holdfast.exposition import MetricsServer
+    from holdfast_coordinator.lease import Lease
+    from holdfast_coordinator.store.postgres import PostgresStore
+    from holdfast_coordinator.store.url import StoreUrl
 
 STOP_GRACE_S = 1.0
+ENDS_WITHIN_S = 2.0
+"""Of the engine: it may wait for a database that does not answer."""
+ALIVE = "alive"
+"""In gRPC health, of a coordinator that may be a standby: it is well."""
 
 SERVICES = tuple(
     file.services_by_name[name].full_name
@@ -49,17 +59,22 @@ class ListenError(Exception):
 class CoordinatorConfig:
     """What the operator decides.
 
-    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`. `metrics` is where
-    Prometheus finds its numbers, host:port or a port of loopback; empty: nowhere. `forget_after_ms` 0: no lost node is
-    forgotten before a user says so.
+    `listen` is host:port (port 0: any free one) or unix:/path; beyond loopback it takes `insecure`. `lost_after_ms` and
+    `gone_after_ms` are as in Settings. `metrics` is where Prometheus finds its numbers, host:port or a port of
+    loopback; empty: nowhere. With `store`, a database that several coordinators share, this one serves while it has
+    the lease of it, which lasts `lease_ms` unless it is renewed; the curves of jobs stay in `state_dir`.
+    `forget_after_ms` 0: no lost node is forgotten before a user says so.
     """
 
     listen: str
     state_dir: Path
     insecure: bool = False
     lost_after_ms: int = 10_000
+    gone_after_ms: int = 2_000
     forget_after_ms: int = 86_400_000
     metrics: str = ""
+    store: "StoreUrl | None" = None
+    lease_ms: int = 6_000
 
 
 class Coordinator:
@@ -71,12 +86,15 @@ class Coordinator:
         self._server: grpc.aio.Server | None = None
         self._loop: asyncio.Task[None] | None = None
         self._health: asyncio.Task[None] | None = None
-        self._store: SqliteStore | None = None
+        self._store: SqliteStore | PostgresStore | None = None
+        self._shared: PostgresStore | None = None
+        self._lease: Lease | None = None
+        self._held: int | None = None
         self._recorder: Recorder | None = None
         self._metrics: MetricsServer | None = None
 
     async def start(self) -> str:
-        """Open the store, lead, and listen. Return the address that clients use.
+        """Open the store and listen; lead first, unless others may lead. Return the address that clients use.
 
         Raises ListenError, AddressError, StoreError.
         """
@@ -86,33 +104,29 @@ class Coordinator:
             from holdfast import exposition
 
             exposition.read_address(config.metrics)
-        self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
-        settings = Settings(
-            lost_after_ms=config.lost_after_ms,
-            suspect_after_ms=config.lost_after_ms // 2,
-            forget_after_ms=config.forget_after_ms,
-        )
-        self._engine = Engine(self._store, settings, Clock())
-        self._loop = asyncio.create_task(self._engine.run())
-        self._recorder = Recorder(self._engine, SqlitePoints(config.state_dir))
-        self._server, health_servicer = _server(self._engine, self._recorder)
+        engine = self._engine = await self._open()
+        recorder = self._recorder = Recorder(engine, SqlitePoints(config.state_dir))
+        self._server, health_servicer = _server(engine, recorder)
         target = self._bind(self._server)
-        leading = asyncio.create_task(self._engine.wait_leading())
-        await asyncio.wait({leading, self._loop}, return_when=asyncio.FIRST_COMPLETED)
-        if self._loop.done():
-            leading.cancel()
-            await self._loop
-        await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
+        if self._lease is None:
+            self._loop = asyncio.create_task(engine.run())
+            await self._leading(engine, self._loop)
+            recorder.start()
+            await _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
+        else:
+            engine.stand_by("it is starting")
+            self._loop = asyncio.create_task(self._lead(engine, self._lease, recorder))
+            await _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await health_servicer.set(ALIVE, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-        self._recorder.start()
         if config.metrics:
-            await self._serve_metrics(self._engine, self._recorder)
-        self._health = asyncio.create_task(_keep_health(self._engine, health_servicer))
+            await self._serve_metrics(engine, recorder)
+        self._health = asyncio.create_task(_keep_health(engine, health_servicer))
         log.info("listening", address=target, state_dir=str(config.state_dir))
         return target
 
     async def wait(self) -> None:
-        """Wait until the engine fails: it never ends by itself."""
+        """Wait until the engine fails, or is deposed: it never ends by itself."""
         assert self._loop is not None
         await self._loop
 
@@ -122,14 +136,64 @@ class Coordinator:
             await self._metrics.stop()
         if self._recorder is not None:
             await self._recorder.close()
-        tasks = [task for task in (self._health, self._loop) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._end_loop()
+        if self._lease is not None:
+            await self._lease.close()
         if self._server is not None:
             await self._server.stop(STOP_GRACE_S)
         if self._store is not None:
             await asyncio.to_thread(self._store.close)
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    async def _open(self) -> Engine:
+        config = self._config
+        settings = Settings(
+            config.lost_after_ms, config.lost_after_ms // 2, config.gone_after_ms, config.forget_after_ms
+        )
+        if config.store is None:
+            self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
+            return Engine(self._store, settings, Clock())
+        from holdfast_coordinator.lease import Lease, new_holder
+        from holdfast_coordinator.store.postgres import PostgresStore
+
+        self._held = hold(config.state_dir)
+        self._store = self._shared = PostgresStore(config.store, new_holder())
+        self._lease = Lease(self._shared, config.lease_ms)
+        return Engine(self._store, settings, Clock(), self._lease.why_not)
+
+    async def _leading(self, engine: Engine, loop: asyncio.Task[None]) -> None:
+        leading = asyncio.create_task(engine.wait_leading())
+        await asyncio.wait({leading, loop}, return_when=asyncio.FIRST_COMPLETED)
+        if loop.done():
+            leading.cancel()
+            await loop
+
+    async def _lead(self, engine: Engine, lease: "Lease", recorder: Recorder) -> None:
+        """Stand by, then lead. Raises StoreError when it leads no longer."""
+        await lease.take(lambda why: engine.stand_by(f"it is a standby: {why}"))
+        engine.stand_by("it is taking over")
+        recorder.start()
+
+        async def keep() -> None:
+            try:
+                await lease.keep()
+            except StoreError as error:
+                engine.stand_by(str(error))
+                raise
+
+        await first_of(engine.run(), keep())
+
+    async def _end_loop(self) -> None:
+        tasks = {task for task in (self._health, self._loop) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=ENDS_WITHIN_S if self._shared is not None else None)
+            if late and self._shared is not None:
+                self._shared.abandon()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve_metrics(self, engine: Engine, recorder: Recorder) -> None:
         from holdfast.exposition import MetricsServer

@@ -8,6 +8,8 @@ history begins a round of its own, when all that came before it is in the store.
 When the store fails (a full disk), nothing of the batch has happened: its requests are refused, every session is
 closed, and the state is read anew from the store, exactly as after a crash. Agents come back with their
 inventories and say again what was not acknowledged. Workers notice nothing.
+
+Where several coordinators share a store one leads. An engine that does not, or no longer, serves nobody and ends.
 """
 
 import asyncio
@@ -49,9 +51,10 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Node, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
+from holdfast_coordinator.hearing import Hearing
 from holdfast_coordinator.measures import Measures
 from holdfast_coordinator.session import Session
-from holdfast_coordinator.store.api import Store, StoreError
+from holdfast_coordinator.store.api import DeposedError, Store, StoreError, StoreTooNewError
 
 T = TypeVar("T")
 
@@ -125,12 +128,16 @@ class _Batch:
 class Engine:
     """Owns the state. `run` is the loop; everything else puts something in its inbox, or waits for it."""
 
-    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, clock: Clock, why_not: Callable[[], str] = lambda: ""
+    ) -> None:
         self.settings = settings
         self.clock = clock
         self.measures = Measures()
         self.changes = Changes()
         self._store = store
+        self._why_not = why_not
+        """Why this coordinator may not lead, which may be so before its store says it; empty: it may."""
         self._thread = ThreadPoolExecutor(1, "store")
         self._inbox: asyncio.Queue[_Item] = asyncio.Queue(INBOX)
         self._asks: _Item | None = None
@@ -140,8 +147,7 @@ class Engine:
         self._leading = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
-        self._heard: dict[str, int] = {}
-        self._preloads: dict[str, tuple[str, agent_pb2.Preloads]] = {}
+        self._hearing = Hearing()
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
         self._read: dict[
             str, dict[int, tuple[agent_pb2.Progress, Progress]]
@@ -161,7 +167,12 @@ class Engine:
     @property
     def leading(self) -> bool:
         """Whether it serves."""
-        return not self._not_leading
+        return not (self._not_leading or self._why_not())
+
+    def check_leading(self) -> None:
+        """Raise NotLeadingError unless it serves."""
+        if why := self._not_leading or self._why_not():
+            raise NotLeadingError(why)
 
     async def wait_leading(self) -> None:
         """Wait until it serves."""
@@ -171,12 +182,20 @@ class Engine:
         """Wait until its store fails; then it does not serve until it has started over."""
         await self._interrupted.wait()
 
+    def stand_by(self, why: str, ending: str = "leads no longer") -> None:
+        """Serve nobody: say why to those who come, and end what there is of sessions and watches."""
+        self._not_leading = why
+        self._leading.clear()
+        self._interrupted.set()
+        self._close_sessions(f"the coordinator {ending}")
+        self.changes.end(f"it {ending}")
+
     async def submit(self, event: Event) -> str:
         """Have a request done; return when it is durable. Returns the id of the job that a JobSubmitted made or meant.
 
         Raises RefusedError, NotLeadingError.
         """
-        self._check_leading()
+        self.check_leading()
         request = _Request(event, asyncio.get_running_loop().create_future())
         await self._inbox.put(request)
         return await request.done
@@ -187,13 +206,14 @@ class Engine:
 
     async def read(self, ask: Callable[[State], T]) -> T:
         """Ask the durable state. `ask` must not keep what it is given. Raises NotLeadingError."""
-        self._check_leading()
+        self.check_leading()
         question: _Read[T] = _Read(ask, asyncio.get_running_loop().create_future())
         await self._inbox.put(question)
         return await question.done
 
     async def history(self, ask: Callable[[Store], T]) -> T:
-        """Ask the store, beside the loop. Raises StoreError."""
+        """Ask the store, beside the loop. Raises NotLeadingError, StoreError."""
+        self.check_leading()
         return await asyncio.to_thread(ask, self._store)
 
     def open_session(self, session: Session) -> None:
@@ -214,7 +234,7 @@ class Engine:
         Of all that a coordinator does this happens most often, so that a report is only kept here, and read when
         somebody asks.
         """
-        self._heard[node] = self.clock.now()
+        self._hearing.note(node, self.clock.now())
         self.measures.heartbeats += 1
         for report in reports:
             key = report.key
@@ -231,17 +251,16 @@ class Engine:
 
     def note_preloads(self, node: str, session: str, preloads: agent_pb2.Preloads) -> None:
         """Note what a node says that it has preloaded. Writes nothing."""
-        self._preloads[node] = session, preloads
+        self._hearing.note_preloads(node, session, preloads)
         self.changes.mark(node, Topic.NODES)
 
     def preloads_of(self, node: Node) -> Iterable[node_pb2.Preload]:
         """What a node has preloaded, as it said last in the session that speaks for it."""
-        session, found = self._preloads.get(node.name, ("", None))
-        return found.preloads if found is not None and session == node.session else ()
+        return self._hearing.preloads_of(node)
 
     def heard_at(self, node: str) -> int:
         """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""
-        return self._heard.get(node, 0)
+        return self._hearing.times.get(node, 0)
 
     def running(self, job: Job, workers: Iterable[Worker]) -> dict[int, Progress]:
         """The newest progress of the ranks whose attempt is still the one that reported it."""
@@ -292,7 +311,7 @@ class Engine:
     # The loop
 
     async def run(self) -> None:
-        """Lead until cancelled."""
+        """Lead until cancelled. Raises DeposedError when another coordinator leads, StoreTooNewError."""
         try:
             await self._take_over()
             while True:
@@ -301,7 +320,7 @@ class Engine:
                 try:
                     batch = await self._work(items)
                 except StoreError as error:
-                    self._start_over(items, error)
+                    self._interrupt(items, error)
                     await self._take_over()
                 else:
                     self._publish(batch)
@@ -310,7 +329,7 @@ class Engine:
         finally:
             self._close_sessions("the coordinator is going away")
             self.changes.end("it is going away")
-            self._thread.shutdown(wait=True)
+            await asyncio.to_thread(self._thread.shutdown)
 
     def _note_wait(self, items: Iterable[_Item]) -> float:
         """Count how long those waited that somebody waits for. Returns the time."""
@@ -330,6 +349,8 @@ class Engine:
                 self._apply(batch, state, elected)
                 await self._in_thread(self._store_batch, batch.writes, state.epoch)
                 break
+            except (DeposedError, StoreTooNewError):
+                raise
             except StoreError as error:
                 if self._not_leading != str(error):
                     log.error("store failed; trying again until it does not", error=str(error))
@@ -340,7 +361,7 @@ class Engine:
         traces.begin(state)
         carry(epoch=state.epoch)
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
-        self._heard = dict.fromkeys(state.nodes, lease_from)
+        self._hearing.begin(state.nodes, lease_from)
         self._next_tick = self.clock.now()
         self._not_leading = ""
         self._leading.set()
@@ -369,11 +390,12 @@ class Engine:
             items.append(item)
         now = self.clock.now()
         if now >= wake:
-            self._forgive_pause(now)
-            self._forget_silent(now)
+            if now - self._next_tick > TICK_MS:
+                self._hearing.forgive(now - self._next_tick)
+            self._hearing.forget(self._state.nodes, before=now - self.settings.lost_after_ms)
             self._next_tick = now + TICK_MS
             self._set_pace()
-            items.append(Ticked(now, self._heard))
+            items.append(Ticked(now, self._hearing.times))
             items += self._compare_steps(now)
         return items
 
@@ -393,21 +415,6 @@ class Engine:
                 said.append(StepsCompared(now, job_id, step_ms))
         return said
 
-    def _forgive_pause(self, now: int) -> None:
-        """Count no silence while this process itself stood still: heartbeats of that time are not read yet."""
-        pause = now - self._next_tick
-        if pause > TICK_MS:
-            log.warning("this process stood still", ms=pause)
-            self._heard = {node: at + pause for node, at in self._heard.items()}
-
-    def _forget_silent(self, now: int) -> None:
-        """Keep nothing of who is no node, and has not just said Hello."""
-        nodes = self._state.nodes
-        if len(self._heard) > len(nodes):
-            since = now - self.settings.lost_after_ms
-            self._heard = {name: at for name, at in self._heard.items() if name in nodes or at > since}
-            self._preloads = {name: said for name, said in self._preloads.items() if name in self._heard}
-
     async def _work(self, items: list[_Item]) -> _Batch:
         """Step the items and make what they bring about durable. Raises StoreError: then nothing has happened."""
         if items:
@@ -425,6 +432,8 @@ class Engine:
                         log.info("dropped", what=type(event).__name__, reason=effects.reason)
         if batch.writes:
             await self._in_thread(self._store_batch, batch.writes, self._state.epoch)
+        if why := self._why_not():
+            raise DeposedError(f"this coordinator leads no longer: {why}")
         return batch
 
     async def _informed(self, item: _Item) -> _Item:
@@ -446,17 +455,16 @@ class Engine:
         batch.sends += [(send.session, send.command) for send in effects.commands]
         return effects
 
-    def _start_over(self, items: list[_Item], error: StoreError) -> None:
-        """The store failed: nothing of this round has happened. Say so to everyone who waits."""
-        log.error("store failed; nothing of this batch has happened; starting over", error=str(error))
-        self._not_leading = str(error)
-        self._leading.clear()
-        self._interrupted.set()
+    def _interrupt(self, items: list[_Item], error: StoreError) -> None:
+        """The store failed: nobody has seen anything of this round. Say so to everyone who waits."""
         for item in items:
             if isinstance(item, _Request | _Read):
                 _fail(item.done, NotLeadingError(str(error)))
-        self._close_sessions("the coordinator starts over from its store")
-        self.changes.end("it starts over from its store")
+        if isinstance(error, DeposedError):
+            self.stand_by(str(error))
+            raise error
+        log.error("store failed; nothing of this batch is seen; starting over", error=str(error))
+        self.stand_by(str(error), "starts over from its store")
 
     def _store_batch(self, writes: list[Write], epoch: int) -> None:
         began = time.perf_counter()
@@ -523,10 +531,6 @@ class Engine:
     def _close_sessions(self, reason: str) -> None:
         for session in self._sessions.values():
             session.close(reason)
-
-    def _check_leading(self) -> None:
-        if self._not_leading:
-            raise NotLeadingError(self._not_leading)
 
     async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *args)

@@ -23,7 +23,9 @@ ASK_WITHIN_S = 2.0
 JOB = ("job_id",)
 """Not "job", which Prometheus sets itself on whatever it scrapes."""
 INFO = Described("holdfast_coordinator_info", "gauge", "The version that runs; always 1.", ("version",))
-LEADING = Described("holdfast_coordinator_leading", "gauge", "1 while it serves, 0 while its store fails.")
+LEADING = Described(
+    "holdfast_coordinator_leading", "gauge", "1 while it serves, 0 while its store fails or another leads."
+)
 EPOCH = Described("holdfast_coordinator_epoch", "gauge", "The epoch of this leader.")
 JOBS = Described("holdfast_jobs", "gauge", "Jobs by state.", ("state",))
 WORKERS = Described("holdfast_workers", "gauge", "Workers of live jobs by state.", ("state",))

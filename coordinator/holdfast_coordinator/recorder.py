@@ -55,6 +55,7 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to look and to write."""
+        self._since = self._engine.clock.now()
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

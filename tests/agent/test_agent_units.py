@@ -1,5 +1,6 @@
 """The small parts: environment, ports, facts, the state directory, where the socket is."""
 
+import asyncio
 import os
 import socket
 from dataclasses import replace
@@ -7,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import framing
+from holdfast.v1 import worker_pb2
 from holdfast_agent import node
 from holdfast_agent.core import Key
 from holdfast_agent.environment import Place, worker_environment
 from holdfast_agent.ports import HELD, Ports
 from holdfast_agent.workdir import StateDir, StateDirError
-from holdfast_agent.worker_link import socket_path
+from holdfast_agent.worker_link import WorkerLink, socket_path
 
 PLACE = Place(
     job_id="job1",
@@ -131,6 +134,17 @@ class TestNode:
     def test_a_coordinator_on_this_machine_is_reached_over_loopback(self, target):
         assert node.address_towards(target) in ("127.0.0.1", "::1")
 
+    def test_of_several_coordinators_the_first_says_the_way(self, monkeypatch):
+        asked = []
+
+        def look_up(host, port, **_):
+            asked.append((host, port))
+            raise OSError
+
+        monkeypatch.setattr(node.socket, "getaddrinfo", look_up)
+        assert node.address_towards("10.0.0.1:7070,10.0.0.2:7071") == "127.0.0.1"
+        assert asked == [("10.0.0.1", 7070)]
+
     def test_what_cannot_be_reached_leaves_loopback(self):
         assert node.address_towards("no-such-host.invalid:1") == "127.0.0.1"
         assert node.address_towards("nonsense") == "127.0.0.1"
@@ -248,3 +262,27 @@ class TestSocketPath:
         assert len(os.fsencode(path)) <= 100
         assert path == socket_path(deep) != socket_path(tmp_path / ("peed" * 30))
         assert path.parent.stat().st_mode & 0o077 == 0
+
+
+async def test_who_is_connected_when_the_agent_ends_is_hung_up_on_and_nobody_serves_it_any_more(tmp_path):
+    connected = asyncio.Event()
+    link = WorkerLink(
+        tmp_path,
+        welcome=lambda _: worker_pb2.WorkerWelcome(),
+        prepared=lambda *_: None,
+        reported=lambda *_: None,
+        connected=lambda _: connected.set(),
+        answered=lambda *_: None,
+    )
+    before = asyncio.all_tasks()
+    await link.start()
+    ends = [await asyncio.open_unix_connection(link.path) for _ in range(2)]
+    hello = worker_pb2.WorkerHello(job_id="job1", rank=0, attempt=1)
+    ends[1][1].write(framing.encode(worker_pb2.WorkerMessage(hello=hello).SerializeToString()))
+    await connected.wait()  # the first says nothing
+    await link.stop()
+    assert asyncio.all_tasks() == before
+    for reader, writer in ends:
+        while await reader.read(1000):
+            pass
+        writer.close()

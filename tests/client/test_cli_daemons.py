@@ -1,10 +1,13 @@
 """`holdfast coordinator` and `holdfast agent`: how they begin, refuse and end."""
 
 import signal
+import sys
 
 import pytest
+from click.testing import CliRunner
 
 import holdfast_agent.__main__
+from holdfast.cli import cli
 from holdfast.cli.exits import EXIT
 from holdfast_agent.notices import NoticeFile, NoticeUrl
 from tests.client import scripted
@@ -35,6 +38,46 @@ async def test_a_coordinator_that_cannot_be(holdfast, tmp_path, words, sentence)
     assert done.code == EXIT.FAILED
     assert sentence in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--store", "postgresql://me:hunter2@db/x"], "everyone on this machine can read a command line"),
+        (["--store", "postgresql://me@db/x?password=hunter2"], "PGPASSFILE"),
+        (["--store", "mysql://hunter2"], "write postgresql://USER@HOST:5432/DATABASE"),
+        (["--store-file", "/nonexistent"], "/nonexistent: No such file"),
+        (["--store", "postgresql://me@db/x", "--lease", "100ms"], "is shorter than a second"),
+    ],
+)
+def test_a_database_that_cannot_be(words, sentence):
+    done = CliRunner().invoke(cli, ["coordinator", *words])
+    assert done.exit_code == EXIT.USAGE
+    assert sentence in " ".join(done.output.split())
+    assert "hunter2" not in done.output
+
+
+def test_settings_that_are_shown_have_no_password():
+    env = {"HOLDFAST_COORDINATOR_STORE": "postgresql://me:hunter2@db/x"}
+    done = CliRunner().invoke(cli, ["coordinator", "--show-settings"], env=env)
+    assert done.exit_code == 0
+    assert "HOLDFAST_COORDINATOR_STORE" in done.output
+    assert "hunter2" not in done.output
+
+
+async def test_a_password_may_be_in_a_file_and_is_shown_to_nobody(start_command, tmp_path):
+    """The database is not there: a coordinator waits for it."""
+    (tmp_path / "url").write_text(f"postgresql://me:hunter2@/x?host={tmp_path}\n")
+    words = ["--listen", f"unix:{tmp_path}/c.sock", "--store-file", f"{tmp_path}/url"]
+    command = await start_command("coordinator", *words, "--state-dir", str(tmp_path / "c"))
+    said = ""
+    while "standing by" not in said:
+        said += await command.error_line()
+    assert "postgresql://me@/x: connection is bad" in said
+    command.signal(signal.SIGTERM)
+    done = await command.ended()
+    assert done.code == 0
+    assert "hunter2" not in said + done.err
 
 
 async def test_one_coordinator_a_port(holdfast, house, tmp_path):
@@ -81,10 +124,13 @@ def test_an_agent_takes_what_its_operator_decides(monkeypatch, tmp_path):
 
     monkeypatch.setattr(holdfast_agent.__main__, "serve", serve)
     words = "--cgroup off --limit-memory --stop-after-disconnect 90s --orphaned-after 2h".split()  # noqa: SIM905
+    words.append("--workers-end-with-agent")
     for given in ([], words):
         assert scripted.run("agent", "--state-dir", str(tmp_path), *given).exit_code == 0
     decided = [(c.cgroup, c.limit_memory, c.stop_after_disconnect_s, c.orphaned_after_s) for c in started]
     assert decided == [("auto", False, 0, 0), ("off", True, 90, 7200)]
+    assert [config.foreground for config in started] == [False, True]
+    assert all(config.archive_logs for config in started)
 
 
 def test_an_agent_that_cannot_be_so(tmp_path):
@@ -125,3 +171,25 @@ def test_notices_that_can_not_be(tmp_path, words, sentence):
     done = scripted.run("agent", "--state-dir", str(tmp_path), *words)
     assert done.exit_code == EXIT.USAGE
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["coordinator"], "coordinator"),
+        (["agent"], "agent"),
+        (["gateway"], "gateway"),
+        (["run", "--", "true"], "run"),
+    ],
+)
+def test_where_an_extra_is_missing_a_sentence_says_which(monkeypatch, tmp_path, command, extra):
+    for name in ("structlog", "holdfast_coordinator", "holdfast_agent", "holdfast_gateway"):
+        for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "structlog", None)
+    monkeypatch.chdir(tmp_path)
+    done = scripted.run(*command)
+    assert done.exit_code == EXIT.FAILED
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.endswith(f"is not installed here (structlog): pip install 'holdfast[{extra}]'")
+    assert list(tmp_path.iterdir()) == []

@@ -135,6 +135,13 @@ def test_a_file_that_can_not_be_is_refused_before_anybody_is_asked(
     assert coordinator.requests == []
 
 
+def test_a_job_file_that_is_given_as_a_command_is_none(coordinator, holdfast):
+    result = holdfast("job", "submit", "job.yaml")
+    assert result.exit_code == EXIT.USAGE
+    assert result.stderr == "Error: job.yaml is a job file and no command; write -f job.yaml\n"
+    assert coordinator.requests == []
+
+
 def test_what_the_coordinator_refuses_is_told_beside_its_line_or_flag(
     coordinator, holdfast, tmp_path, monkeypatch
 ):

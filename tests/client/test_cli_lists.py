@@ -22,7 +22,7 @@ NODES = [
         capacity=node_pb2.Capacity(slots=8, cpus=8, memory_bytes=32 * 2**30, gpus=2),
         slots_used=3,
         last_heard_at=ago(2.5 * 3_600),
-        agent_version="0.1.0",
+        agent_version="9.8.7",
     ),
     node_pb2.Node(name="n2", state=node_pb2.NODE_STATE_LOST, reason="not heard from for 10.0 s"),
 ]
@@ -80,7 +80,7 @@ def test_nodes(holdfast):
 def test_nodes_in_full(holdfast):
     assert holdfast("node", "list", "-o", "wide").stdout == lines("""
         NODE  STATE  SLOTS  CPUS  MEMORY    GPUS  HEARD  ADDRESS   VERSION  REASON
-        n1    ready  3/8    8     32.0 GiB  2     2h     10.0.0.1  0.1.0    heard from
+        n1    ready  3/8    8     32.0 GiB  2     2h     10.0.0.1  9.8.7    heard from
         n2    lost   0/0    0     0 B       0     -                         not heard from for 10.0 s
     """)
 

@@ -170,7 +170,7 @@ class TestOptions:
         coordinator.log = [chunk(b"a" * 64 + b"!\n")]
         result = holdfast("job", "logs", JOB, "--grep", "(a+)+$")
         assert result.exit_code == 2
-        assert '--grep: "(a+)+$" takes more than 0.1 s on 64 KiB' in result.stderr
+        assert '--grep: "(a+)+$" takes more than 0.1 s on a piece of the log' in result.stderr
 
 
 def test_what_was_freed_is_told(capsys):
@@ -212,6 +212,25 @@ def test_the_archive_has_what_a_node_has_not_and_nothing_comes_twice(coordinator
     coordinator.log = [away(), chunk(b"two\nthree\n", attempt=2)]
     result = holdfast("job", "logs", JOB)
     assert (result.stdout, result.stderr, result.exit_code) == ("[0] one\n[0] two\n[0] three\n", "", 0)
+
+
+@pytest.mark.parametrize(("attempt", "missing"), [(0, True), (2, True), (1, False), (3, False), (4, False)])
+def test_an_attempt_that_is_nowhere_is_told(coordinator, holdfast, tmp_path, attempt, missing):
+    """It ran where nobody is any more, and was not archived before; the rank has moved on since."""
+    storage = LocalStorage(str(tmp_path), f"{JOB}/logs")
+    storage.put(Archived(0, 1, "stdout", 0).name, Bytes(gzip.compress(b"one\n")))
+    job = make_job()
+    job.spec.checkpoint_uri = str(tmp_path)
+    worker = next(worker for worker in job.workers if worker.rank == 0)
+    worker.attempt, worker.node = 4, "node-b"
+    coordinator.add_job(job)
+    coordinator.log = [away(), *(chunk(b"of node b\n", attempt=n) for n in (3, 4) if attempt in (0, n))]
+    result = holdfast("job", "logs", JOB, "--attempt", str(attempt))
+    assert result.exit_code == (3 if missing else 0)
+    assert result.stderr == missing * (
+        "holdfast: what rank 0 wrote on node-a can't be read: its agent is not connected, and of attempt 2 nothing is "
+        "in the archive or on another node\n"
+    )
 
 
 def test_an_archive_that_is_damaged_is_told(coordinator, holdfast, tmp_path):

@@ -58,6 +58,14 @@ def test_who_wins(good):
         ("contexts:\n  lab:\n    sever: a:1\n", ':3: contexts.lab: unknown field "sever"; there is server'),
         ("contexts:\n  lab:\n    server: x\n", ':3: contexts.lab.server: "x" is no address; write host:port'),
         ("contexts:\n  lab:\n    server: a:70700\n", ':3: contexts.lab.server: "a:70700" is no address'),
+        (
+            "contexts:\n  lab:\n    server: 10.0.0.1:7070,b:7070\n",
+            ':3: contexts.lab.server: "b:7070" is no IP address with a port',
+        ),
+        (
+            "contexts:\n  lab:\n    server: 10.0.0.1:1,10.0.0.2\n",
+            ':3: contexts.lab.server: "10.0.0.2" is no IP address with a port',
+        ),
         ("contexts:\n  lab: {}\n", ":2: contexts.lab: has no server; add e.g."),
         ("contexts:\n  a b: {server: 'a:1'}\n", ':2: "a b" is no name of a context'),
         ("contexts: [lab]\n", ":1: contexts: is not of the form NAME: VALUE"),

@@ -38,6 +38,26 @@ async def test_nobody_there():
     assert str(error).startswith(f"the coordinator at {target} is not reachable; start one with")
 
 
+async def test_of_several_that_serve_is_called_and_of_none_is_said_so(house):
+    """What does not answer is passed over."""
+    nobody = f"127.0.0.1:{free_port()}"
+    for _ in range(2):
+        error = await refused(
+            f"{nobody},{house.target}", lambda jobs: jobs.GetJob(job_pb2.GetJobRequest(job_id="nope"))
+        )
+        assert isinstance(error, wire.NotFound)
+    both = f"{nobody},127.0.0.1:{free_port()}"
+    error = await refused(both, lambda jobs: jobs.GetJob(job_pb2.GetJobRequest(job_id="nope")))
+    assert isinstance(error, wire.Unreachable)
+    assert str(error).startswith(f"none of the coordinators at {both} serves; start one")
+
+
+@pytest.mark.parametrize("target", ["10.0.0.1:7070,b:7070", "10.0.0.1:1,[::1]:1", "10.0.0.1:1,10.0.0.2", ","])
+def test_lists_that_cannot_be(target):
+    with pytest.raises(wire.InvalidSpec):
+        wire.open_channel(target)
+
+
 @pytest.mark.parametrize(
     ("target", "start"),
     [

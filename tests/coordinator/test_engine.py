@@ -8,7 +8,7 @@ import pytest
 from holdfast.v1 import agent_pb2
 from holdfast_coordinator import engine as engine_module
 from holdfast_coordinator.core import stragglers
-from holdfast_coordinator.core.effects import StartWorkers, Welcome
+from holdfast_coordinator.core.effects import SetEpoch, StartWorkers, Welcome
 from holdfast_coordinator.core.events import (
     AgentJoined,
     CheckpointDeleteRequested,
@@ -23,7 +23,7 @@ from holdfast_coordinator.core.model import Capacity, Key, NodeState, ReportKind
 from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.engine import Clock, Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.session import Session
-from holdfast_coordinator.store.api import StoreFullError
+from holdfast_coordinator.store.api import DeposedError, StoreFullError
 from holdfast_coordinator.store.memory import MemoryStore
 
 PATIENCE = 60
@@ -289,3 +289,43 @@ async def test_when_the_history_cannot_be_read_it_starts_over(engine, store, mon
     await engine.wait_leading()
     with pytest.raises(RefusedError, match="has no checkpoint of step 10"):
         await engine.submit(CheckpointDeleteRequested(engine.clock.now(), "j1", 10))
+
+
+async def test_who_is_deposed_ends_and_refuses_what_waits(store):
+    """P7: nothing is read anew, since another's store it is now."""
+    found = Engine(store, SETTINGS, HandClock())
+    loop = asyncio.create_task(found.run())
+    await found.wait_leading()
+    session, said = await join(found)
+    store.open.clear()
+    request = asyncio.create_task(found.submit(submitted(found)))
+    assert await asyncio.to_thread(store.waiting.wait, PATIENCE)
+    MemoryStore.commit(store, [SetEpoch(2)], epoch=2)
+    store.open.set()
+    with pytest.raises(NotLeadingError, match="epoch 1 is over"):
+        await request
+    with pytest.raises(DeposedError, match="another coordinator leads"):
+        await loop
+    assert await anext(said, None) is None
+    assert session.closed_because == "the coordinator leads no longer"
+    for call in (found.submit(submitted(found)), found.read(len), found.history(len)):
+        with pytest.raises(NotLeadingError):
+            await call
+
+
+async def test_whose_lease_is_over_shows_nothing_of_what_was_under_way(store):
+    over = []
+    found = Engine(store, SETTINGS, HandClock(), lambda: "".join(over))
+    loop = asyncio.create_task(found.run())
+    await found.wait_leading()
+    request = await store.close_behind(found.submit(submitted(found)))
+    read = asyncio.create_task(found.read(lambda state: list(state.jobs)))
+    over.append("its lease has run out")
+    with pytest.raises(NotLeadingError, match="its lease has run out"):
+        await found.read(len)
+    store.open.set()
+    with pytest.raises(NotLeadingError, match="its lease has run out"):
+        await request
+    with pytest.raises(DeposedError):
+        await loop
+    read.cancel()

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from holdfast.v1 import job_pb2
-from holdfast_coordinator.core.model import JobState
+from holdfast_coordinator.changes import Changes, Topic
+from holdfast_coordinator.core.model import JobState, NodeState
+from holdfast_coordinator.engine import NotLeadingError
+from holdfast_coordinator.rpc import logs
 from holdfast_coordinator.rpc.logs import _Reading
 
 OUT = job_pb2.LOG_STREAM_STDOUT
@@ -27,16 +30,30 @@ class Engine:
         self.state = SimpleNamespace(
             jobs={"job": SimpleNamespace(id="job", spec=spec, state=state)},
             workers={("job", 0): worker},
-            nodes={name: SimpleNamespace(session=name) for name in ("a", "b", "c")},
+            nodes={
+                name: SimpleNamespace(name=name, session=name, state=NodeState.READY)
+                for name in ("a", "b", "c")
+            },
         )
-        self.connected = set(connected)
-        self.changed = None
+        self.sessions = {name: SimpleNamespace(id=name) for name in connected}
+        self.changes = Changes()
+        self.broken = None
 
     async def read(self, ask):
+        if self.broken:
+            raise self.broken
         return ask(self.state)
 
     def session_of(self, name):
-        return SimpleNamespace(id=name) if name in self.connected else None
+        return self.sessions.get(name)
+
+    def turns(self, name, state, session=None):
+        """A node is of this state, with this session, from now on."""
+        self.state.nodes[name].state = state
+        self.sessions.pop(name, None)
+        if session is not None:
+            self.sessions[name] = SimpleNamespace(id=session)
+        self.changes.mark(name, Topic.NODES)
 
 
 class Relay:
@@ -51,7 +68,10 @@ class Relay:
         for each in self.answers.get(session.id, []):
             if each is None:
                 return False
-            await into.put(each)
+            if callable(each):
+                each()
+            else:
+                await into.put(each)
         return True
 
 
@@ -81,10 +101,72 @@ async def test_nodes_that_are_away_are_named_before_anything_is_read():
     assert found[0].away == told
 
 
-async def test_an_agent_that_goes_away_while_it_is_read():
-    found = await read(Engine(("a",), "a"), Relay(a=[chunk(b"one\n"), None]))
-    assert found[0].data == b"one\n"
-    assert found[1].away.reason == "its agent did not send all of it"
+class TestAgentsThatGoAway:
+    """While their log is read."""
+
+    @pytest.fixture
+    def engine(self):
+        return Engine(("a",), "a")
+
+    @pytest.fixture
+    def relay(self):
+        return Relay(a=[chunk(b"one\n"), None], again=[chunk(b"one\ntwo\n")])
+
+    async def test_one_that_comes_back_is_asked_for_the_rest(self, engine, relay):
+        reading = _Reading(relay, engine, job_pb2.StreamLogsRequest(job_id="job")).chunks()
+        assert (await anext(reading)).data == b"one\n"
+        rest = asyncio.create_task(anext(reading))
+        for state, session in ((NodeState.SUSPECT, None), (NodeState.READY, "again")):
+            await asyncio.sleep(0)
+            engine.turns("a", state, session)
+        assert (await rest).data == b"two\n"
+        assert relay.asked["again"][0].cursors[0].offset == 4
+        assert [each async for each in reading] == []
+
+    async def test_one_whose_node_is_lost_is_told_of(self, engine, relay):
+        reading = _Reading(relay, engine, job_pb2.StreamLogsRequest(job_id="job")).chunks()
+        await anext(reading)
+        engine.turns("a", NodeState.LOST)
+        (last,) = [each async for each in reading]
+        assert last.away.reason == "its agent did not send all of it"
+
+    @pytest.mark.parametrize(("within", "connected"), [("GONE_WITHIN_S", True), ("BACK_WITHIN_S", False)])
+    async def test_one_that_is_there_and_does_not_and_one_that_stays_away(
+        self, engine, relay, monkeypatch, within, connected
+    ):
+        monkeypatch.setattr(logs, within, 0.01)
+        if not connected:
+            relay.answers["a"].insert(1, lambda: engine.turns("a", NodeState.SUSPECT))
+        found = await read(engine, relay)
+        assert [each.away.reason for each in found[1:]] == ["its agent did not send all of it"]
+
+    async def test_the_last_of_a_job_that_is_followed_waits_for_one_that_is_expected(self):
+        engine, relay = Engine(("a",), "a"), Relay(again=[chunk(b"one\n")])
+        engine.watch = lambda _: contextlib.nullcontext()
+        engine.turns("a", NodeState.SUSPECT)
+        found = asyncio.create_task(read(engine, relay, follow=True))
+        await asyncio.sleep(0.01)
+        engine.turns("a", NodeState.READY, "again")
+        assert [each.data for each in await found] == [b"one\n"]
+
+
+@pytest.mark.parametrize("at", ["the beginning", "the end of a job that is followed"])
+async def test_a_state_that_cannot_be_read_is_no_end(at):
+    engine = Engine(("a",), "a", state=JobState.RUNNING)
+    error = NotLeadingError("the disk is full")
+
+    @contextlib.contextmanager
+    def watch(_):
+        async def wait():
+            engine.broken = error
+
+        yield SimpleNamespace(wait=wait, clear=lambda: None)
+
+    engine.watch = watch
+    if at == "the beginning":
+        engine.broken = error
+    with pytest.raises(NotLeadingError):
+        await read(engine, Relay(), follow=True)
 
 
 class TestTail:

@@ -21,6 +21,7 @@ from holdfast.v1 import (
     worker_pb2,
 )
 from holdfast_coordinator import engine
+from holdfast_coordinator.app import ALIVE
 from holdfast_coordinator.store.api import StoreFullError
 
 pytest_plugins = ["tests.client.cli_fixtures"]
@@ -169,6 +170,8 @@ async def test_health_says_whether_it_serves(house, channel, jobs, monkeypatch):
             assert code is grpc.StatusCode.UNAVAILABLE
             assert message == "the coordinator can't serve now: no room on the disk"
             assert (await watching.read()).status == NOT_SERVING
+            alive = await health.Check(health_pb2.HealthCheckRequest(service=ALIVE))
+            assert alive.status == SERVING, "to be started again would not mend it"
         assert (await watching.read()).status == SERVING
 
 

@@ -213,8 +213,10 @@ class Cluster:
     def delete(self, job: str = "j1") -> Effects:
         return self.do(JobDeleteRequested(self.now, job))
 
-    def lose_stream(self, node: str = "a", session: str = "") -> Effects:
-        return self.do(StreamLost(self.now, node, session or self.node(node).session))
+    def lose_stream(self, node: str = "a", session: str = "", *, ends_workers: bool = False) -> Effects:
+        silent_ms = self.now - self.heard.get(node, self.now)
+        speaks_in = session or self.node(node).session
+        return self.do(StreamLost(self.now, node, speaks_in, silent_ms, ends_workers))
 
     def offer(self, node: str, *ports: int) -> Effects:
         return self.do(PortsOffered(self.now, node, self.node(node).session, ports))

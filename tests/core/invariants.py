@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from holdfast_coordinator.core.commit import MOST_PREPARED
 from holdfast_coordinator.core.events import CheckpointReported, Event
 from holdfast_coordinator.core.model import (
     LIVE,
@@ -28,8 +29,10 @@ def validate(state: State) -> None:
     for node in state.nodes.values():
         _node(state, node)
     _ports(state)
-    for (job_id, rank), held in state.prepared.items():
+    for held in (held for of_rank in state.prepared.values() for held in of_rank.values()):
+        job_id, rank = held.job_id, held.rank
         gang = state.gangs[job_id, held.gang]
+        assert len(state.prepared[job_id, rank]) <= MOST_PREPARED, "a rank holds too much"
         about = f"the prepared shard of rank {rank} of {job_id}"
         assert state.jobs[job_id].state not in TERMINAL, f"{about} outlives its job"
         assert held.attempt == gang.attempt, f"{about} is of a superseded attempt"

@@ -57,12 +57,26 @@ def test_a_lost_ack_is_given_again_with_the_record():
     assert effects.writes == ()
 
 
-def test_a_newer_shard_takes_the_place_of_one_that_waits():
+def commits(effects):
+    return [command.step for command in sent(effects) if isinstance(command, AckCommit)]
+
+
+def test_a_rank_that_is_ahead_is_met_where_it_was():
     cluster = running(2)
-    cluster.prepare(key(0), 10)
-    cluster.prepare(key(0), 20)
-    assert cluster.prepare(key(1), 10).commands == ()
-    assert cluster.prepare(key(1), 20).commands != ()
+    for step in (10, 20, 30):
+        assert commits(cluster.prepare(key(0), step)) == []
+    for step in (10, 30):
+        assert commits(cluster.prepare(key(1), step)) == [step]
+    assert cluster.state.prepared == {}
+
+
+def test_of_one_that_is_far_ahead_the_first_steps_and_the_newest_are_kept():
+    cluster = running(2)
+    for step in range(10, 90, 10):
+        cluster.prepare(key(0), step)
+    assert [held.step for held in cluster.state.held_by("j1", 0)] == [10, 20, 30, 80]
+    met = [step for step in range(10, 90, 10) if commits(cluster.prepare(key(1), step))]
+    assert met == [10, 20, 30, 80]
     assert cluster.state.prepared == {}
 
 

@@ -151,6 +151,43 @@ def test_a_broken_stream_makes_a_suspect_and_kills_nothing():
     assert cluster.worker().state is WorkerState.RUNNING
 
 
+def test_a_pod_whose_stream_broke_is_lost_soon_and_its_gang_goes_on_elsewhere():
+    cluster = running(2, nodes=("a", "b"))
+    cluster.tick(900, "a")
+    cluster.lose_stream(ends_workers=True)
+    assert cluster.tick(1_999, "a").commands == ()
+    (start,) = sent(cluster.tick(1, "a"), StartWorkers)
+    assert [(a.rank, a.attempt) for a in start.assignments] == [(0, 2), (1, 2)]
+    assert cluster.node().state is NodeState.LOST
+
+
+def test_a_pod_that_is_back_in_time_keeps_its_workers():
+    cluster = running(2)
+    cluster.lose_stream(ends_workers=True)
+    cluster.tick(1_999, "a")
+    cluster.join("a", (found(key(0)), found(key(1))))
+    assert cluster.tick(1_999, "a").commands == ()
+    cluster.lose_stream()  # and what one agent said holds for no other
+    assert cluster.tick(2_001, "a").commands == ()
+    assert {worker.state for worker in cluster.state.workers.values()} == {WorkerState.RUNNING}
+
+
+def test_a_new_leader_waits_for_pods_as_for_any_node():
+    cluster = running(1)
+    cluster.lose_stream(ends_workers=True)
+    cluster.restart_coordinator()
+    assert cluster.tick(9_999, "a").commands == ()
+    assert cluster.node().state is NodeState.SUSPECT
+
+
+def test_a_pod_that_was_silent_when_its_stream_broke_has_the_time_of_any_node():
+    cluster = running(1)
+    cluster.tick(6_000, "a")
+    cluster.lose_stream(ends_workers=True)
+    assert cluster.tick(3_999, "a").commands == ()
+    assert cluster.node().state is NodeState.SUSPECT
+
+
 def test_a_suspect_gets_no_new_work():
     cluster = leading("a")
     cluster.lose_stream()
@@ -259,3 +296,22 @@ def test_a_port_that_is_offered_while_it_is_being_taken_is_not_taken_twice():
     cluster.offer("a", 7001, 7002)
     cluster.submit(spec(1), "j2")
     assert cluster.gang(0, "j2").master_port == 7002
+
+
+def test_the_time_of_a_worker_that_is_lost_with_its_node_was_kept_up_to_its_commit():
+    cluster = running(1, nodes=("a", "b"), backoff_ms=0)
+    home = cluster.where(key(0))
+    cluster.tick(60_000)
+    cluster.prepare(key(0), 100)
+    cluster.tick(10_000, home)
+    account = cluster.worker(0).account
+    assert (account.kept_ms, account.stepping_ms, account.setup_ms) == (60_000, 69_999, 1)
+    assert (account.steps_done, account.steps_redone) == (100, 0)
+
+
+def test_of_one_that_committed_nothing_no_step_is_known():
+    cluster = running(1, nodes=("a", "b"), backoff_ms=0)
+    cluster.tick(60_000)
+    cluster.tick(10_000, cluster.where(key(0)))
+    account = cluster.worker(0).account
+    assert (account.kept_ms, account.setup_ms, account.steps_done) == (0, 70_000, 0)

@@ -13,9 +13,11 @@ from kubernetes_validate import utils
 from holdfast import __version__
 from holdfast.cli.node import AGENT_PODS
 from holdfast.units import parse_duration
+from holdfast_coordinator.app import ALIVE
 from tests.deploy.rendering import OVERLAYS, ROOT, named, objects_of, pods_of
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+PROBES = ("startup", "readiness", "liveness")
 VERSIONS = ("1.29", "1.31", "1.33", "1.35", "1.37")
 
 
@@ -190,6 +192,32 @@ def test_agents_have_time_for_a_checkpoint_and_are_replaced_by_hand(objects):
     assert "livenessProbe" not in pod["containers"][0]
     labels = dict(pair.split("=") for pair in AGENT_PODS.split(","))
     assert labels.items() <= agent["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_of_two_coordinators_one_leads_and_nothing_waits_for_the_other(objects):
+    """A standby is not ready: that must neither end it, nor hold up a rollout, a start or a drain."""
+    coordinator = named(objects, "StatefulSet", "holdfast-coordinator")["spec"]
+    pod = coordinator["template"]["spec"]
+    (container,) = pod["containers"]
+    probes = {name: container[f"{name}Probe"]["grpc"].get("service", "") for name in PROBES}
+    assert probes == {"startup": ALIVE, "readiness": "", "liveness": ALIVE}
+    shared = [each for each in container["args"] if each.startswith("--store")]
+    assert coordinator["replicas"] == (2 if shared else 1)
+    if not shared:
+        return
+    assert (coordinator["podManagementPolicy"], coordinator["updateStrategy"]) == (
+        "Parallel",
+        {"type": "OnDelete"},
+    )
+    budget = named(objects, "PodDisruptionBudget", "holdfast-coordinator")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (2, "AlwaysAllow")
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "postgresql"]
+    assert shared == [f"--store-file={mount['mountPath']}/url"]
+    assert {"postgresql": {"secretName": "holdfast-postgresql", "defaultMode": 0o440}}.items() <= {
+        volume["name"]: volume.get("secret") for volume in pod["volumes"]
+    }.items()
+    (egress,) = named(objects, "NetworkPolicy", "to-postgresql")["spec"]["egress"]
+    assert egress["ports"] == [{"protocol": "TCP", "port": 5432}]
 
 
 def test_ports_are_those_that_are_listened_on(objects):

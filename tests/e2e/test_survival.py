@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from holdfast.v1 import job_pb2
+from holdfast.v1 import job_pb2, node_pb2
 from tests.e2e.fleet import HOLDFAST, PATIENCE_S, TRAIN, committed, manifest_steps, pids, running
 from tests.e2e.train import expected
 
@@ -118,6 +118,26 @@ async def test_an_agent_stopped_beyond_its_lease_is_fenced(nervous_fleet):
     job = await fleet.client.stop_job(job_id, force=True)
     await fleet.ended(job_id)
     assert not fleet.leftovers()
+
+
+async def test_a_pod_that_dies_is_known_by_its_stream(fleet):
+    """Its lease is that of any node, a hundred seconds, and outlasts this test."""
+    fleet.start_agent("node-b", 4, "--workers-end-with-agent")
+    for name in ("node-a", "node-b"):
+        await fleet.node_until(name, lambda node: node.state == node_pb2.NODE_STATE_READY)
+    await fleet.client.cordon_node("node-a")
+    job_id = await fleet.submit()
+    await fleet.until(job_id, committed(10))
+    await fleet.client.uncordon_node("node-a")
+    fleet.kill("node-b")
+    job = await fleet.succeeded(job_id)
+    assert {worker.node for worker in job.workers} == {"node-a"}
+    assert job.restarts == 1
+    assert_undisturbed(fleet)
+    lost = (
+        "node node-b was lost: its stream broke, and its workers end with its agent, which did not come back"
+    )
+    assert [told.endswith(lost) for told in await fleet.events(job_id, "WorkerLost")] == [True, True]
 
 
 async def test_a_worker_that_forks_and_dies_leaves_nobody(fleet):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from holdfast import __version__
 from holdfast.spec import SpecFile
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("client", "coordinator", "agent", "gateway")
 SOURCES = sorted(
     path
-    for top in (*PACKAGES, "examples", "benchmarks", "docs")
+    for top in (*PACKAGES, "examples", "benchmarks", "docs", "scripts")
     for path in (ROOT / top).rglob("*.py")
     if ROOT / "client/holdfast/v1" not in path.parents
 )
@@ -70,6 +71,26 @@ def test_what_is_left_to_do_has_an_issue(texts):
         for number, line in enumerate(text.splitlines(), 1)
         if LEFT.search(line) and not re.search(r"issue \d+", line)
     ]
+
+
+SPELL_THE_VERSION = {
+    "client/holdfast/__init__.py": "the one place",
+    "CHANGELOG.md": "by its headings",
+    "k8s/base/kustomization.yaml": "which can take it from nowhere; tests/deploy holds it to the one place",
+}
+
+
+def test_the_version_is_spelled_in_one_place():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = [name for name in listed.stdout.split("\0") if name and not name.endswith("lock.json")]
+    spelled = re.compile(rf"(?<![\d.]){re.escape(__version__)}(?![\d.]*\d)".encode())
+    found = {n for n in names if (ROOT / n).is_file() and spelled.search((ROOT / n).read_bytes())}
+    assert found == set(SPELL_THE_VERSION)
+
+
+def test_the_changelog_begins_with_this_version():
+    newest = re.search(r"^## (\S+?)(?:,.*)?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == __version__
 
 
 def script(path):

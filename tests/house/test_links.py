@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from tests.house.test_house import ROOT, named
+from tests.house.test_house import ROOT
 
 OUTSIDE = ("node_modules", "build", "dist")
 FILES = sorted(
@@ -20,6 +20,10 @@ LINK = re.compile(
 )
 HEADING = re.compile(r"^#{1,6}\s+(.*?)\s*#*\s*$", re.MULTILINE)
 ANCHOR = re.compile(r"""<a\s+(?:id|name)=["']([^"']+)["']""")
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
 
 
 def prose(text):

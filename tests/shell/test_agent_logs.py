@@ -1,6 +1,8 @@
 """Logs: whole, in order, from any place on, and as they are written."""
 
+import asyncio
 import gzip
+import json
 import os
 import signal
 from types import SimpleNamespace
@@ -9,6 +11,9 @@ import pytest
 
 from holdfast.v1 import agent_pb2, job_pb2
 from holdfast_agent import archiver
+from holdfast_agent.core import Key
+from holdfast_agent.log_file import Log
+from holdfast_agent.workdir import Attempt
 from tests.agent.fake_coordinator import key, soon, start, stop
 from tests.agent.processes import line_of, until
 
@@ -73,7 +78,7 @@ class TestReading:
         push = await open_log()
         data = b""
         while chunk := await push.chunk():
-            assert len(chunk.data) <= 128 * 1024
+            assert len(chunk.data) <= 256 * 1024
             assert chunk.data.endswith((b"\n", b"unfinished"))
             data += chunk.data
         assert data == b"".join(b"%d\n" % n for n in range(1, 50001)) + b"unfinished"
@@ -285,3 +290,30 @@ class TestArchives:
         await run(session, "echo said")
         await session.settled()
         assert not list(tmp_path.rglob("*.gz"))
+
+    async def test_a_storage_that_is_none_as_things_are_is_tried_again_and_keeps_no_other_waiting(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(archiver, "REFUSED_PAUSE_S", 0.1)
+        attempts = {}
+        for job, place in (("refused", "s3://"), ("good", str(tmp_path / "shared"))):
+            attempts[job] = Attempt(Key(job, 0, 1), tmp_path / job / "0-1")
+            attempts[job].path.mkdir(parents=True)
+            (attempts[job].path / "start.json").write_text(json.dumps({"archive": place, "env": {}}))
+            for name in ("stdout.log", "stderr.log"):
+                with Log(str(attempts[job].path), name, make=True) as log:
+                    log.append(b"said\n")
+        warned = []
+        monkeypatch.setattr(archiver, "log", SimpleNamespace(warning=lambda _, **more: warned.append(more)))
+        found = archiver.Archiver()
+        found.add([attempts["refused"]])
+        running = asyncio.create_task(found.run())
+        await until(lambda: warned)
+        assert warned[0]["why"].endswith("write s3://bucket/prefix")
+        found.add([attempts["good"]])
+        await until((attempts["good"].path / "archived").exists)
+        start = {"archive": str(tmp_path / "shared"), "env": {}}
+        (attempts["refused"].path / "start.json").write_text(json.dumps(start))
+        await until((attempts["refused"].path / "archived").exists)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)

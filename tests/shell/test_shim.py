@@ -1,15 +1,18 @@
 """The shim: true ends, whole logs, no survivors (P4, P8)."""
 
+import fcntl
 import json
 import os
 import resource
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from holdfast_agent.core import Key, WorkerSpawned
+from holdfast_agent import shim
+from holdfast_agent.core import Key
 from tests.agent.processes import alive, gone, line_of, marked, name, until
 
 PYTHON = (sys.executable, "-S", "-c")
@@ -240,6 +243,26 @@ class TestOutput:
         house.sh("yes & yes >&2 & sleep 0.2; exit 7", log_bytes=2**20)
         assert (await house.ended())[0] == 7
 
+    async def test_who_could_not_be_killed_and_floods_does_not_keep_it(self, tmp_path):
+        """As what has become another user's: whatever is read of its pipe, there is more."""
+        readable, writable = os.pipe2(os.O_NONBLOCK)
+        before = b"x" * os.write(writable, b"x" * fcntl.fcntl(readable, fcntl.F_GETPIPE_SZ))
+        read = b""
+
+        def append(_, data):
+            nonlocal read
+            read += data
+            assert len(read) < 10 * len(before)
+            os.write(writable, b"y" * len(data))
+            return 0
+
+        found = shim._Shim(str(tmp_path), -1, None, shim._exec, None)
+        found._logs, found._pipes = SimpleNamespace(append=append), {readable: "stdout.log"}
+        found._pump(readable, last=True)
+        assert read.startswith(before)
+        for fd in (readable, writable):
+            os.close(fd)
+
     async def test_a_worker_may_close_its_output(self, house):
         house.sh("exec >&- 2>&-; sleep 0.05; exit 2")
         assert (await house.ended())[0] == 2
@@ -306,17 +329,24 @@ class TestNursery:
         assert (await house.ended())[0] == 0
         assert alive(worker)
 
-    async def test_whatever_it_was_doing_when_it_died_is_found_out(self, house, mark):
-        """Every start ends in exactly one truth: it runs, or it is told that it does not."""
+    @pytest.mark.parametrize("rounds", range(3))
+    async def test_whatever_it_was_doing_when_it_died_every_worker_is_started(self, house, mark, rounds):
         for rank in range(20):
             house.sh("exec sleep 1000", rank=rank)
-        spawned, ended = [await house.spawned()], []
+        spawned = [await house.spawned() for _ in range(rounds)]
         os.kill(nursery(mark), signal.SIGKILL)
-        while len(spawned) + len(ended) < 20:
-            event = await house.event()
-            (spawned if isinstance(event, WorkerSpawned) else ended).append(event)
+        spawned += [await house.spawned() for _ in range(20 - rounds)]
         running = sorted(event.pid for event in spawned)
         await until(lambda: sorted(pid for pid in marked(mark) if name(pid) == "sleep") == running)
+
+    async def test_a_start_that_it_was_asked_for_and_did_not_get_to_is_made_again(self, house, mark):
+        house.sh("exit 0", rank=1)
+        await house.ended()
+        os.kill(nursery(mark), signal.SIGSTOP)
+        path = house.sh("exec sleep 1000")
+        await until(path.exists)
+        os.kill(nursery(mark), signal.SIGKILL)
+        assert alive((await house.spawned()).pid)
 
     async def test_a_module_in_the_working_directory_is_not_ours(self, house, tmp_path, monkeypatch):
         (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")

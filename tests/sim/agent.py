@@ -50,9 +50,13 @@ class Agent:
         checkpoints: Checkpoints,
         checks: Checks,
         slots: int,
+        *,
+        in_pod: bool = False,
     ) -> None:
         self.name = name
         self.slots = slots
+        self.in_pod = in_pod
+        """Its workers end with it."""
         self.disk = NodeDisk()
         self.processes: dict[Key, Process] = {}
         self.core = core.AgentState()
@@ -121,6 +125,8 @@ class Agent:
         if self._stream is not None:
             self._stream.snap()
         self._stream = None
+        if self.in_pod:
+            self._end_processes()
 
     def freeze(self) -> None:
         if self.up and not self.frozen:
@@ -158,10 +164,13 @@ class Agent:
         self.kill()
         self._world.note(self.name, "machine goes down")
         self._boot += 1
+        self._end_processes()
+        self.disk.lose_power(self._world)
+
+    def _end_processes(self) -> None:
         for process in self.processes.values():
             process.vanish()
         self.processes = {}
-        self.disk.lose_power(self._world)
         self._checks.rebooted(self.name)
 
     def call(self, delay_ms: int, what: Callable[..., None], *args: Any) -> None:
@@ -222,6 +231,7 @@ class Agent:
             inventory,
             tuple(self._ports),
             self.core.asked.notice,
+            self.in_pod,
         )
         stream.send(UP, hello)
 

@@ -165,8 +165,8 @@ def suspects_are_lost(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A broken stream is taken for a dead node."""
     honest = step_module.liveness.judge
 
-    def judge(silent_ms, *, connected, settings):
-        verdict, reason = honest(silent_ms, connected=connected, settings=settings)
+    def judge(silent_ms, **given):
+        verdict, reason = honest(silent_ms, **given)
         return (NodeState.LOST if verdict is NodeState.SUSPECT else verdict), reason
 
     patch.setattr(step_module.liveness, "judge", judge)

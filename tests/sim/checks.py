@@ -69,6 +69,7 @@ class Checks:
 
     world: World
     lost_after_ms: int
+    gone_after_ms: int
     agents: dict[str, Any] = field(default_factory=dict)
     checkpoints: Checkpoints = field(init=False)
     commits: dict[Place, dict[int, Commit]] = field(default_factory=dict)
@@ -85,6 +86,8 @@ class Checks:
     """What happened how often: the summary of a run."""
     _shadow: State = field(default_factory=State)
     _heard: dict[str, int] = field(default_factory=dict)
+    _broken: dict[str, int] = field(default_factory=dict)
+    """Since when there is no stream to a node whose workers end with its agent."""
     _spawned: set[Key] = field(default_factory=set)
     _dead: set[Key] = field(default_factory=set)
     _hung: set[Key] = field(default_factory=set)
@@ -133,6 +136,12 @@ class Checks:
 
     def heard(self, node: str) -> None:
         self._heard[node] = self.world.now
+        self._broken.pop(node, None)
+
+    def broken(self, node: str, *, in_pod: bool) -> None:
+        """The coordinator has noticed that a stream broke."""
+        if in_pod:
+            self._broken[node] = self.world.now
 
     def paused(self, for_ms: int) -> None:
         """The coordinator was stopped, and could hear nobody."""
@@ -140,6 +149,7 @@ class Checks:
 
     def elected(self, nodes: Iterable[str]) -> None:
         self._heard = dict.fromkeys(nodes, self.world.now)
+        self._broken.clear()
 
     def spawned(self, node: str, order: Any) -> None:
         """A worker's process comes to be."""
@@ -291,7 +301,9 @@ class Checks:
     def _node_lost(self, node: Node) -> None:
         self.count("nodes lost")
         silent = self.world.now - self._heard.get(node.name, 0)
-        if silent < self.lost_after_ms:
+        if node.name in self._broken and self.world.now - self._broken[node.name] >= self.gone_after_ms:
+            self.count("pods gone", silent < self.lost_after_ms)
+        elif silent < self.lost_after_ms:
             raise Violation(f"P4: node {node.name} is lost after {silent} ms of silence")
 
     def _node_forgotten(self, node: Node) -> None:

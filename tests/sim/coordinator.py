@@ -46,7 +46,7 @@ from tests.sim.world import World
 
 TICK_MS = 1_000
 RETRY_MS = 1_000
-SETTINGS = Settings(lost_after_ms=5_000, suspect_after_ms=2_500, forget_after_ms=3_000)
+SETTINGS = Settings(lost_after_ms=5_000, suspect_after_ms=2_500, gone_after_ms=1_000, forget_after_ms=3_000)
 
 
 @dataclass
@@ -90,6 +90,7 @@ class Coordinator:
         """This life ends when it has sent one of these."""
         self.command_lost: Callable[[str, Any], None] = lambda node, message: None
         self._newest_hello: dict[str, int] = {}
+        self._pods: set[str] = set()
         self._life = 0
         self._full_until = 0
         self._begin_life()
@@ -189,12 +190,14 @@ class Coordinator:
         stream.listen(UP, lambda message: self._call(life, self._hello, stream, message), lambda: None)
 
     def _hello(self, stream: Stream, hello: tuple[Any, ...]) -> None:
-        number, node, instance_id, boot_id, slots, inventory, ports, notice = hello
+        number, node, instance_id, boot_id, slots, inventory, ports, notice, in_pod = hello
         # Not modelled: a Hello that is overtaken by that of a later stream. Nothing in it would tell.
         if not self.leading or number < self._newest_hello.get(node, 0):
             stream.close(DOWN)
             return
         self._newest_hello[node] = number
+        if in_pod:
+            self._pods.add(node)
         self._opened += 1
         session = f"e{self.state.epoch}-s{self._opened}"
         self._sessions[session] = stream
@@ -225,7 +228,12 @@ class Coordinator:
         stream = self._sessions.pop(session, None)
         if stream is not None:
             stream.close(DOWN)
-            self._post(StreamLost(self._world.now, node, session))
+            self._lost(node, session)
+
+    def _lost(self, node: str, session: str) -> None:
+        now, in_pod = self._world.now, node in self._pods
+        self._checks.broken(node, in_pod=in_pod)
+        self._post(StreamLost(now, node, session, now - self._heard.get(node, now), in_pod))
 
     def _message(self, node: str, session: str, item: tuple[int, str, Any]) -> None:
         epoch, kind, what = item
@@ -362,7 +370,7 @@ class Coordinator:
             request.failed()
         for session, stream in list(self._sessions.items()):
             stream.close(DOWN)
-            self._post(StreamLost(self._world.now, stream.node, session))
+            self._lost(stream.node, session)
         self._sessions = {}
         self._take_over()
 
@@ -394,7 +402,7 @@ class Coordinator:
             if isinstance(command, CloseSession):
                 del self._sessions[session]
                 stream.close(DOWN)
-                self._post(StreamLost(self._world.now, stream.node, session))
+                self._lost(stream.node, session)
             else:
                 pace = 1_000 if isinstance(command, Welcome) else 0
                 stream.send(DOWN, (self.state.epoch, session, command, pace))

@@ -104,16 +104,24 @@ class Simulation:
     def _build(self) -> None:
         world = self.world
         self.store = MemoryStore()
-        self.checks = Checks(world, SETTINGS.lost_after_ms)
+        self.checks = Checks(world, SETTINGS.lost_after_ms, SETTINGS.gone_after_ms)
         self.network = Network(world)
         self.coordinator = Coordinator(world, self.store, self.checks, self.bugs)
         nodes = world.between(1, 3)
         ranks = world.between(1, 4)
         # Room for all even when a node is away, or just enough.
         slots = -(-ranks // max(1, nodes - 1)) if world.chance(0.6) else -(-ranks // nodes)
+        pods = {"a"} if self.seed % 3 == 0 else set()
         self.agents = {
             name: Agent(
-                name, world, self.network, self.coordinator, self.checks.checkpoints, self.checks, slots
+                name,
+                world,
+                self.network,
+                self.coordinator,
+                self.checks.checkpoints,
+                self.checks,
+                slots,
+                in_pod=name in pods,
             )
             for name in ("a", "b", "c")[:nodes]
         }

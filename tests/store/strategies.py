@@ -135,16 +135,16 @@ def _entry(draw, past):
 
 
 def _prepare(draw, past):
-    """Ranks of a gang prepare a step, each in the place of what it had prepared."""
+    """Ranks of a gang prepare a step, beside or in the place of what they had prepared."""
     gangs = sorted(past.state.gangs)
     if not gangs:
         return
     job_id, gang = draw(st.sampled_from(gangs))
     past.steps[job_id] += draw(st.integers(1, 3))
     for rank in draw(st.lists(st.sampled_from(RANKS), min_size=1, unique=True)):
-        before = past.state.prepared.get((job_id, rank))
-        if before is not None:
-            yield Delete(before)
+        for before in past.state.held_by(job_id, rank):
+            if draw(st.booleans()):
+                yield Delete(before)
         shard = replace(draw(_SHARDS), rank=rank)
         yield Put(
             replace(

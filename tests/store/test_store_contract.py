@@ -34,7 +34,9 @@ from holdfast_coordinator.core.model import (
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.store.api import DeposedError, StoreError
 from holdfast_coordinator.store.memory import MemoryStore
+from holdfast_coordinator.store.postgres import PostgresStore
 from holdfast_coordinator.store.sqlite import SqliteStore
+from holdfast_coordinator.store.tables import metadata
 from tests.store.strategies import JOB_IDS, RANKS, batches
 
 SETTINGS = Settings(lost_after_ms=7)
@@ -56,10 +58,31 @@ def _memory():
     yield MemoryStore()
 
 
-@pytest.fixture(scope="module", params=[_memory, _sqlite], ids=["memory", "sqlite"])
+@pytest.fixture(scope="module")
+def _postgres(postgres):
+    url = postgres.make_database()
+    PostgresStore(url, "first").take(0)
+    tables = ", ".join(metadata.tables)
+
+    @contextmanager
+    def opened():
+        with postgres.connect(url.url.database) as connection:
+            connection.execute(f"TRUNCATE {tables}")
+        store = PostgresStore(url, "test")
+        try:
+            assert store.take(600_000).granted
+            yield store
+        finally:
+            store.close()
+
+    return opened
+
+
+@pytest.fixture(scope="module", params=["memory", "sqlite", "postgres"])
 def open_store(request):
     """Opens a new store, and closes it in the end."""
-    return request.param
+    ways = {"memory": lambda: _memory, "sqlite": lambda: _sqlite}
+    return ways.get(request.param, lambda: request.getfixturevalue("_postgres"))()
 
 
 @pytest.fixture
@@ -109,9 +132,15 @@ def changed(item, write):
 
 
 class TestState:
-    @settings(max_examples=60, deadline=None)
-    @given(written=batches())
-    def test_it_loads_as_what_was_committed(self, open_store, written):
+    def test_it_loads_as_what_was_committed(self, request, open_store):
+        """What is said of batches of writes; fewer where each is read by a hundred questions to a server."""
+        examples = 12 if "postgres" in request.node.name else 60
+        settings(max_examples=examples, deadline=None)(given(written=batches())(self.loads_as_committed))(
+            open_store=open_store
+        )
+
+    @staticmethod
+    def loads_as_committed(open_store, written):
         state, entries, commits = State(SETTINGS), [], []
         with open_store() as store:
             for batch in written:

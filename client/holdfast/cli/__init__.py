@@ -23,6 +23,7 @@ _COMMANDS = {
     "top": ("holdfast.cli.top", "Watch the fleet: nodes, jobs, throughput, the curve of the loss."),
     "backup": ("holdfast.cli.backup", "Put the coordinator's state aside, and take it up again."),
     "doctor": ("holdfast.cli.doctor", "Look for what would keep holdfast from working here."),
+    "health": ("holdfast.cli.health", "Ask a daemon of this machine whether it is well."),
     "context": ("holdfast.cli.context", "Name coordinators, and choose the one that commands talk to."),
     "completion": ("holdfast.cli.completion", "Print what makes a shell complete commands and ids."),
 }

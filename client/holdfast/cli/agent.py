@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from holdfast.addresses import DEFAULT_TARGET
+from holdfast.addresses import DEFAULT_TARGET, several
 from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.cli.settings import Daemon, Several
@@ -21,6 +21,14 @@ def _read_seconds(context: click.Context, parameter: click.Parameter, text: str 
         return 0 if text is None else parse_duration(text).total_seconds()
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _read_target(context: click.Context, parameter: click.Parameter, target: str) -> str:
+    try:
+        several(target)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+    return target
 
 
 def _read_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -71,8 +79,9 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     default=DEFAULT_TARGET,
     show_default=True,
     envvar="HOLDFAST_SERVER",
+    callback=_read_target,
     metavar="ADDRESS",
-    help="host:port, or unix:/path.",
+    help="host:port, or unix:/path; several of ip:port, with commas, where others stand by.",
 )
 @click.option("--name", default=socket.gethostname, show_default="the host name", help="Unique in the fleet.")
 @click.option(
@@ -126,6 +135,12 @@ def _signals() -> tuple[asyncio.Event, asyncio.Event]:
     help="Workers end by themselves after so long without an agent.  [default: never]",
 )
 @click.option(
+    "--workers-end-with-agent",
+    is_flag=True,
+    help="They do not outlive it, whatever it dies of, as in a container. When its stream breaks and it is not back "
+    "soon, they are taken for gone, and go on elsewhere.",
+)
+@click.option(
     "--notice-file",
     "notice_files",
     cls=Several,
@@ -173,6 +188,7 @@ def command(
     limit_memory: bool,
     stop_after_disconnect: float,
     orphaned_after: float,
+    workers_end_with_agent: bool,
     notice_files: tuple[Path, ...],
     notice_urls: tuple[str, ...],
     notice_headers: dict[str, str],
@@ -182,7 +198,7 @@ def command(
 ) -> None:
     """Run an agent. It may be killed at any time and started again: its workers run on, and are found again.
 
-    On SIGTERM it ends, and its workers go on, unless --drain-on-term is given.
+    On SIGTERM it ends, and its workers go on, unless --drain-on-term or --workers-end-with-agent is given.
 
     \b
     Examples:
@@ -210,6 +226,7 @@ def command(
         slots,
         labels,
         address,
+        foreground=workers_end_with_agent,
         cgroup=cgroup,
         limit_memory=limit_memory,
         stop_after_disconnect_s=stop_after_disconnect,

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.common import fail, metrics_option, read_duration, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.cli.settings import Daemon
 
+if TYPE_CHECKING:
+    from holdfast_coordinator.app import CoordinatorConfig
+    from holdfast_coordinator.store.url import StoreUrl
 
-@click.command("coordinator", cls=Daemon)
+SHORTEST_LEASE_MS = 1_000
+
+
+@click.command("coordinator", cls=Daemon, secret=("store",))
 @click.option(
     "--listen",
     default=DEFAULT_TARGET,
@@ -42,6 +51,15 @@ from holdfast.cli.settings import Daemon
     help="A node is lost after this long without a word from it.",
 )
 @click.option(
+    "--gone-after",
+    default="2s",
+    show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
+    help="The same for a node whose workers end with its agent (`holdfast agent --workers-end-with-agent`), "
+    "counted from when its stream broke.",
+)
+@click.option(
     "--forget-after",
     default="24h",
     show_default=True,
@@ -54,13 +72,36 @@ from holdfast.cli.settings import Daemon
     metavar="ADDRESS",
     help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
 )
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Keep the state in PostgreSQL, where several coordinators may share it: one serves, the others stand by. "
+    "postgresql://USER@HOST:5432/DATABASE, without a password.  [default: SQLite in the state directory]",
+)
+@click.option(
+    "--store-file",
+    type=click.Path(path_type=Path),
+    help="A file that holds this URL, which then may have a password.",
+)
+@click.option(
+    "--lease",
+    default="6s",
+    show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
+    help="With --store: how long after the last word of a coordinator that is gone another takes over.",
+)
 @metrics_option
 def command(
     listen: str,
     state_dir: Path,
     lost_after: timedelta,
+    gone_after: timedelta,
     forget_after: timedelta,
     http: str | None,
+    store: str | None,
+    store_file: Path | None,
+    lease: timedelta,
     metrics: str,
     *,
     insecure: bool,
@@ -73,7 +114,11 @@ def command(
       holdfast coordinator --http 127.0.0.1:8080
       holdfast coordinator --listen 10.0.0.1:7070 --insecure
       holdfast coordinator --metrics 9464
+      holdfast coordinator --store postgresql://holdfast@db.internal/holdfast
     """  # noqa: D301  click reads the backspaces
+    lease_ms = _milliseconds(lease)
+    if lease_ms < SHORTEST_LEASE_MS:
+        raise click.BadParameter("is shorter than a second", param_hint="--lease")
     try:
         from holdfast.exposition import AddressError
         from holdfast_coordinator.__main__ import serve
@@ -88,32 +133,71 @@ def command(
         listen,
         state_dir,
         insecure=insecure,
-        lost_after_ms=round(lost_after.total_seconds() * 1000),
-        forget_after_ms=round(forget_after.total_seconds() * 1000),
+        lost_after_ms=_milliseconds(lost_after),
+        gone_after_ms=_milliseconds(gone_after),
+        forget_after_ms=_milliseconds(forget_after),
         metrics=metrics,
+        store=_store(store, store_file),
+        lease_ms=lease_ms,
     )
 
-    async def run() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        name = click.style("holdfast coordinator", bold=True)
-        async with asyncio.TaskGroup() as both:
-
-            def ready(at: str) -> None:
-                click.echo(f"{name} listens on {at}", err=True)
-                if gateway is not None:
-                    both.create_task(gateway.serve(at, stop))
-
-            both.create_task(serve(config, stop=stop, ready=ready))
-
     try:
-        asyncio.run(run())
+        asyncio.run(_run(serve, config, gateway))
     except ExceptionGroup as errors:
         failure = errors.exceptions[0]
         if isinstance(failure, ListenError | AddressError | StoreError):
             fail(str(failure))
         raise failure from None
+
+
+async def _run(serve: Callable[..., Any], config: CoordinatorConfig, gateway: _Http | None) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    name = click.style("holdfast coordinator", bold=True)
+    async with asyncio.TaskGroup() as both:
+
+        def ready(at: str) -> None:
+            click.echo(f"{name} listens on {at}", err=True)
+            if gateway is not None:
+                both.create_task(gateway.serve(at, stop))
+
+        both.create_task(serve(config, stop=stop, ready=ready))
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)
+
+
+def _store(text: str | None, file: Path | None) -> StoreUrl | None:
+    """The database that is named; ends the command when it can't be. Nothing said here holds a password."""
+    from holdfast_coordinator.store.url import StoreUrlError, read_url
+
+    if text is not None and file is not None:
+        raise click.UsageError("--store and --store-file are two ways to say one thing; give one of them")
+    try:
+        if file is not None:
+            text = file.read_text()
+        if text is None:
+            return None
+        url = read_url(text.strip())
+    except OSError as error:
+        raise click.BadParameter(f"{file}: {error.strerror}", param_hint="--store-file") from error
+    except (StoreUrlError, UnicodeDecodeError) as error:
+        why = str(error) if isinstance(error, StoreUrlError) else f"{file} is no text"
+        raise click.BadParameter(why, param_hint="--store" if file is None else "--store-file") from None
+    source = click.get_current_context().get_parameter_source("store")
+    if url.has_password and file is None and source is ParameterSource.COMMANDLINE:
+        raise click.BadParameter(
+            "everyone on this machine can read a command line, and the password with it; put the URL into a file of "
+            "yours for --store-file, or the password into one that PGPASSFILE names",
+            param_hint="--store",
+        )
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        fail(f"PostgreSQL can't be used from here ({error}): pip install 'holdfast[coordinator,postgres]'")
+    return url
 
 
 class _Http:

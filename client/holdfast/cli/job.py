@@ -204,6 +204,8 @@ async def submit(
         except SpecError as error:
             fail(str(error), EXIT.USAGE)
         spec, where = found.part.to_proto(), found.where
+    elif len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        fail(f"{argv[0]} is a job file and no command; write -f {argv[0]}", EXIT.USAGE)
     apply_flags(spec, flags, argv)
     await resolve_resume_from(spec, server)
     async with api.Client(server) as client:

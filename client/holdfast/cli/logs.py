@@ -17,7 +17,7 @@ from holdfast.patterns import TooSlowError, within
 from holdfast.units import parse_duration
 
 MATCH_WITHIN_S = 5.0
-"""A chunk of 64 KiB, by --grep: a pattern may need longer than the stars do."""
+"""A piece of a log, by --grep: a pattern may need longer than the stars do."""
 
 
 def _read_ranks(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> list[int]:
@@ -61,7 +61,8 @@ def _matching(chunks: Iterator[job_pb2.StreamLogsResponse], pattern: str) -> lis
             return list(chunks)
     except TooSlowError:
         fail(
-            f'--grep: "{pattern}" takes more than {MATCH_WITHIN_S:g} s on 64 KiB; write one that repeats no repetition',
+            f'--grep: "{pattern}" takes more than {MATCH_WITHIN_S:g} s on a piece of the log; '
+            "write one that repeats no repetition",
             EXIT.USAGE,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import shutil
 import signal
 import sys
@@ -41,6 +42,8 @@ NODE = "localhost"
 """The one node; also when a run is resumed under another host name."""
 SLOTS = 100_000
 """Room for all workers of any job: there is one, and what it asks for is what it gets."""
+NEEDS = ("alembic", "grpc_health", "grpc_reflection", "prometheus_client", "sqlalchemy", "structlog")
+"""What it imports on its way that the client alone does not bring."""
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -70,6 +73,9 @@ async def command(argv: tuple[str, ...], resume: str | None, plan: str | None, *
       holdfast run --resume
     """  # noqa: D301  click reads the backspaces
     kill = chaos.parse(plan) if plan is not None else None
+    for name in NEEDS:  # now, and not when the run has a directory
+        if importlib.util.find_spec(name) is None:
+            fail(f"what runs jobs is not installed here ({name}): pip install 'holdfast[run]'")
     spec = None
     if resume is None:
         spec = job_pb2.JobSpec(world_size=1)
@@ -159,7 +165,12 @@ async def _coordinator(place: run_state.RunDir) -> AsyncIterator[tuple[api.Clien
         from holdfast_coordinator.app import Coordinator, CoordinatorConfig
         from holdfast_coordinator.store.api import StoreError
     coordinator = Coordinator(
-        CoordinatorConfig(_address(place), place.path / "coordinator", lost_after_ms=NEVER_LOST_MS)
+        CoordinatorConfig(
+            _address(place),
+            place.path / "coordinator",
+            lost_after_ms=NEVER_LOST_MS,
+            gone_after_ms=NEVER_LOST_MS,
+        )
     )
     try:
         async with api.Client(await coordinator.start()) as client:
@@ -181,7 +192,11 @@ async def _agent(place: run_state.RunDir) -> AsyncIterator[Agent]:
         from holdfast_agent.agent import Agent, AgentConfig
         from holdfast_agent.workdir import StateDirError
     try:
-        agent = Agent(AgentConfig(_address(place), place.path / "agent", NODE, SLOTS, foreground=True))
+        agent = Agent(
+            AgentConfig(
+                _address(place), place.path / "agent", NODE, SLOTS, foreground=True, archive_logs=False
+            )
+        )
     except StateDirError as error:
         fail(str(error))
     try:

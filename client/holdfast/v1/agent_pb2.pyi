@@ -226,6 +226,7 @@ class Hello(_message.Message):
     PORTS_FIELD_NUMBER: _builtins.int
     MONOTONIC_NS_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    WORKERS_END_WITH_AGENT_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Unique in the fleet."""
     instance_id: _builtins.str
@@ -237,6 +238,10 @@ class Hello(_message.Message):
     agent_version: _builtins.str
     monotonic_ns: _builtins.int
     """The machine's CLOCK_MONOTONIC now, in nanoseconds."""
+    workers_end_with_agent: _builtins.bool
+    """Where they end together, as in a pod, a stream that broke and is not opened
+    again soon means that the workers are gone.
+    """
     @_builtins.property
     def capacity(self) -> _node_pb2.Capacity: ...
     @_builtins.property
@@ -267,10 +272,11 @@ class Hello(_message.Message):
         ports: _abc.Iterable[_builtins.int] | None = ...,
         monotonic_ns: _builtins.int = ...,
         notice: Global___NodeNotice | None = ...,
+        workers_end_with_agent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "notice", b"notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "monotonic_ns", b"monotonic_ns", "node", b"node", "notice", b"notice", "ports", b"ports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_version", b"agent_version", "boot_id", b"boot_id", "capacity", b"capacity", "instance_id", b"instance_id", "inventory", b"inventory", "labels", b"labels", "monotonic_ns", b"monotonic_ns", "node", b"node", "notice", b"notice", "ports", b"ports", "workers_end_with_agent", b"workers_end_with_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,10 +3,10 @@
 Training waits for one copy of its state. A thread writes it, and the answer is awaited, until the next checkpoint is
 due: a rank has one under way at a time. Then training waits for it to be written, however long that takes, because
 the ranks of a gang must save the same steps; and for its answer for PATIENCE seconds. After that training goes on,
-and the newer checkpoint stands in for the one that got no answer: a control plane that is away stops no worker, and
-neither does another rank of the gang that could not write its file. Patience wears off while nothing is answered, so
-that an hour's outage costs seconds; it never ends, because a rank that is ahead of its gang must wait a little, or
-the gang's newest shards would never be of one step.
+and the newer checkpoint is answered for: a control plane that is away stops no worker, and neither does another rank of
+the gang that could not write its file. Patience wears off while nothing is answered, so that an hour's outage costs
+seconds; it never ends, because a rank that is ahead of its gang must wait a little: of one that is far ahead the
+coordinator keeps only some of the steps to which the others come.
 """
 
 import contextlib
@@ -361,7 +361,7 @@ class Saver:
         if self._patience == PATIENCE:
             say(
                 f"the checkpoint of step {before} is still not committed; "
-                f"training goes on, and step {step} takes its place"
+                f"training goes on, and step {step} is saved meanwhile"
             )
         self._patience = max(LEAST_PATIENCE, self._patience / 4)
 

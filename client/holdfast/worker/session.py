@@ -3,7 +3,7 @@
 One daemon thread blocks in recv and reconnects for ever: agents are restarted while their workers train. Every
 connection opens with WorkerHello, the shard and the reports that have not been answered yet, so that nothing is lost
 with a connection; an agent that hears a thing twice knows it by its step. A rank has one shard under way at a time,
-here as in the agent and the coordinator: a newer one takes the place of an older one that got no answer.
+here as in the agent: a newer one takes the place of an older one that got no answer. The coordinator keeps some more.
 """
 
 import contextlib

@@ -4,7 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 
-from holdfast_coordinator.core.model import LIVE, TERMINAL, Account, Gang, Job, Progress, Worker, WorkerState
+from holdfast_coordinator.core.model import (
+    LIVE,
+    TERMINAL,
+    Account,
+    Commit,
+    Gang,
+    Job,
+    Progress,
+    Worker,
+    WorkerState,
+)
 
 
 def close_attempt(worker: Worker, committed: int | None) -> Worker:
@@ -33,6 +43,21 @@ def close_attempt(worker: Worker, committed: int | None) -> Worker:
         hang_ms=hung,
     )
     return replace(worker, account=_sum([worker.account, attempt]), started_ms=0)
+
+
+def reached(worker: Worker, commit: Commit | None) -> Progress:
+    """How far an attempt came that was lost with its node, as far as that is known: to its last commit.
+
+    What came after it is as good as steps that are done again. Nothing is known of one that committed nothing.
+    """
+    if commit is None or commit.attempt != worker.attempt:
+        return Progress()
+    return Progress(
+        step=commit.step,
+        steps_done=max(0, commit.step - (worker.resume_step or 0)),
+        stepping_ms=max(0, commit.at_ms - worker.started_ms),
+        setup_ms=1,  # or all the rest would count as that
+    )
 
 
 def _split(progress: Progress, alive: int) -> tuple[int, int, int, int, int]:

@@ -104,15 +104,16 @@ def shard_prepared(turn: Turn, event: ShardPrepared) -> None:
         case commit.Wait():
             _hold(turn, new)
         case commit.Complete(shards):
-            _hold(turn, new)
+            turn.put(new)
             _commit(turn, gang, event.step, shards)
 
 
 def _hold(turn: Turn, new: Prepared) -> None:
-    """Keep what a rank prepared, in the place of what it prepared of another step."""
-    before = turn.state.prepared.get((new.job_id, new.rank))
-    if before is not None and before.step != new.step:
-        turn.delete(before)
+    """Keep what a rank prepared until the others have, too; when it is far ahead, not all of it."""
+    held = turn.state.prepared.get((new.job_id, new.rank), {})
+    gone = commit.superseded(held, new.step)
+    if gone is not None:
+        turn.delete(held[gone])
     turn.put(new)
 
 
@@ -145,6 +146,10 @@ def _commit(turn: Turn, gang: Gang, at_step: int, shards: tuple[Shard, ...]) -> 
     gang, made = _retain(turn, job, gang)
     turn.put(gang)
     turn.record(done)
+    for rank in turn.state.ranks(gang):
+        for passed in turn.state.held_by(job.id, rank):
+            if passed.step < at_step:
+                turn.delete(passed)
     size = sum(shard.size_bytes for shard in shards)
     turn.tell_gang("CheckpointCommitted", f"step {at_step}, {len(shards)} shards, {size} bytes", gang)
     _tell_of_degraded(turn, gang, before)
@@ -303,8 +308,8 @@ def _without(gang: Gang, step: int) -> Gang:
 
 def _drained(turn: Turn, event: CheckpointReported, gang: Gang) -> None:
     key, newest = event.key, gang.commit
-    held = turn.state.prepared.get((key.job_id, key.rank))
-    if held is not None and (held.step, held.attempt) == (event.step, key.attempt):
+    held = turn.state.prepared.get((key.job_id, key.rank), {}).get(event.step)
+    if held is not None and held.attempt == key.attempt:
         turn.put(replace(held, shard=replace(held.shard, local_only=False)))
     if newest is None or event.step > newest.step:
         return

@@ -1,6 +1,6 @@
 """When a checkpoint becomes the one to resume from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from holdfast_coordinator.core.model import Commit, Gang, Prepared, Shard
@@ -34,6 +34,10 @@ class Complete:
     shards: tuple[Shard, ...]
 
 
+MOST_PREPARED = 4
+"""Steps that a rank may hold prepared. The first of them stay, for a rank that is behind comes to these."""
+
+
 def decide(
     gang: Gang, ranks: Sequence[int], held: Mapping[int, Prepared], new: Prepared
 ) -> Refuse | AckAgain | Wait | Complete:
@@ -64,6 +68,11 @@ def decide(
     if len(shards) < len(ranks):
         return _wait(new.step, len(ranks) - len(shards), len(ranks))
     return Complete(tuple(shards))
+
+
+def superseded(held: Collection[int], new: int) -> int | None:
+    """The step that makes way for a new one of the same rank: the newest of those it holds, when these are many."""
+    return max(held) if new not in held and len(held) >= MOST_PREPARED else None
 
 
 def _wait(step: int, missing: int, ranks: int) -> Wait:

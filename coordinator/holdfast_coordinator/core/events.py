@@ -130,6 +130,10 @@ class StreamLost:
     at: int
     node: str
     session: str
+    silent_ms: int = 0
+    """How long before that its node was heard from."""
+    ends_workers: bool = False
+    """Its agent said that its workers end with it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,7 @@ def supersede(turn: Turn, gang: Gang, decision: Retry, cause: str) -> None:
     """
     members = turn.state.members(gang)
     for member in members:
-        held = turn.state.prepared.get((gang.job_id, member.rank))
-        if held is not None:
+        for held in turn.state.held_by(gang.job_id, member.rank):
             turn.delete(held)
     asked = gang.stopping is not None and not gang.stopping.signalled
     gang = replace(

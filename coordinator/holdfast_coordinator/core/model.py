@@ -456,6 +456,8 @@ class Node:
     """Superseded workers that are still being killed there; nothing is placed on it before they are gone."""
     clock_offset_ns: int = 0
     """From its CLOCK_MONOTONIC to nanoseconds since the Unix epoch by the coordinator's clock."""
+    gone_after_ms: int = 0
+    """After so much silence it is lost, since its stream broke and its workers end with its agent; 0: no such thing."""
     cordon: Cordon | None = None
     lost_ms: int = 0
     """Since when it is lost; 0: it is not."""

@@ -266,7 +266,9 @@ def _saved(turn: Turn, job: Job) -> str:
     last = {worker.progress.step for worker in turn.state.workers_of(job)}
     gangs = turn.state.gangs_of(job)
     whole = all(
-        gang.commit is not None and gang.commit.step == worker.progress.step
+        gang.commit is not None
+        and gang.commit.step == worker.progress.step
+        and worker.state is not WorkerState.LOST  # of which nobody knows how far it came
         for gang in gangs
         for worker in turn.state.members(gang)
     )
@@ -316,8 +318,7 @@ def _end(turn: Turn, job: Job, state: JobState, reason: str) -> None:
             if worker.state is WorkerState.WAITING:
                 closed = replace(closed, state=WorkerState.STOPPED)
             turn.put(closed)
-            held = turn.state.prepared.get((job.id, worker.rank))
-            if held is not None:
+            for held in turn.state.held_by(job.id, worker.rank):
                 turn.delete(held)
     if job.spec.preload:
         for name in sorted({name for worker in turn.state.workers_of(job) for name in worker.homes}):

@@ -27,8 +27,7 @@ def restored(turn: Turn, event: BackupRestored) -> None:
     for job in list(turn.state.jobs.values()):
         for gang in turn.state.gangs_of(job):
             for member in turn.state.members(gang):
-                held = turn.state.prepared.get((job.id, member.rank))
-                if held is not None:
+                for held in turn.state.held_by(job.id, member.rank):
                     turn.delete(held)
             _fence(turn, job, _caught_up(turn, job, gang, event.commits.get((job.id, gang.index), ())))
         turn.tell("BackupRestored", CAUSE, job_id=job.id)

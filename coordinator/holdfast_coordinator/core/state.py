@@ -40,6 +40,8 @@ class Settings:
 
     lost_after_ms: int = 10_000
     suspect_after_ms: int = 5_000
+    gone_after_ms: int = 2_000
+    """How long an agent with which its workers end may take to come back when its stream broke."""
     forget_after_ms: int = 86_400_000
     """0: only when a user says so."""
 
@@ -55,7 +57,8 @@ class State:
     gangs: dict[tuple[str, int], Gang] = field(default_factory=dict)
     workers: dict[tuple[str, int], Worker] = field(default_factory=dict)
     nodes: dict[str, Node] = field(default_factory=dict)
-    prepared: dict[tuple[str, int], Prepared] = field(default_factory=dict)
+    prepared: dict[tuple[str, int], dict[int, Prepared]] = field(default_factory=dict)
+    """What each rank has prepared and is not committed, by step."""
     # Indexes; they follow from the rows.
     requests: dict[str, str] = field(default_factory=dict)
     """request_id to job id."""
@@ -109,6 +112,10 @@ class State:
         """The workers that may have a process on a node, in the order of their keys."""
         return [self.workers[key] for key in sorted(self.on_node.get(node, ()))]
 
+    def held_by(self, job_id: str, rank: int) -> list[Prepared]:
+        """What a rank has prepared and is not committed."""
+        return list(self.prepared.get((job_id, rank), {}).values())
+
     def put(self, row: Row) -> None:
         """Insert a row, or replace the one with its key."""
         match row:
@@ -136,11 +143,7 @@ class State:
                 else:
                     self.draining.pop(row.name, None)
             case Prepared():
-                old = self.prepared.get((row.job_id, row.rank))
-                assert old is None or (old.gang, old.step) == (row.gang, row.step), (
-                    "delete what it prepared before"
-                )
-                self.prepared[row.job_id, row.rank] = row
+                self.prepared.setdefault((row.job_id, row.rank), {})[row.step] = row
                 self.at_step.setdefault((row.job_id, row.gang, row.step), {})[row.rank] = row
 
     def delete(self, row: Row) -> None:
@@ -160,7 +163,7 @@ class State:
                 del self.nodes[row.name]
                 self.draining.pop(row.name, None)
             case Prepared():
-                del self.prepared[row.job_id, row.rank]
+                self._forget_prepared(row.job_id, row.rank, row.step)
                 at_step = self.at_step[row.job_id, row.gang, row.step]
                 del at_step[row.rank]
                 if not at_step:
@@ -173,7 +176,13 @@ class State:
             "its shards were never prepared"
         )
         for rank in held:
-            del self.prepared[commit.job_id, rank]
+            self._forget_prepared(commit.job_id, rank, commit.step)
+
+    def _forget_prepared(self, job_id: str, rank: int, step: int) -> None:
+        of_rank = self.prepared[job_id, rank]
+        del of_rank[step]
+        if not of_rank:
+            del self.prepared[job_id, rank]
 
     def apply(self, writes: Iterable[Write]) -> None:
         """Apply writes, as a store does."""
@@ -198,7 +207,8 @@ class State:
         yield from self.gangs.values()
         yield from self.workers.values()
         yield from self.nodes.values()
-        yield from self.prepared.values()
+        for of_rank in self.prepared.values():
+            yield from of_rank.values()
 
     def _index(self, old: Worker | None, new: Worker | None) -> None:
         # In this order: a tally that somebody looks at must not come to nothing in between, and be another after.

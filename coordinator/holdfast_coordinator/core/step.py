@@ -8,6 +8,7 @@ the difference.
 from dataclasses import replace
 
 from holdfast_coordinator.core import (
+    account,
     again,
     blame,
     checkpoints,
@@ -150,8 +151,7 @@ def _from_agent(turn: Turn, event: AgentEvent) -> None:
         return
     match event:
         case StreamLost():
-            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason="its stream broke"))
-            turn.tell("NodeSuspect", "its stream broke; nothing is killed", node=node.name)
+            _stream_lost(turn, node, event)
         case PortsOffered():
             turn.put(replace(node, ports=_not_taken(turn, node.name, event.ports)))
         case WorkerStarted():
@@ -265,7 +265,7 @@ def _leader_elected(turn: Turn, event: LeaderElected) -> None:
             turn.put(replace(node, session="", lost_ms=min(node.lost_ms, event.at)))
         else:
             waits = "a new leader waits for its agent"
-            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=waits))
+            turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=waits, gone_after_ms=0))
     for job_id in list(turn.state.waiting):
         job = turn.state.jobs[job_id]
         for gang in turn.state.gangs_of(job):
@@ -284,7 +284,12 @@ def _ticked(turn: Turn, event: Ticked) -> None:
             forgetting.when_due(turn, node)
             continue
         silent = event.at - event.heard.get(node.name, event.at)
-        verdict, reason = liveness.judge(silent, connected=bool(node.session), settings=turn.state.settings)
+        verdict, reason = liveness.judge(
+            silent,
+            connected=bool(node.session),
+            settings=turn.state.settings,
+            gone_after_ms=node.gone_after_ms,
+        )
         if verdict is NodeState.LOST:
             _lose_node(turn, node, reason)
         elif verdict is not node.state:
@@ -292,11 +297,22 @@ def _ticked(turn: Turn, event: Ticked) -> None:
             turn.tell(f"Node{verdict.capitalize()}", reason, node=node.name)
 
 
+def _stream_lost(turn: Turn, node: Node, event: StreamLost) -> None:
+    gone_after = liveness.gone_after(event.silent_ms, turn.state.settings) if event.ends_workers else 0
+    reason = "its stream broke"
+    turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=reason, gone_after_ms=gone_after))
+    soon = f"it is lost unless it is back within {turn.state.settings.gone_after_ms / 1000:g} s"
+    follows = f"its workers end with its agent: {soon}" if gone_after else "nothing is killed"
+    turn.tell("NodeSuspect", f"{reason}; {follows}", node=node.name)
+
+
 def _lose_node(turn: Turn, node: Node, reason: str) -> None:
     """Give up a node: from here on nothing that its workers say is accepted."""
     turn.send(node.name, CloseSession(f"node {node.name} was lost: {reason}"))
-    lost = NodeState.LOST
-    turn.put(replace(node, session="", state=lost, reason=reason, strays=(), ports=(), lost_ms=turn.at))
+    lost = replace(
+        node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=(), gone_after_ms=0
+    )
+    turn.put(replace(lost, lost_ms=turn.at))
     turn.tell("NodeLost", reason, node=node.name)
     for worker in turn.state.live_on(node.name):
         _lose_worker(turn, worker, f"node {node.name} was lost: {reason}")
@@ -478,7 +494,9 @@ def _worker_exited(turn: Turn, node: str, key: Key, ended: Exit, progress: Progr
 
 def _lose_worker(turn: Turn, worker: Worker, cause: str) -> None:
     lost = Exit(code=-1, signal=0, message=cause, at_ms=turn.at, kind=ExitKind.LOST)
-    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=Progress(), hang=None)
+    commit = turn.state.gangs[worker.job_id, worker.gang].commit
+    progress = account.reached(worker, commit)
+    gone = replace(worker, state=WorkerState.LOST, exit=lost, progress=progress, hang=None)
     turn.put(gone)
     turn.tell_worker("WorkerLost", cause, worker)
     job = turn.state.jobs[worker.job_id]

@@ -11,8 +11,8 @@ from google.rpc import code_pb2
 from holdfast.v1 import agent_pb2, agent_pb2_grpc
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.events import StreamLost
-from holdfast_coordinator.engine import Engine
-from holdfast_coordinator.rpc.errors import abort
+from holdfast_coordinator.engine import Engine, NotLeadingError
+from holdfast_coordinator.rpc.errors import abort, abort_refused
 from holdfast_coordinator.rpc.logs import LogRelay
 from holdfast_coordinator.session import Session
 
@@ -35,8 +35,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     ) -> AsyncIterator[agent_pb2.CoordinatorMessage]:
         """Serve one session, from its Hello until either side ends it."""
         engine = self._engine
-        if not engine.leading:
-            await abort(context, code_pb2.UNAVAILABLE, "the coordinator is not serving", remedy="try again")
+        try:
+            engine.check_leading()
+        except NotLeadingError as error:
+            await abort_refused(context, error)
         hello = await self._hello(requests, context)
         session = Session(secrets.token_hex(8))
         engine.open_session(session)
@@ -52,7 +54,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             engine.drop_session(session)
-            await engine.post(StreamLost(engine.clock.now(), hello.node, session.id))
+            now = engine.clock.now()
+            silent_ms = now - engine.heard_at(hello.node)
+            lost = StreamLost(now, hello.node, session.id, silent_ms, hello.workers_end_with_agent)
+            await engine.post(lost)
         await abort(context, code_pb2.ABORTED, session.closed_because, remedy="open a new session")
 
     async def PushLogs(

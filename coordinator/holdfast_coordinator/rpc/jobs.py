@@ -177,8 +177,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             message = f"job {job.id} has no rank {beyond[0]}"
             remedy = f"its ranks are 0 to {job.spec.world_size - 1}"
             await abort(context, code_pb2.INVALID_ARGUMENT, message, remedy=remedy)
-        async for chunk in self._logs.read(request):
-            yield chunk
+        async with aclosing(watches.told(context, self._logs.read(request))) as told:
+            async for chunk in told:
+                yield chunk
 
     async def ListCheckpoints(
         self, request: job_pb2.ListCheckpointsRequest, context: Context

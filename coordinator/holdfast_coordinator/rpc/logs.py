@@ -4,20 +4,24 @@ An agent is told to open a log (OpenLog) and answers with a PushLogs stream that
 is a small bounded queue: a reader that is slow slows the agent's reading down and nothing else.
 
 Following goes on until the job has ended. Then whatever the followers had not read yet is read once more from
-where each of them was: a worker's log is complete on disk before its exit is reported, so nothing is missed. What lies
-on a node whose agent is not connected is named, so that the reader can look for it in the archive.
+where each of them was: a worker's log is complete on disk before its exit is reported, so nothing is missed. An agent
+that went away meanwhile is given a moment to come back. What lies on a node whose agent does not is named, so that the
+reader can look for it in the archive.
 """
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from holdfast.log_cursors import Cursors
 from holdfast.v1 import agent_pb2, job_pb2
-from holdfast_coordinator.core.model import TERMINAL
+from holdfast_coordinator.changes import Topic
+from holdfast_coordinator.core.model import TERMINAL, NodeState
 from holdfast_coordinator.core.state import State
 from holdfast_coordinator.engine import Engine
 from holdfast_coordinator.rpc.tasks import first_of
@@ -25,7 +29,11 @@ from holdfast_coordinator.session import Session
 
 ANSWER_WITHIN_S = 10.0
 """An agent that has not begun to push by then is passed over."""
-CHUNKS_QUEUED = 8
+BACK_WITHIN_S = 10.0
+"""And one that went away while its log was read, unless its node is lost before."""
+GONE_WITHIN_S = 1.0
+"""Its session ends with what it pushed, or soon after it; otherwise it was not the agent that went away."""
+CHUNKS_QUEUED = 4
 
 Chunks = asyncio.Queue[job_pb2.StreamLogsResponse | None]
 
@@ -73,8 +81,8 @@ class LogRelay:
         await first_of(feed.receive(first, requests), feed.unwanted.wait())
         return True
 
-    def read(self, request: job_pb2.StreamLogsRequest) -> AsyncIterator[job_pb2.StreamLogsResponse]:
-        """Yield what the call asked for. The job is there, and has the ranks."""
+    def read(self, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
+        """Yield what the call asked for of a job that is there. Raises NotLeadingError, WatchOverError."""
         return _Reading(self, self._engine, request).chunks()
 
     async def pump(self, opened: agent_pb2.OpenLog, session: Session, into: Chunks) -> bool:
@@ -107,6 +115,8 @@ class _Home:
     """The newest of the rank, if this is the node that it is on; otherwise 0."""
     newest: int
     """The newest of the rank, wherever it is; 0: nobody knows where."""
+    lost: bool
+    """Its agent is not expected back."""
 
 
 class _Reading:
@@ -119,7 +129,8 @@ class _Reading:
         self._chunks: Chunks = asyncio.Queue(CHUNKS_QUEUED)
         self._cursors = Cursors(request.cursors)
 
-    async def chunks(self) -> AsyncIterator[job_pb2.StreamLogsResponse]:
+    async def chunks(self) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
+        """See `LogRelay.read`: who is told that it broke goes on where he was, who is told of its end has all."""
         producer = asyncio.create_task(self._produce())
         try:
             while (chunk := await self._chunks.get()) is not None:
@@ -127,6 +138,7 @@ class _Reading:
                 if chunk.HasField("away") or self._cursors.take(chunk):
                     yield chunk
                 self._chunks.task_done()
+            await producer
         finally:
             producer.cancel()
             await asyncio.gather(producer, return_exceptions=True)
@@ -137,21 +149,53 @@ class _Reading:
                 await self._follow()
                 await self._chunks.join()  # the cursors are then where the reader is
             homes = self._wanted(await self._engine.read(self._homes), follow=False)
+            away = [
+                home for home in homes if home.session is None and (home.lost or not self._request.follow)
+            ]
             for (
                 home
-            ) in homes:  # first of all: what the archive has of them comes before what was written later
-                if home.session is None:
-                    await self._tell_away(home, "its agent is not connected")
+            ) in away:  # first of all: what the archive has of them comes before what was written later
+                await self._tell_away(home, "its agent is not connected")
             for home in homes:
-                if home.session is not None:
-                    pushed = await self._relay.pump(
-                        self._open(home, follow=False), home.session, self._chunks
-                    )
-                    if not pushed:
-                        await self._tell_away(home, "its agent did not send all of it")
-        except Exception as error:  # noqa: BLE001  the reader must be told that no more comes
-            log.warning("a log could not be read to its end", job=self._request.job_id, error=repr(error))
-        await self._chunks.put(None)
+                if home not in away:
+                    await self._read_rest(home)
+        finally:
+            await self._chunks.put(None)
+
+    async def _read_rest(self, home: _Home) -> None:
+        """Read what a node has of a rank; where its agent goes away meanwhile, by the one that comes back."""
+        session = home.session or await self._next_session(home.node, None)
+        reason = "its agent is not connected"
+        while session is not None:
+            if await self._relay.pump(self._open(home, follow=False), session, self._chunks):
+                return
+            reason = "its agent did not send all of it"
+            await self._chunks.join()
+            session = await self._next_session(home.node, session)
+        await self._tell_away(home, reason)
+
+    async def _next_session(self, name: str, before: Session | None) -> Session | None:
+        """The session of a node after this one; None when none comes. Raises WatchOverError."""
+        within = GONE_WITHIN_S if before is not None else BACK_WITHIN_S
+        with contextlib.suppress(TimeoutError), self._engine.changes.watch(Topic.NODES) as watch:
+            async with asyncio.timeout(within) as limit:
+                while True:
+                    watch.take()
+                    session, lost = await self._engine.read(partial(self._session_of, name))
+                    if lost or (session is not None and session is not before):
+                        return session
+                    if session is None and before is not None:
+                        before = None
+                        limit.reschedule(asyncio.get_running_loop().time() + BACK_WITHIN_S)
+                    await watch.changed()
+        return None
+
+    def _session_of(self, name: str, state: State) -> tuple[Session | None, bool]:
+        """The session of a node, and whether none is expected."""
+        node = state.nodes.get(name)
+        if node is None:
+            return None, True
+        return self._engine.session_of(node.session), node.state is NodeState.LOST
 
     async def _follow(self) -> None:
         """Follow each rank on each node it is placed on, until the job has ended."""
@@ -184,11 +228,10 @@ class _Reading:
         for rank in ranks:
             worker = state.workers[job.id, rank]
             for name in worker.homes:
-                node = state.nodes.get(name)
-                session = self._engine.session_of(node.session) if node else None
+                session, lost = self._session_of(name, state)
                 attempt = worker.attempt if worker.node == name else 0
                 newest = worker.attempt if worker.node else 0
-                found.append(_Home(rank, name, session, attempt, newest))
+                found.append(_Home(rank, name, session, attempt, newest, lost))
         return found
 
     def _wanted(self, homes: list[_Home], *, follow: bool) -> list[_Home]:

@@ -23,8 +23,11 @@ _version = Table(
 )
 
 
-def to_newest(connection: Connection, path: Path) -> None:
-    """Migrate the database at `path`, in the transaction that the connection is in. Raises StoreTooNewError."""
+def to_newest(connection: Connection, where: str, instead: str) -> None:
+    """Migrate the database at `where`, in the transaction that the connection is in. Raises StoreTooNewError.
+
+    `instead` is what else could be used.
+    """
     found = _revision(connection)
     if found == NEWEST:
         return
@@ -36,9 +39,14 @@ def to_newest(connection: Connection, path: Path) -> None:
         upgrade(connection)
     else:
         raise StoreTooNewError(
-            f"{path} was written by a newer version of holdfast (revision {found}): use that version, "
-            "or another state directory"
+            f"{where} was written by a newer version of holdfast (revision {found}): use that version, "
+            f"or {instead}"
         )
+
+
+def is_new(connection: Connection) -> bool:
+    """Whether nothing was ever made in a database."""
+    return _revision(connection) is None
 
 
 def upgrade(connection: Connection) -> None:

@@ -5,7 +5,19 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, Executable, Table, and_, bindparam, delete, insert, or_, select, tuple_
+from sqlalchemy import (
+    Connection,
+    Executable,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.sql.elements import ColumnElement
 
 from holdfast_coordinator.core.effects import (
@@ -40,7 +52,7 @@ _NEWEST_SEQ = select(entries.c.seq).order_by(entries.c.seq.desc()).limit(1)
 def read_state(connection: Connection, settings: Settings) -> State:
     """Everything. Raises ValueError."""
     state = State(settings)
-    state.epoch = connection.scalar(_EPOCH) or 0
+    state.epoch = read_epoch(connection)
     state.next_seq = (connection.scalar(_NEWEST_SEQ) or 0) + 1
     for kind in _KINDS:
         table = TABLES[kind]
@@ -97,17 +109,29 @@ def _with_shards(connection: Connection, row: Mapping[Any, Any]) -> Commit:
     return from_row(Commit, row, shards=tuple(from_row(Prepared, each).shard for each in of_it))
 
 
-def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch: int) -> None:
-    """Apply the writes of a leader, in the transaction that the connection is in. Raises DeposedError."""
-    stored = connection.scalar(_EPOCH) or 0
+def read_epoch(connection: Connection) -> int:
+    """The epoch that has begun last."""
+    return connection.scalar(_EPOCH) or 0
+
+
+def write(connection: Connection, upsert: Upsert, writes: Sequence[Write], epoch: int, stored: int) -> None:
+    """Apply the writes of a leader to a store of epoch `stored`, in the transaction that the connection is in.
+
+    Raises DeposedError.
+    """
     begun = fence(stored, writes, epoch)
     if begun != stored:
-        connection.execute(upsert(leader), [{"id": 1, "epoch": begun}])
+        _begin_epoch(connection, begun)
     folded = _fold(writes)
     for statement, rows in _statements(folded, upsert):
         connection.execute(statement, rows)
     for step, ranks in folded.drained.items():
         _mark_drained(connection, upsert, step, ranks)
+
+
+def _begin_epoch(connection: Connection, epoch: int) -> None:
+    if not connection.execute(update(leader).values(epoch=epoch)).rowcount:
+        connection.execute(insert(leader), {"id": 1, "epoch": epoch})
 
 
 def _mark_drained(connection: Connection, upsert: Upsert, step: Step, ranks: Iterable[int]) -> None:

@@ -36,13 +36,12 @@ class SqliteStore:
         self._path = directory / FILE
         self._reading = threading.Lock()
         with ExitStack() as opened:
-            _make_directory(directory)
-            opened.callback(os.close, _lock(directory))
+            opened.callback(os.close, hold(directory))
             make_file(self._path)
             with explained(self._path):
                 self._writer = opened.enter_context(connect(self._path, begin="BEGIN IMMEDIATE"))
                 with self._writer.begin():
-                    migrate.to_newest(self._writer, self._path)
+                    migrate.to_newest(self._writer, str(self._path), "another state directory")
                 self._reader = opened.enter_context(connect(self._path, begin="BEGIN"))
             self._opened = opened.pop_all()
 
@@ -53,7 +52,7 @@ class SqliteStore:
     def commit(self, writes: Sequence[Write], *, epoch: int) -> None:
         """Apply the writes in one transaction, durable when this returns."""
         with explained(self._path), self._writer.begin():
-            sql.write(self._writer, _upsert, writes, epoch)
+            sql.write(self._writer, _upsert, writes, epoch, sql.read_epoch(self._writer))
 
     def entries(self, *, job_id: str = "", after: int = 0, limit: int) -> list[Entry]:
         """Lines of the timeline."""
@@ -111,6 +110,12 @@ def connect(path: Path, *, begin: str, synchronous: str = "FULL") -> Connection:
         connection.exec_driver_sql(begin)
 
     return engine.connect()
+
+
+def hold(directory: Path) -> int:
+    """Make a directory, and take it. Returns the descriptor that holds it. Raises StoreError."""
+    _make_directory(directory)
+    return _lock(directory)
 
 
 def _make_directory(directory: Path) -> None:
