@@ -233,6 +233,10 @@ class Client(BlockingCalls):
         """Cordon a node and move its work elsewhere after a checkpoint, `within` 2 minutes unless given."""
         return self._run(self._client.drain_node(name, within=within, reason=reason))
 
+    def forget_node(self, name: str) -> None:
+        """Forget a lost node: it is listed no more. An agent that comes back under its name is new."""
+        self._run(self._client.forget_node(name))
+
     def clock_offset(self) -> timedelta | None:
         """How far the coordinator's clock is ahead of the one here, to half of a round trip; None: it does not tell."""
         return self._run(self._client.clock_offset())

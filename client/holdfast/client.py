@@ -403,6 +403,11 @@ class Client:
                 request.within.FromTimedelta(within)
             return (await self._nodes.DrainNode(request)).node
 
+    async def forget_node(self, name: str) -> None:
+        """Forget a lost node: it is listed no more. An agent that comes back under its name is new."""
+        async with self._errors():
+            await self._nodes.ForgetNode(node_pb2.ForgetNodeRequest(name=name))
+
     async def clock_offset(self) -> timedelta | None:
         """How far the coordinator's clock is ahead of the one here, to half of a round trip; None: it does not tell."""
         async with self._errors():

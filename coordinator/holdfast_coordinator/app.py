@@ -63,6 +63,7 @@ class CoordinatorConfig:
     `gone_after_ms` are as in Settings. `metrics` is where Prometheus finds its numbers, host:port or a port of
     loopback; empty: nowhere. With `store`, a database that several coordinators share, this one serves while it has
     the lease of it, which lasts `lease_ms` unless it is renewed; the curves of jobs stay in `state_dir`.
+    `forget_after_ms` 0: no lost node is forgotten before a user says so.
     """
 
     listen: str
@@ -70,6 +71,7 @@ class CoordinatorConfig:
     insecure: bool = False
     lost_after_ms: int = 10_000
     gone_after_ms: int = 2_000
+    forget_after_ms: int = 86_400_000
     metrics: str = ""
     store: "StoreUrl | None" = None
     lease_ms: int = 6_000
@@ -147,7 +149,9 @@ class Coordinator:
 
     async def _open(self) -> Engine:
         config = self._config
-        settings = Settings(config.lost_after_ms, config.lost_after_ms // 2, config.gone_after_ms)
+        settings = Settings(
+            config.lost_after_ms, config.lost_after_ms // 2, config.gone_after_ms, config.forget_after_ms
+        )
         if config.store is None:
             self._store = await asyncio.to_thread(SqliteStore, config.state_dir)
             return Engine(self._store, settings, Clock())

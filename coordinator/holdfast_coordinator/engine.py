@@ -51,6 +51,7 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.model import LIVE, TERMINAL, Entry, Gang, Job, Node, Progress, Worker
 from holdfast_coordinator.core.state import Settings, State
 from holdfast_coordinator.core.step import deadline, step
+from holdfast_coordinator.hearing import Hearing
 from holdfast_coordinator.measures import Measures
 from holdfast_coordinator.session import Session
 from holdfast_coordinator.store.api import DeposedError, Store, StoreError, StoreTooNewError
@@ -146,8 +147,7 @@ class Engine:
         self._leading = asyncio.Event()
         self._interrupted = asyncio.Event()
         self._sessions: dict[str, Session] = {}
-        self._heard: dict[str, int] = {}
-        self._preloads: dict[str, tuple[str, agent_pb2.Preloads]] = {}
+        self._hearing = Hearing()
         self._telemetry: dict[str, dict[int, tuple[int, agent_pb2.Progress]]] = {}
         self._read: dict[
             str, dict[int, tuple[agent_pb2.Progress, Progress]]
@@ -234,7 +234,7 @@ class Engine:
         Of all that a coordinator does this happens most often, so that a report is only kept here, and read when
         somebody asks.
         """
-        self._heard[node] = self.clock.now()
+        self._hearing.note(node, self.clock.now())
         self.measures.heartbeats += 1
         for report in reports:
             key = report.key
@@ -251,17 +251,16 @@ class Engine:
 
     def note_preloads(self, node: str, session: str, preloads: agent_pb2.Preloads) -> None:
         """Note what a node says that it has preloaded. Writes nothing."""
-        self._preloads[node] = session, preloads
+        self._hearing.note_preloads(node, session, preloads)
         self.changes.mark(node, Topic.NODES)
 
     def preloads_of(self, node: Node) -> Iterable[node_pb2.Preload]:
         """What a node has preloaded, as it said last in the session that speaks for it."""
-        session, found = self._preloads.get(node.name, ("", None))
-        return found.preloads if found is not None and session == node.session else ()
+        return self._hearing.preloads_of(node)
 
     def heard_at(self, node: str) -> int:
         """When a node was last heard from, in milliseconds since the Unix epoch; 0: not by this leader."""
-        return self._heard.get(node, 0)
+        return self._hearing.times.get(node, 0)
 
     def running(self, job: Job, workers: Iterable[Worker]) -> dict[int, Progress]:
         """The newest progress of the ranks whose attempt is still the one that reported it."""
@@ -362,7 +361,7 @@ class Engine:
         traces.begin(state)
         carry(epoch=state.epoch)
         lease_from = self.clock.now() + liveness.fresh_lease_ms(len(state.nodes))
-        self._heard = dict.fromkeys(state.nodes, lease_from)
+        self._hearing.begin(state.nodes, lease_from)
         self._next_tick = self.clock.now()
         self._not_leading = ""
         self._leading.set()
@@ -391,10 +390,12 @@ class Engine:
             items.append(item)
         now = self.clock.now()
         if now >= wake:
-            self._forgive_pause(now)
+            if now - self._next_tick > TICK_MS:
+                self._hearing.forgive(now - self._next_tick)
+            self._hearing.forget(self._state.nodes, before=now - self.settings.lost_after_ms)
             self._next_tick = now + TICK_MS
             self._set_pace()
-            items.append(Ticked(now, self._heard))
+            items.append(Ticked(now, self._hearing.times))
             items += self._compare_steps(now)
         return items
 
@@ -413,13 +414,6 @@ class Engine:
             if stragglers.worth_telling(job, workers, step_ms):
                 said.append(StepsCompared(now, job_id, step_ms))
         return said
-
-    def _forgive_pause(self, now: int) -> None:
-        """Count no silence while this process itself stood still: heartbeats of that time are not read yet."""
-        pause = now - self._next_tick
-        if pause > TICK_MS:
-            log.warning("this process stood still", ms=pause)
-            self._heard = {node: at + pause for node, at in self._heard.items()}
 
     async def _work(self, items: list[_Item]) -> _Batch:
         """Step the items and make what they bring about durable. Raises StoreError: then nothing has happened."""

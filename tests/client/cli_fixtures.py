@@ -20,13 +20,14 @@ PATIENCE = 60
 class House:
     """A coordinator that can be stopped and started again at the same address."""
 
-    def __init__(self, state_dir):
+    def __init__(self, state_dir, **settings):
         self._state_dir = state_dir
+        self._settings = settings
         self._coordinator = None
         self.target = f"127.0.0.1:{free_port()}"
 
     async def start(self):
-        self._coordinator = Coordinator(CoordinatorConfig(self.target, self._state_dir))
+        self._coordinator = Coordinator(CoordinatorConfig(self.target, self._state_dir, **self._settings))
         self.target = await self._coordinator.start()
 
     async def stop(self):
@@ -193,8 +194,14 @@ class Command:
 
 
 @pytest.fixture
-async def house(tmp_path):
-    found = House(tmp_path / "coordinator")
+def house_settings():
+    """What its operator decides, as CoordinatorConfig has it."""
+    return {}
+
+
+@pytest.fixture
+async def house(tmp_path, house_settings):
+    found = House(tmp_path / "coordinator", **house_settings)
     await found.start()
     yield found
     await found.stop()

@@ -212,6 +212,15 @@ class FakeCoordinator(job_pb2_grpc.JobServiceServicer, node_pb2_grpc.NodeService
     def DrainNode(self, request, context):
         return node_pb2.DrainNodeResponse(node=self._change_node("DrainNode", request, context))
 
+    def ForgetNode(self, request, context):
+        self._begin("ForgetNode", request, context)
+        node = self.GetNode(request, context).node
+        if node.state != node_pb2.NODE_STATE_LOST:
+            message = f"node {node.name} is ready, not lost"
+            context.abort_with_status(status(code_pb2.FAILED_PRECONDITION, message, remedy="stop its agent"))
+        self.nodes.remove(node)
+        return node_pb2.ForgetNodeResponse()
+
     def _change_node(self, method, request, context):
         self._begin(method, request, context)
         return self.GetNode(request, context).node

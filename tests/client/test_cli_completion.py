@@ -31,7 +31,7 @@ def full(coordinator, holdfast):
         coordinator.add_job(job)
     coordinator.nodes = [
         node_pb2.Node(name="gpu-1"),
-        node_pb2.Node(name="gpu-2"),
+        node_pb2.Node(name="gpu-2", state=node_pb2.NODE_STATE_LOST),
         node_pb2.Node(name="cpu-1"),
     ]
     coordinator.checkpoints = [job_pb2.Checkpoint(step=step) for step in (300, 200, 100)]
@@ -61,6 +61,7 @@ def tab(*words):
         (["checkpoint", "get", "k7aaaaaaaa", "3"], ["300"]),
         (["checkpoint", "verify", "k7aaaaaaaa", "--step", ""], ["300", "200", "100"]),
         (["node", "drain", "gpu"], ["gpu-1", "gpu-2"]),
+        (["node", "forget", "gpu"], ["gpu-2"]),
     ],
     ids=" ".join,
 )

@@ -163,6 +163,7 @@ async def test_the_coordinator_tells_its_time(client):
 def test_agents(nodes, state, sentence):
     found = checks.agents(nodes, "a:1")
     assert (found.state, found.found) == (state, sentence)
+    assert ("node forget" in found.remedy) is (LOST in nodes)
 
 
 def test_s3_there_and_back(well, holdfast, s3_bucket, bucket, monkeypatch):

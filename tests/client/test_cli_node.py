@@ -1,5 +1,5 @@
 # ruff: noqa: F401, F811  fixtures are imported by name
-"""`holdfast node get|cordon|uncordon|drain`."""
+"""`holdfast node get|cordon|uncordon|drain|forget`."""
 
 import json
 
@@ -96,7 +96,18 @@ def test_a_deadline_that_is_none(coordinator, holdfast):
     assert "is no duration; write e.g." in done.stderr
 
 
-@pytest.mark.parametrize("command", ["get", "cordon", "uncordon", "drain"])
+def test_forget(coordinator, holdfast):
+    coordinator.nodes = [node()]
+    done = holdfast("node", "forget", "n1")
+    assert done.exit_code == EXIT.FAILED
+    assert "node n1 is ready, not lost" in done.stderr
+    coordinator.nodes[0].state = node_pb2.NODE_STATE_LOST
+    done = holdfast("node", "forget", "n1")
+    assert (done.exit_code, done.stdout, done.stderr) == (EXIT.OK, "", "n1 forgotten\n")
+    assert coordinator.nodes == []
+
+
+@pytest.mark.parametrize("command", ["get", "cordon", "uncordon", "drain", "forget"])
 def test_a_node_that_is_unknown(coordinator, holdfast, command):
     done = holdfast("node", command, "n9")
     assert done.exit_code == EXIT.NOT_FOUND

@@ -15,6 +15,7 @@ from holdfast_coordinator.core.events import (
     CheckpointReported,
     JobStopRequested,
     JobSubmitted,
+    NodeForgetRequested,
     ShardPrepared,
 )
 from holdfast_coordinator.core.jobspec import JobSpec
@@ -186,6 +187,19 @@ async def test_a_node_that_is_silent_is_suspect_and_then_lost(engine, clock):
     assert clock.at - began >= SETTINGS.suspect_after_ms
     await node_in(engine, NodeState.LOST)
     assert clock.at - began >= SETTINGS.lost_after_ms
+
+
+async def test_nothing_is_kept_of_a_node_that_is_forgotten(engine, clock):
+    await join(engine)
+    engine.heard("x")  # it has said Hello, and may be a node in a moment
+    await node_in(engine, NodeState.LOST)
+    assert engine.heard_at("a")
+    await engine.submit(NodeForgetRequested(clock.at, "a"))
+    engine.heard("y")
+    clock.at += 1_000
+    await engine.read(lambda state: state)
+    await engine.read(lambda state: state)
+    assert [bool(engine.heard_at(name)) for name in ("a", "x", "y")] == [False, False, True]
 
 
 async def test_nobody_is_lost_because_this_process_stood_still(engine, clock):

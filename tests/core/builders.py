@@ -20,6 +20,7 @@ from holdfast_coordinator.core.events import (
     LeaderElected,
     NodeCordonRequested,
     NodeDrainRequested,
+    NodeForgetRequested,
     NodeNoticed,
     NodeUncordonRequested,
     Notice,
@@ -197,6 +198,9 @@ class Cluster:
 
     def drain(self, node: str = "a", within_ms: int = 120_000, reason: str = "") -> Effects:
         return self.do(NodeDrainRequested(self.now, node, within_ms, reason))
+
+    def forget(self, node: str = "a") -> Effects:
+        return self.do(NodeForgetRequested(self.now, node))
 
     def notice(self, node: str = "a", reason: str = "spot notice", within_ms: int = 120_000) -> Effects:
         there = self.node(node)

@@ -176,6 +176,9 @@ def _node(state: State, node) -> None:
     if node.state is NodeState.LOST:
         assert not live, f"node {node.name} is lost and has live workers"
         assert not node.session, f"node {node.name} is lost and has a session"
+    assert bool(node.lost_ms) is (node.state is NodeState.LOST), (
+        f"node {node.name} is {node.state} since when?"
+    )
     assert node.state is not NodeState.READY or node.session, f"node {node.name} is ready without a session"
     needs = [state.jobs[worker.job_id].spec.resources for worker in live]
     room = node.capacity

@@ -20,7 +20,7 @@ def moved(cluster, at_step, *ranks, attempt=1):
     return effects
 
 
-@pytest.mark.parametrize("request_of", ["cordon", "uncordon", "drain"])
+@pytest.mark.parametrize("request_of", ["cordon", "uncordon", "drain", "forget"])
 def test_a_node_that_is_unknown(request_of):
     refusal = getattr(leading("a"), request_of)("x").refusal
     assert (refusal.problem, refusal.message) == (Problem.NOT_FOUND, "there is no node x")

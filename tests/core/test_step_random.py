@@ -47,7 +47,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("stop"), jobs, st.booleans()),
     st.tuples(st.just("again"), jobs, st.booleans()),
     st.tuples(st.just("delete"), jobs),
-    st.tuples(st.just("tick"), st.sampled_from([0, 50, 100, 5_000, 10_000]), st.sets(nodes)),
+    st.tuples(st.just("tick"), st.sampled_from([0, 50, 100, 5_000, 10_000, 86_400_000]), st.sets(nodes)),
     st.tuples(st.just("lose"), nodes),
     st.tuples(st.just("join"), nodes, st.lists(st.tuples(keys, st.booleans()), max_size=3), st.booleans()),
     st.tuples(st.just("rejoin"), nodes, st.integers(0, 255), st.integers(0, 255), st.booleans()),
@@ -63,7 +63,7 @@ EVENTS = st.one_of(
     st.tuples(st.just("up"), current),
     st.tuples(st.just("down"), current, st.integers(0, 1), st.integers(0, 9)),
     st.tuples(st.just("commit"), current, st.integers(0, 9)),
-    st.tuples(st.sampled_from(["cordon", "uncordon"]), nodes),
+    st.tuples(st.sampled_from(["cordon", "uncordon", "forget"]), nodes),
     st.tuples(st.sampled_from(["drain", "notice"]), nodes, st.sampled_from([0, 100, 60_000])),
     st.tuples(st.just("answer"), current, st.one_of(st.none(), st.integers(0, 9)), st.booleans()),
     st.tuples(st.just("claim to stop"), nodes, keys, st.integers(0, 9)),
@@ -117,7 +117,7 @@ def play(cluster, what, *given):
         case "compare", (job, step_ms):
             found_ms = {replace(which, job_id=job): ms for which, ms in step_ms}
             cluster.do(StepsCompared(cluster.now, job, found_ms))
-        case (("cordon" | "uncordon"), (node,)):
+        case (("cordon" | "uncordon" | "forget"), (node,)):
             getattr(cluster, what)(node)
         case "drain", (node, within_ms):
             cluster.drain(node, within_ms)

@@ -11,7 +11,7 @@ import pytest
 from holdfast_agent import core as agent_core
 from holdfast_agent import hang_reports
 from holdfast_agent import hangs as agent_hangs
-from holdfast_coordinator.core import checkpoints, commit, drain, placement, reconcile, stopping
+from holdfast_coordinator.core import checkpoints, commit, drain, forgetting, placement, reconcile, stopping
 from holdfast_coordinator.core import step as step_module
 from holdfast_coordinator.core.effects import Delete, Put
 from holdfast_coordinator.core.model import Gang, NodeState
@@ -327,6 +327,19 @@ def place_on_cordoned(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     patch.setattr(placement, "usable", lambda node: honest(replace(node, cordon=None)))
 
 
+def forget_suspects(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
+    """A node whose stream broke is forgotten, with all that runs there."""
+    honest = step_module._ticked
+
+    def ticked(turn, event):
+        honest(turn, event)
+        for node in list(turn.state.nodes.values()):
+            if node.state is NodeState.SUSPECT:
+                forgetting._forget(turn, node, "no patience")
+
+    patch.setattr(step_module, "_ticked", ticked)
+
+
 def end_before_the_commit(patch: pytest.MonkeyPatch, _bugs: Bugs) -> None:
     """A gang that has answered is signalled before its last checkpoint is committed."""
     patch.setattr(stopping, "_is_committed", lambda gang, stop: stop.agreed)
@@ -370,6 +383,7 @@ PLANTS: dict[str, Plant] = {
     "any session": Plant(any_session, "liveness: "),
     "loss without restart": Plant(loss_without_restart, "is not superseded"),
     "suspects are lost": Plant(suspects_are_lost, "P4: node . is lost after"),
+    "forget suspects": Plant(forget_suspects, "P4: node . is forgotten, and was not lost"),
     "delete not written": Plant(delete_not_written, "delete what it prepared before|is not the state"),
     "attempt not written": Plant(attempt_not_written, "load.store. is not the state"),
     "backoff never over": Plant(backoff_never_over, "it would spin"),

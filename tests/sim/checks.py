@@ -15,6 +15,7 @@ from holdfast_coordinator.core.effects import (
     Append,
     AskStop,
     Command,
+    Delete,
     DropCommit,
     Effects,
     MarkDrained,
@@ -255,6 +256,9 @@ class Checks:
         for node in lost_nodes:
             if self._shadow.nodes[node.name].state is not NodeState.LOST:
                 self._node_lost(node)
+        for write in writes:
+            if isinstance(write, Delete) and isinstance(write.row, Node):
+                self._node_forgotten(write.row)
         for row in rows:
             match row:
                 case Worker(state=WorkerState.FAILED | WorkerState.LOST):
@@ -301,6 +305,11 @@ class Checks:
             self.count("pods gone", silent < self.lost_after_ms)
         elif silent < self.lost_after_ms:
             raise Violation(f"P4: node {node.name} is lost after {silent} ms of silence")
+
+    def _node_forgotten(self, node: Node) -> None:
+        self.count("nodes forgotten")
+        if self._shadow.nodes[node.name].state is not NodeState.LOST:
+            raise Violation(f"P4: node {node.name} is forgotten, and was not lost")
 
     def _worker_given_up(self, worker: Worker, lost_nodes: set[str]) -> None:
         key = Key(worker.job_id, worker.rank, worker.attempt)

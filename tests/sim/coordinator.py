@@ -46,7 +46,7 @@ from tests.sim.world import World
 
 TICK_MS = 1_000
 RETRY_MS = 1_000
-SETTINGS = Settings(lost_after_ms=5_000, suspect_after_ms=2_500, gone_after_ms=1_000)
+SETTINGS = Settings(lost_after_ms=5_000, suspect_after_ms=2_500, gone_after_ms=1_000, forget_after_ms=3_000)
 
 
 @dataclass

@@ -26,7 +26,7 @@ def test_the_simulation_breaks_enough_to_mean_something():
     kinds = (
         *("commits", "nodes lost", "restarts", "spawned", "degraded", "dropped", "set aside", "hangs"),
         *("rules", "stopped in time", "stopped in peace", "wanted again", "restarted in peace"),
-        "pods gone",
+        *("pods gone", "nodes forgotten"),
     )
     totals = dict.fromkeys(kinds, 0)
     for seed in range(80):

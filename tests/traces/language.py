@@ -147,6 +147,9 @@ class Interpreter:
     def _drain(self, node: str, reason: str = "", within: str = "120000") -> Effects:
         return self.cluster.drain(node, int(within), reason)
 
+    def _forget(self, node: str) -> Effects:
+        return self.cluster.forget(node)
+
     def _notice(self, node: str, reason: str, within: str = "120000") -> Effects:
         return self.cluster.notice(node, reason, int(within))
 

@@ -92,6 +92,14 @@ async def _nodes(client: "Client", _context: click.Context, incomplete: str, fou
             found.append(CompletionItem(node.name, help=used))
 
 
+async def _lost_nodes(client: "Client", _context: click.Context, incomplete: str, found: Found) -> None:
+    from holdfast.v1 import node_pb2
+
+    async for node in client.list_nodes():
+        if node.name.startswith(incomplete) and node.state == node_pb2.NODE_STATE_LOST:
+            found.append(CompletionItem(node.name, help=node.reason))
+
+
 async def _ranks(client: "Client", context: click.Context, incomplete: str, found: Found) -> None:
     from holdfast.cli.common import enum_word
     from holdfast.v1 import job_pb2
@@ -116,6 +124,7 @@ async def _steps(client: "Client", context: click.Context, incomplete: str, foun
 complete_jobs = _jobs(lambda _: True)
 complete_live_jobs = _jobs(_is_live)
 complete_nodes = _completer(_nodes)
+complete_lost_nodes = _completer(_lost_nodes)
 complete_ranks = _completer(_ranks)
 complete_steps = _completer(_steps)
 
@@ -136,3 +145,4 @@ def complete_contexts(_context: click.Context, _parameter: click.Parameter, inco
 job_argument = click.argument("job_id", shell_complete=complete_jobs)
 live_job_argument = click.argument("job_id", shell_complete=complete_live_jobs)
 node_argument = click.argument("name", metavar="NODE", shell_complete=complete_nodes)
+lost_node_argument = click.argument("name", metavar="NODE", shell_complete=complete_lost_nodes)

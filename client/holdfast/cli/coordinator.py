@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -17,6 +18,7 @@ from holdfast.cli.late import asyncio
 from holdfast.cli.settings import Daemon
 
 if TYPE_CHECKING:
+    from holdfast_coordinator.app import CoordinatorConfig
     from holdfast_coordinator.store.url import StoreUrl
 
 SHORTEST_LEASE_MS = 1_000
@@ -58,6 +60,14 @@ SHORTEST_LEASE_MS = 1_000
     "counted from when its stream broke.",
 )
 @click.option(
+    "--forget-after",
+    default="24h",
+    show_default=True,
+    callback=read_duration,
+    metavar="DURATION",
+    help="A node that has been lost for this long, and is not cordoned by a user, is forgotten; 0: never.",
+)
+@click.option(
     "--http",
     metavar="ADDRESS",
     help="Run a gateway as well (REST and the dashboard), e.g. on 127.0.0.1:8080; see `holdfast gateway`.",
@@ -87,6 +97,7 @@ def command(
     state_dir: Path,
     lost_after: timedelta,
     gone_after: timedelta,
+    forget_after: timedelta,
     http: str | None,
     store: str | None,
     store_file: Path | None,
@@ -124,32 +135,34 @@ def command(
         insecure=insecure,
         lost_after_ms=_milliseconds(lost_after),
         gone_after_ms=_milliseconds(gone_after),
+        forget_after_ms=_milliseconds(forget_after),
         metrics=metrics,
         store=_store(store, store_file),
         lease_ms=lease_ms,
     )
 
-    async def run() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        name = click.style("holdfast coordinator", bold=True)
-        async with asyncio.TaskGroup() as both:
-
-            def ready(at: str) -> None:
-                click.echo(f"{name} listens on {at}", err=True)
-                if gateway is not None:
-                    both.create_task(gateway.serve(at, stop))
-
-            both.create_task(serve(config, stop=stop, ready=ready))
-
     try:
-        asyncio.run(run())
+        asyncio.run(_run(serve, config, gateway))
     except ExceptionGroup as errors:
         failure = errors.exceptions[0]
         if isinstance(failure, ListenError | AddressError | StoreError):
             fail(str(failure))
         raise failure from None
+
+
+async def _run(serve: Callable[..., Any], config: CoordinatorConfig, gateway: _Http | None) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    name = click.style("holdfast coordinator", bold=True)
+    async with asyncio.TaskGroup() as both:
+
+        def ready(at: str) -> None:
+            click.echo(f"{name} listens on {at}", err=True)
+            if gateway is not None:
+                both.create_task(gateway.serve(at, stop))
+
+        both.create_task(serve(config, stop=stop, ready=ready))
 
 
 def _milliseconds(duration: timedelta) -> int:

@@ -158,6 +158,8 @@ def agents(nodes: list[node_pb2.Node], server: str) -> Finding:
     if not away:
         return Finding("agents", OK, found)
     remedy = "look at the agents there, and at the network between; `holdfast node list` says since when"
+    if node_pb2.NODE_STATE_LOST in by_state:
+        remedy += "; `holdfast node forget NODE` when one is gone for good"
     return Finding("agents", WARN if ready else FAIL, found, remedy)
 
 

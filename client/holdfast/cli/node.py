@@ -21,7 +21,7 @@ from holdfast.cli.common import (
     show_data,
     to_dict,
 )
-from holdfast.cli.complete import node_argument
+from holdfast.cli.complete import lost_node_argument, node_argument
 from holdfast.cli.late import api, asyncio, node_pb2, wire
 from holdfast.cli.watching import Lines, follow_option, watch_list
 
@@ -199,6 +199,24 @@ async def drain(
     _tell(node)
     if for_upgrade:
         _say_how_to_upgrade(node)
+
+
+@command.command()
+@lost_node_argument
+@server_option
+@asynchronous
+async def forget(name: str, server: str) -> None:
+    """Forget a lost node that is gone for good. An agent that comes back under its name is new.
+
+    A coordinator does so by itself after a day (its --forget-after), but for nodes that a user cordoned.
+
+    \b
+    Example:
+      holdfast node forget gpu-7
+    """  # noqa: D301  click reads the backspaces
+    async with api.Client(server) as client:
+        await client.forget_node(name)
+    click.echo(printable(f"{name} forgotten"), err=True)
 
 
 async def _until_drained(client: api.Client, node: node_pb2.Node, within: timedelta) -> node_pb2.Node:

@@ -60,6 +60,11 @@ class NodeServiceStub:
                 request_serializer=holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.FromString,
                 _registered_method=True)
+        self.ForgetNode = channel.unary_unary(
+                '/holdfast.v1.NodeService/ForgetNode',
+                request_serializer=holdfast_dot_v1_dot_node__pb2.ForgetNodeRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_node__pb2.ForgetNodeResponse.FromString,
+                _registered_method=True)
         self.WatchNodes = channel.unary_stream(
                 '/holdfast.v1.NodeService/WatchNodes',
                 request_serializer=holdfast_dot_v1_dot_node__pb2.WatchNodesRequest.SerializeToString,
@@ -107,6 +112,14 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetNode(self, request, context):
+        """A lost node is listed no more; an agent that comes back under its name is new.
+        FAILED_PRECONDITION for one that is not lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchNodes(self, request, context):
         """All nodes by name, then a mark, then each node that has changed. What changes
         together, or faster than it is read, is sent once, as it is then. That a node
@@ -143,6 +156,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.DrainNode,
                     request_deserializer=holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.SerializeToString,
+            ),
+            'ForgetNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetNode,
+                    request_deserializer=holdfast_dot_v1_dot_node__pb2.ForgetNodeRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_node__pb2.ForgetNodeResponse.SerializeToString,
             ),
             'WatchNodes': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchNodes,
@@ -286,6 +304,33 @@ class NodeService:
             '/holdfast.v1.NodeService/DrainNode',
             holdfast_dot_v1_dot_node__pb2.DrainNodeRequest.SerializeToString,
             holdfast_dot_v1_dot_node__pb2.DrainNodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/holdfast.v1.NodeService/ForgetNode',
+            holdfast_dot_v1_dot_node__pb2.ForgetNodeRequest.SerializeToString,
+            holdfast_dot_v1_dot_node__pb2.ForgetNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class NodeServiceStub:
     """Also ends a drain; what was asked to move still does."""
     DrainNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.DrainNodeRequest, _node_pb2.DrainNodeResponse]
     """Cordons the node and moves its work elsewhere, after a checkpoint."""
+    ForgetNode: _grpc.UnaryUnaryMultiCallable[_node_pb2.ForgetNodeRequest, _node_pb2.ForgetNodeResponse]
+    """A lost node is listed no more; an agent that comes back under its name is new.
+    FAILED_PRECONDITION for one that is not lost.
+    """
     WatchNodes: _grpc.UnaryStreamMultiCallable[_node_pb2.WatchNodesRequest, _node_pb2.WatchNodesResponse]
     """All nodes by name, then a mark, then each node that has changed. What changes
     together, or faster than it is read, is sent once, as it is then. That a node
@@ -68,6 +72,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Also ends a drain; what was asked to move still does."""
     DrainNode: _aio.UnaryUnaryMultiCallable[_node_pb2.DrainNodeRequest, _node_pb2.DrainNodeResponse]  # type: ignore[assignment]
     """Cordons the node and moves its work elsewhere, after a checkpoint."""
+    ForgetNode: _aio.UnaryUnaryMultiCallable[_node_pb2.ForgetNodeRequest, _node_pb2.ForgetNodeResponse]  # type: ignore[assignment]
+    """A lost node is listed no more; an agent that comes back under its name is new.
+    FAILED_PRECONDITION for one that is not lost.
+    """
     WatchNodes: _aio.UnaryStreamMultiCallable[_node_pb2.WatchNodesRequest, _node_pb2.WatchNodesResponse]  # type: ignore[assignment]
     """All nodes by name, then a mark, then each node that has changed. What changes
     together, or faster than it is read, is sent once, as it is then. That a node
@@ -118,6 +126,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.DrainNodeResponse, _abc.Awaitable[_node_pb2.DrainNodeResponse]]:
         """Cordons the node and moves its work elsewhere, after a checkpoint."""
+
+    @_abc_1.abstractmethod
+    def ForgetNode(
+        self,
+        request: _node_pb2.ForgetNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_node_pb2.ForgetNodeResponse, _abc.Awaitable[_node_pb2.ForgetNodeResponse]]:
+        """A lost node is listed no more; an agent that comes back under its name is new.
+        FAILED_PRECONDITION for one that is not lost.
+        """
 
     @_abc_1.abstractmethod
     def WatchNodes(

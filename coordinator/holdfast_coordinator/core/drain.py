@@ -12,11 +12,9 @@ was lost meanwhile.
 from dataclasses import replace
 
 from holdfast_coordinator.core import stopping
-from holdfast_coordinator.core.effects import Problem
 from holdfast_coordinator.core.events import (
     NodeCordonRequested,
     NodeDrainRequested,
-    NodeRequest,
     NodeUncordonRequested,
     Notice,
 )
@@ -27,12 +25,10 @@ LATE_MS = 1_000
 """A notice is repeated with the time that is left; what differs less is the same."""
 
 
-def requested(turn: Turn, event: NodeRequest) -> None:
+def requested(turn: Turn, event: NodeCordonRequested | NodeUncordonRequested | NodeDrainRequested) -> None:
     """Do what a user asks for. Asking twice is asking once."""
-    node = turn.state.nodes.get(event.node)
+    node = turn.find_node(event.node)
     if node is None:
-        remedy = "list the nodes to see their names"
-        turn.refuse(Problem.NOT_FOUND, f"there is no node {event.node}", remedy)
         return
     match event:
         case NodeCordonRequested(reason=reason):

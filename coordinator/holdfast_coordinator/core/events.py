@@ -295,6 +295,14 @@ class NodeDrainRequested:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class NodeForgetRequested:
+    """A user wants a lost node to be forgotten."""
+
+    at: int
+    node: str
+
+
 AgentEvent = (
     StreamLost
     | WorkerStarted
@@ -307,7 +315,7 @@ AgentEvent = (
     | WorkerHung
 )
 CheckpointRequest = CheckpointDeleteRequested | CheckpointPinRequested
-NodeRequest = NodeCordonRequested | NodeUncordonRequested | NodeDrainRequested
+NodeRequest = NodeCordonRequested | NodeUncordonRequested | NodeDrainRequested | NodeForgetRequested
 JobRequest = JobSubmitted | JobStopRequested | JobRestartRequested | JobDeleteRequested
 ClientEvent = JobRequest | CheckpointRequest | NodeRequest
 Event = LeaderElected | BackupRestored | Ticked | StepsCompared | AgentJoined | AgentEvent | ClientEvent

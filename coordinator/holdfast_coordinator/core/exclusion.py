@@ -13,7 +13,7 @@ MOST_NAMED = 3
 def exclude(turn: Turn, gang: Gang, node: str, cause: str) -> Gang:
     """Never place the gang on the node again; what runs of it there is the caller's to stop. Returns its new row.
 
-    Ends when the machine comes back after it was lost, or booted.
+    Ends when the machine comes back after it was lost, or booted, or is forgotten.
     """
     if node in gang.excluded:
         return gang
@@ -30,8 +30,11 @@ def exclude(turn: Turn, gang: Gang, node: str, cause: str) -> Gang:
     return gang
 
 
-def lift(turn: Turn, node: str) -> None:
-    """Take a node as a new one: it was lost or booted, and whatever was wrong with it may be mended."""
+def lift(turn: Turn, node: str, what: str) -> None:
+    """Take a node as a new one: it was lost or booted, and whatever was wrong with it may be mended.
+
+    `what` has become of it, in a word.
+    """
     for job_id in turn.state.unfinished:
         for gang in turn.state.gangs_of(turn.state.jobs[job_id]):
             if node not in gang.excluded:
@@ -40,7 +43,7 @@ def lift(turn: Turn, node: str) -> None:
             turn.put(replace(gang, excluded=left))
             turn.tell(
                 "NodeIncluded",
-                f"node {node} is back, and no longer excluded ({gang.excluded[node]})",
+                f"node {node} is {what}, and no longer excluded ({gang.excluded[node]})",
                 job_id=job_id,
                 node=node,
                 rank=turn.rank_of(gang),

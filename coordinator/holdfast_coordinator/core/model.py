@@ -459,6 +459,8 @@ class Node:
     gone_after_ms: int = 0
     """After so much silence it is lost, since its stream broke and its workers end with its agent; 0: no such thing."""
     cordon: Cordon | None = None
+    lost_ms: int = 0
+    """Since when it is lost; 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ class Settings:
     suspect_after_ms: int = 5_000
     gone_after_ms: int = 2_000
     """How long an agent with which its workers end may take to come back when its stream broke."""
+    forget_after_ms: int = 86_400_000
+    """0: only when a user says so."""
 
 
 @dataclass(slots=True)

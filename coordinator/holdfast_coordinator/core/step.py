@@ -14,6 +14,7 @@ from holdfast_coordinator.core import (
     checkpoints,
     drain,
     exits,
+    forgetting,
     hangs,
     liveness,
     recovery,
@@ -46,6 +47,7 @@ from holdfast_coordinator.core.events import (
     LeaderElected,
     NodeCordonRequested,
     NodeDrainRequested,
+    NodeForgetRequested,
     NodeNoticed,
     NodeUncordonRequested,
     PortsOffered,
@@ -134,6 +136,8 @@ def _handle(turn: Turn, event: Event) -> None:
             stragglers.steps_compared(turn, event)
         case NodeCordonRequested() | NodeUncordonRequested() | NodeDrainRequested():
             drain.requested(turn, event)
+        case NodeForgetRequested():
+            forgetting.requested(turn, event)
         case AgentJoined():
             _agent_joined(turn, event)
         case _:
@@ -257,7 +261,8 @@ def _leader_elected(turn: Turn, event: LeaderElected) -> None:
     turn.set_epoch(event.epoch)
     for node in list(turn.state.nodes.values()):
         if node.state is NodeState.LOST:
-            turn.put(replace(node, session=""))
+            # A clock set back must not keep it for ever.
+            turn.put(replace(node, session="", lost_ms=min(node.lost_ms, event.at)))
         else:
             waits = "a new leader waits for its agent"
             turn.put(replace(node, session="", state=NodeState.SUSPECT, reason=waits, gone_after_ms=0))
@@ -276,6 +281,7 @@ def _ticked(turn: Turn, event: Ticked) -> None:
     stopping.due(turn)
     for node in list(turn.state.nodes.values()):
         if node.state is NodeState.LOST:
+            forgetting.when_due(turn, node)
             continue
         silent = event.at - event.heard.get(node.name, event.at)
         verdict, reason = liveness.judge(
@@ -303,12 +309,12 @@ def _stream_lost(turn: Turn, node: Node, event: StreamLost) -> None:
 def _lose_node(turn: Turn, node: Node, reason: str) -> None:
     """Give up a node: from here on nothing that its workers say is accepted."""
     turn.send(node.name, CloseSession(f"node {node.name} was lost: {reason}"))
-    turn.put(
-        replace(node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=(), gone_after_ms=0)
+    lost = replace(
+        node, session="", state=NodeState.LOST, reason=reason, strays=(), ports=(), gone_after_ms=0
     )
+    turn.put(replace(lost, lost_ms=turn.at))
     turn.tell("NodeLost", reason, node=node.name)
-    lost = turn.state.live_on(node.name)
-    for worker in lost:
+    for worker in turn.state.live_on(node.name):
         _lose_worker(turn, worker, f"node {node.name} was lost: {reason}")
 
 
@@ -343,7 +349,7 @@ def _agent_joined(turn: Turn, event: AgentJoined) -> None:
         )
     )
     if old is not None and (old.state is NodeState.LOST or old.boot_id != event.boot_id):
-        lift(turn, event.node)
+        lift(turn, event.node, "back")
     turn.send(event.node, Welcome())
     turn.tell("AgentJoined", _joined_message(event, expected), node=event.node)
     if strays:

@@ -173,6 +173,13 @@ class Turn:
             self.refuse(Problem.NOT_FOUND, f"there is no job {job_id}", "list the jobs to see their ids")
         return job
 
+    def find_node(self, name: str) -> Node | None:
+        """The node that a request is about; None when it was refused."""
+        node = self.state.nodes.get(name)
+        if node is None:
+            self.refuse(Problem.NOT_FOUND, f"there is no node {name}", "list the nodes to see their names")
+        return node
+
     def effects(self) -> Effects:
         """All of it. Receipts go last: what starts again is not to wait for them."""
         commands = sorted(self._commands, key=lambda send: isinstance(send.command, ReleaseWorkers))

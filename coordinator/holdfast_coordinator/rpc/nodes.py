@@ -11,6 +11,7 @@ from holdfast_coordinator import codec
 from holdfast_coordinator.core.events import (
     NodeCordonRequested,
     NodeDrainRequested,
+    NodeForgetRequested,
     NodeRequest,
     NodeUncordonRequested,
 )
@@ -80,6 +81,12 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
         event = NodeDrainRequested(self._engine.clock.now(), request.name, within_ms, reason)
         return node_pb2.DrainNodeResponse(node=await self._changed(event, context))
 
+    async def ForgetNode(
+        self, request: node_pb2.ForgetNodeRequest, context: Context
+    ) -> node_pb2.ForgetNodeResponse:
+        await self._done(NodeForgetRequested(self._engine.clock.now(), request.name), context)
+        return node_pb2.ForgetNodeResponse()
+
     async def WatchNodes(
         self,
         request: node_pb2.WatchNodesRequest,  # noqa: ARG002  gRPC's signature
@@ -95,11 +102,14 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
 
     async def _changed(self, event: NodeRequest, context: Context) -> node_pb2.Node:
         """Have a request done, and show what has become of its node."""
+        await self._done(event, context)
+        return await self._node(event.node, context)
+
+    async def _done(self, event: NodeRequest, context: Context) -> None:
         try:
             await self._engine.submit(event)
         except (RefusedError, NotLeadingError) as error:
             await abort_refused(context, error)
-        return await self._node(event.node, context)
 
     async def _node(self, name: str, context: Context) -> node_pb2.Node:
         def ask(state: State) -> node_pb2.Node | None:

@@ -110,6 +110,7 @@ nodes = Table(
     Column("clock_offset_ns", BigInteger, nullable=False),
     Column("gone_after_ms", BigInteger, nullable=False),
     Column("cordon", JsonOrNull),
+    Column("lost_ms", BigInteger, nullable=False),
 )
 
 # Those that are prepared, and those of the commits: with the row of a commit all of its step become its own.

@@ -40,6 +40,13 @@ async def get_node(name: str, parts: Use) -> Response:
     return answer(await parts.client.get_node(name))
 
 
+@router.delete("/nodes/{name}", status_code=204, **gives(None, 204))
+async def forget_node(name: str, parts: Use) -> Response:
+    """Forget a lost node. An agent that comes back under its name is new."""
+    await parts.client.forget_node(name)
+    return Response(status_code=204)
+
+
 @router.post("/nodes/{name}/cordon", **gives("Node"))
 async def cordon_node(name: str, parts: Use, reason: Reason = "") -> Response:
     """Have a node take no new work; what runs there goes on."""

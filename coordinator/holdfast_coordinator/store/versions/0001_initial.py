@@ -41,6 +41,7 @@ def _leader_and_nodes() -> None:
         sa.Column("clock_offset_ns", sa.BigInteger, nullable=False),
         sa.Column("gone_after_ms", sa.BigInteger, nullable=False),
         sa.Column("cordon", JsonOrNull),
+        sa.Column("lost_ms", sa.BigInteger, nullable=False),
     )
 
 
