@@ -14,8 +14,9 @@ from grpc_reflection.v1alpha import reflection
 
 from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc
 from holdfast.wire import server_options
+from holdfast_coordinator.clock import Clock
 from holdfast_coordinator.core.state import Settings
-from holdfast_coordinator.engine import Clock, Engine
+from holdfast_coordinator.engine import Engine
 from holdfast_coordinator.recorder import Recorder
 from holdfast_coordinator.rpc.agents import AgentService
 from holdfast_coordinator.rpc.jobs import JobService

@@ -26,6 +26,7 @@ from holdfast.log_fields import carry
 from holdfast.v1 import agent_pb2, node_pb2
 from holdfast_coordinator import codec, traces
 from holdfast_coordinator.changes import Changes, Topic
+from holdfast_coordinator.clock import Clock
 from holdfast_coordinator.codec_values import MOST_STEPS
 from holdfast_coordinator.core import checkpoints, liveness, stragglers
 from holdfast_coordinator.core.effects import (
@@ -77,21 +78,6 @@ class RefusedError(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
-
-
-class Clock:
-    """Milliseconds since the Unix epoch that never jump: read once, then carried on by the monotonic clock."""
-
-    def __init__(self) -> None:
-        self._offset = time.time_ns() - time.monotonic_ns()
-
-    def now(self) -> int:
-        """Milliseconds since the Unix epoch."""
-        return self.now_ns() // 1_000_000
-
-    def now_ns(self) -> int:
-        """The same in nanoseconds."""
-        return time.monotonic_ns() + self._offset
 
 
 @dataclass(slots=True)
@@ -189,6 +175,7 @@ class Engine:
         self._interrupted.set()
         self._close_sessions(f"the coordinator {ending}")
         self.changes.end(f"it {ending}")
+        self._refuse_waiting(why)
 
     async def submit(self, event: Event) -> str:
         """Have a request done; return when it is durable. Returns the id of the job that a JobSubmitted made or meant.
@@ -355,6 +342,7 @@ class Engine:
                 if self._not_leading != str(error):
                     log.error("store failed; trying again until it does not", error=str(error))
                 self._not_leading = str(error)
+                self._refuse_waiting(str(error))  # whoever had been waiting for room in the inbox
                 await asyncio.sleep(RETRY_S)
         self._state = state
         self.measures.begin(state)
@@ -465,6 +453,18 @@ class Engine:
             raise error
         log.error("store failed; nothing of this batch is seen; starting over", error=str(error))
         self.stand_by(str(error), "starts over from its store")
+
+    def _refuse_waiting(self, why: str) -> None:
+        """Say to those in the inbox that wait for an answer why there is none. What agents said stays."""
+        items = [] if self._asks is None else [self._asks]
+        self._asks = None
+        while not self._inbox.empty():
+            items.append(self._inbox.get_nowait())
+        for item in items:
+            if isinstance(item, _Request | _Read):
+                _fail(item.done, NotLeadingError(why))
+            else:
+                self._inbox.put_nowait(item)
 
     def _store_batch(self, writes: list[Write], epoch: int) -> None:
         began = time.perf_counter()

@@ -7,6 +7,7 @@ import pytest
 
 from holdfast.v1 import agent_pb2
 from holdfast_coordinator import engine as engine_module
+from holdfast_coordinator.clock import Clock
 from holdfast_coordinator.core import stragglers
 from holdfast_coordinator.core.effects import SetEpoch, StartWorkers, Welcome
 from holdfast_coordinator.core.events import (
@@ -21,7 +22,7 @@ from holdfast_coordinator.core.events import (
 from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.model import Capacity, Key, NodeState, ReportKind, Shard
 from holdfast_coordinator.core.state import Settings
-from holdfast_coordinator.engine import Clock, Engine, NotLeadingError, RefusedError
+from holdfast_coordinator.engine import Engine, NotLeadingError, RefusedError
 from holdfast_coordinator.session import Session
 from holdfast_coordinator.store.api import DeposedError, StoreFullError
 from holdfast_coordinator.store.memory import MemoryStore
@@ -164,6 +165,20 @@ async def test_when_the_store_fails_nothing_has_happened_and_it_starts_over(engi
     node = await engine.read(lambda state: state.nodes["a"])
     assert (node.state, node.session) == (NodeState.SUSPECT, "")  # and not lost: the hour was not its own
     assert await engine.submit(submitted(engine)) == "j1"
+
+
+async def test_who_waits_behind_a_batch_that_fails_is_told_too(engine, store):
+    """And not left waiting for as long as the store fails."""
+    failing = await store.close_behind(engine.submit(submitted(engine, "first")))
+    waiting = [asyncio.create_task(engine.submit(submitted(engine, "second")))]
+    waiting.append(asyncio.create_task(engine.read(lambda state: list(state.jobs))))
+    await asyncio.sleep(0)
+    store.full = True
+    store.open.set()
+    async with asyncio.timeout(PATIENCE):
+        for request in (failing, *waiting):
+            with pytest.raises(NotLeadingError, match="no room on the disk"):
+                await request
 
 
 async def test_a_question_that_fails_is_its_own_matter(engine):
@@ -328,4 +343,5 @@ async def test_whose_lease_is_over_shows_nothing_of_what_was_under_way(store):
         await request
     with pytest.raises(DeposedError):
         await loop
-    read.cancel()
+    with pytest.raises(NotLeadingError):
+        await read

@@ -10,6 +10,7 @@ import yaml
 import holdfast_agent.metrics
 from holdfast.exposition import render
 from holdfast_coordinator import metrics
+from holdfast_coordinator.clock import Clock
 from holdfast_coordinator.core.effects import Append, Delete, Put
 from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.model import (
@@ -24,7 +25,7 @@ from holdfast_coordinator.core.model import (
     WorkerState,
 )
 from holdfast_coordinator.core.state import Settings, State
-from holdfast_coordinator.engine import Clock, Engine
+from holdfast_coordinator.engine import Engine
 from holdfast_coordinator.measures import Measures
 from holdfast_coordinator.recorder import Recorder
 from holdfast_coordinator.store.memory import MemoryStore
