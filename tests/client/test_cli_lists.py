@@ -141,7 +141,7 @@ def test_checkpoints_in_full(holdfast):
 def test_events(holdfast):
     assert holdfast("events").stdout == lines("""
         TIME          JOB         RANK  EVENT         WHY
-        22:13:20.123  -           -     AgentJoined   8 slots
+        22:13:20.123  -           -     AgentJoined   n1: 8 slots
         22:13:20.123  k7m2p9xq4w  0     WorkerExited  exit code 3
     """)
 
@@ -149,7 +149,7 @@ def test_events(holdfast):
 def test_events_in_full(holdfast):
     assert holdfast("events", "-o", "wide").stdout == lines("""
         TIME          JOB         NODE  RANK  ATTEMPT  EVENT         WHY
-        22:13:20.123  -           n1    -     -        AgentJoined   8 slots
+        22:13:20.123  -           n1    -     -        AgentJoined   n1: 8 slots
         22:13:20.123  k7m2p9xq4w  n1    0     2        WorkerExited  exit code 3
     """)
 

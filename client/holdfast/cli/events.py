@@ -15,6 +15,11 @@ def said(event: job_pb2.Event) -> str:
     return f"{event.message}; {event.outcome}" if event.outcome else event.message
 
 
+def _why(event: job_pb2.Event) -> str:
+    """The same; of a node's own events with its name, for which only the wide table has a column."""
+    return f"{event.node}: {said(event)}" if event.node and not event.job_id else said(event)
+
+
 COLUMNS = (
     Column("TIME", lambda e: e.at.ToDatetime().strftime("%H:%M:%S.%f")[:-3]),
     Column("JOB", lambda e: e.job_id or "-"),
@@ -22,7 +27,7 @@ COLUMNS = (
     Column("RANK", lambda e: str(e.rank) if e.HasField("rank") else "-"),
     Column("ATTEMPT", lambda e: str(e.attempt or "-"), wide=True),
     Column("EVENT", lambda e: e.kind),
-    Column("WHY", said),
+    Column("WHY", _why),
 )
 
 
