@@ -40,6 +40,8 @@ PARTS = {
     "gateway": gateway.measure,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
+KEPT = "\n## Images\n"
+"""What begins so is printed by `make images-check`, and kept."""
 
 
 def main() -> None:
@@ -52,7 +54,8 @@ def main() -> None:
             print(pages[-1], flush=True)
     if chosen == list(PARTS):
         text = "\n".join(pages)
-        RESULTS.write_text(f"# Results\n\nMeasured by `make bench` on {machine()}.\n\n{text}")
+        _, _, kept = RESULTS.read_text().partition(KEPT)
+        RESULTS.write_text(f"# Results\n\nMeasured by `make bench` on {machine()}.\n\n{text}{KEPT}{kept}")
 
 
 if __name__ == "__main__":
