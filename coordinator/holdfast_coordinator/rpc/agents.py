@@ -29,6 +29,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
     def __init__(self, engine: Engine, logs: LogRelay) -> None:
         self._engine = engine
         self._logs = logs
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def Connect(
         self, requests: AsyncIterator[agent_pb2.AgentMessage], context: Context
@@ -51,14 +52,22 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             async for item in session.outgoing():
                 yield codec.command_to_proto(item, epoch=engine.epoch)
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-            engine.drop_session(session)
-            now = engine.clock.now()
-            silent_ms = now - engine.heard_at(hello.node)
-            lost = StreamLost(now, hello.node, session.id, silent_ms, hello.workers_end_with_agent)
-            await engine.post(lost)
+            # Not in this task, which gRPC may cancel once more while it ends.
+            ending = asyncio.create_task(self._end(session, hello, reader))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
         await abort(context, code_pb2.ABORTED, session.closed_because, remedy="open a new session")
+
+    async def _end(self, session: Session, hello: agent_pb2.Hello, reader: asyncio.Task[None]) -> None:
+        """Report that a stream has ended, behind all that was read from it."""
+        engine = self._engine
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        engine.drop_session(session)
+        now = engine.clock.now()
+        silent_ms = now - engine.heard_at(hello.node)
+        await engine.post(StreamLost(now, hello.node, session.id, silent_ms, hello.workers_end_with_agent))
 
     async def PushLogs(
         self,
