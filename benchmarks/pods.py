@@ -125,7 +125,8 @@ def measure() -> list[Table]:
     rows = tuple((what, seconds(found), f"{BAR_S:g}" if held else "") for what, found, held in measured)
     note = (
         f"Two nodes, a job of {WORLD} workers on one of them. Its agent, shims and workers are killed at once, as a "
-        f"pod is; until the first new step of the last rank, median of {ROUNDS} (range). In it are two seconds for an "
+        f"pod is; until the first new step of the last rank, median of {ROUNDS} (range), of "
+        f"the last row of {PLAIN_ROUNDS}. In it are two seconds for an "
         "agent that is there after all to come back, and up to one until the coordinator looks. All on one machine."
     )
     return [Table("Pods", note, ("what goes on where", "restart s", "bar s"), rows)]
