@@ -103,11 +103,11 @@ class Groups:
 
     def tidy(self, job_id: str = "") -> None:
         """Remove the groups of a job, or of all, that nothing is in any more: a shim can't remove its own."""
-        for job in self._jobs():
-            if job_id in ("", job.name):
-                for path in (job / PRELOADED, job, *([] if self._memory else [job.parent])):
-                    with contextlib.suppress(OSError):
-                        path.rmdir()
+        # The message about an exit leaves after this, so what is not the job's is not looked at.
+        for job in [Path(base, job_id) for base in self._bases()] if job_id else self._jobs():
+            for path in (job / PRELOADED, job, *([] if self._memory else [job.parent])):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def close(self) -> None:
         """Remove the agent's own group, unless there are workers in it."""
