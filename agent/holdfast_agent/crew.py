@@ -176,7 +176,7 @@ class Crew:
             self._pidfds[key] = started.pidfd
             if started.pid:
                 self._spawned(attempt, started.pid, started.pid_start)
-            await self._see_to_its_end(attempt, started.pid, started.pid_start)
+            await self._see_to_its_end(attempt, started.pid, started.pid_start, started.report)
 
     async def _surely(self, attempt: Attempt, lock: int, warmth: Warmth | None) -> Started:
         """`_shim`, and again where it was lost with the process that forks: there was no worker, and no attempt."""
@@ -188,7 +188,7 @@ class Crew:
             else:
                 if started.pid or attempt.begun:
                     return started
-                os.close(started.pidfd)
+                started.close()
                 lock = await self._unbegun(attempt)
             log.warning("a start was lost; starting the worker again", worker=attempt.key)
         return await self._shim(attempt, lock, warmth)
@@ -220,7 +220,7 @@ class Crew:
             raise
         if started is None or not (started.pid or attempt.begun):
             if started is not None:
-                os.close(started.pidfd)
+                started.close()
             # Without ours, the lock tells whether there is a shim; where there never was one, start it cold.
             os.close(lock)
             return await self._nursery.shim(attempt, await self._unbegun(attempt))
@@ -245,20 +245,32 @@ class Crew:
         if lock is not None:
             os.close(lock)
         await self._ended(attempt)
+        self._groups.tidy(attempt.key.job_id)
 
-    async def _see_to_its_end(self, attempt: Attempt, pid: int, pid_start: int) -> None:
+    async def _see_to_its_end(self, attempt: Attempt, pid: int, pid_start: int, report: int = -1) -> None:
+        """Wait until a shim is gone; tell of its worker's end as soon as it has recorded that, which `report` says."""
         pidfd = self._pidfds[attempt.key]
         if self._ending:
             signal_shim(pidfd, signal.SIGUSR1)
         waking = asyncio.create_task(_wake_shim(attempt.key, pidfd, pid, pid_start))
+        told = False
         try:
+            if report >= 0:
+                await readable(report)
+                told = attempt.read(EXIT) is not None
+                if told:
+                    await self._ended(attempt)
             await readable(pidfd)
         finally:
             waking.cancel()
             await asyncio.gather(waking, return_exceptions=True)
             del self._pidfds[attempt.key]
             os.close(pidfd)
-        await self._ended(attempt)
+            if report >= 0:
+                os.close(report)
+        if not told:
+            await self._ended(attempt)
+        self._groups.tidy(attempt.key.job_id)
 
     def _spawned(self, attempt: Attempt, pid: int, pid_start: int) -> None:
         if self._logs is not None:
@@ -269,7 +281,6 @@ class Crew:
         if self._logs is not None:
             await self._logs.ended(attempt)
         self._report(core.WorkerEnded(attempt.key, await self._how_it_ended(attempt)))
-        self._groups.tidy(attempt.key.job_id)
 
     async def _how_it_ended(self, attempt: Attempt) -> Ended:
         """How an attempt ended whose shim is gone."""

@@ -11,7 +11,7 @@ from typing import Self
 from holdfast_agent import nursery
 from holdfast_agent.readable import readable
 
-ANSWER_BYTES = 64
+ANSWER_BYTES = REPORT_BYTES = 64
 REQUESTS_AT_ONCE = 32
 """As many as surely fit into the socket's buffer."""
 
@@ -26,11 +26,21 @@ class NurseryLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A shim and its worker. `pidfd` becomes readable when the shim has ended; whoever gets it closes it."""
+    """A shim and its worker. Whoever gets it closes its descriptors.
+
+    `pidfd` becomes readable when the shim has ended, and `report` when it has recorded how the worker did, a moment
+    before.
+    """
 
     pidfd: int
+    report: int
     pid: int
     pid_start: int
+
+    def close(self) -> None:
+        """Close them."""
+        os.close(self.pidfd)
+        os.close(self.report)
 
 
 class ForkLink:
@@ -45,8 +55,8 @@ class ForkLink:
         self._open = True
         asyncio.get_running_loop().add_reader(ours, self._on_answer)
 
-    async def ask(self, kind: str, path: os.PathLike[str], fds: list[int]) -> tuple[int, int]:
-        """Have something forked. Returns its pid and a pidfd.
+    async def ask(self, kind: str, path: os.PathLike[str], fds: list[int]) -> int:
+        """Have something forked. Returns a pidfd of it.
 
         Raises BrokenPipeError when that was not asked, SpawnError, and NurseryLostError when there was no answer.
         """
@@ -63,7 +73,7 @@ class ForkLink:
             said, pidfd = await answer
         if pidfd is None:
             raise SpawnError(f"no process could be forked: {os.strerror(int(said.split()[1]))}")
-        return int(said), pidfd
+        return pidfd
 
     @property
     def idle(self) -> bool:
@@ -107,33 +117,31 @@ class ReportPipe:
     def __init__(self) -> None:
         self._readable, self.end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(self.end, True)
-        self._ended = False
 
     def __enter__(self) -> Self:
-        """Leaving closes it."""
+        """Leaving closes what nobody has been given."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close what is open."""
-        self.hand_over()
-        os.close(self._readable)
-
-    def hand_over(self) -> None:
-        """Close the shim's end, which it has by now."""
-        if not self._ended:
-            self._ended = True
-            os.close(self.end)
+        """Close it."""
+        for fd in (self._readable, self.end):
+            if fd >= 0:
+                os.close(fd)
 
     async def read(self, pidfd: int) -> Started:
         """Wait until the worker runs, or has failed to: without a pid exit.json tells of it. Raises SpawnError."""
-        self.hand_over()
-        match (await _read(self._readable)).split():
+        os.close(self.end)  # the shim has it by now
+        self.end = -1
+        await readable(self._readable)
+        match os.read(self._readable, REPORT_BYTES).split():
             case [b"started", pid, start]:
-                return Started(pidfd, int(pid), int(start))
+                found = Started(pidfd, self._readable, int(pid), int(start))
             case [b"error", number]:
                 raise SpawnError(os.strerror(int(number)))
             case _:  # the worker could not run, or the shim was killed
-                return Started(pidfd, 0, 0)
+                found = Started(pidfd, self._readable, 0, 0)
+        self._readable = -1
+        return found
 
 
 async def ask_for_shim(link: ForkLink, path: os.PathLike[str], lock: int) -> Started:
@@ -142,22 +150,9 @@ async def ask_for_shim(link: ForkLink, path: os.PathLike[str], lock: int) -> Sta
     Raises as `ForkLink.ask` does.
     """
     with ReportPipe() as report:
-        _, pidfd = await link.ask(nursery.SHIM, path, [lock, report.end])
+        pidfd = await link.ask(nursery.SHIM, path, [lock, report.end])
         try:
             return await report.read(pidfd)
         except BaseException:
             os.close(pidfd)
             raise
-
-
-async def _read(fd: int) -> bytes:
-    data = b""
-    while True:
-        try:
-            chunk = os.read(fd, 4096)
-        except BlockingIOError:
-            await readable(fd)
-            continue
-        if not chunk:
-            return data
-        data += chunk

@@ -11,7 +11,7 @@ Requests come over a SOCK_SEQPACKET socket, answers go back in the same order:
 ======= ============================================== =============================
 request ``shim`` and path of the attempt's directory   its lock; the report pipe
 request ``spare`` and path of a plan (see spare.py)    its two sockets
-answer  pid of the shim, or ``error <errno>``          a pidfd of the shim
+answer  ``forked``, or ``error <errno>``               a pidfd of the shim
 ======= ============================================== =============================
 
 It ends when the agent does, which closes the socket; the shims go on.
@@ -30,6 +30,9 @@ from typing import NoReturn
 from holdfast_agent import shim, spare
 
 REQUEST_BYTES = 8192
+GONE_WITHIN_S = 1.0
+IDLE_MS = 20
+"""After so long without a request there is time to prepare for the next: what was started has its imports done."""
 SHIM, SPARE = "shim", "spare"
 
 
@@ -52,55 +55,133 @@ def serve(
     child: Callable[[str, list[int]], None],
     *,
     may_fork: Callable[[], bool] = lambda: True,
+    ahead: bool = False,
 ) -> None:
-    """Fork a `child` for every request, until nobody can ask any more."""
-    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writable)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    poller = select.poll()
-    poller.register(link, select.POLLIN)
-    poller.register(readable, select.POLLIN)
-    while True:
-        for fd, _ in poller.poll():
-            if fd == readable:
-                os.read(readable, REQUEST_BYTES)
-                _reap()
-            elif not _serve(link, child, may_fork):
+    """Fork a `child` for every request, until nobody can ask any more.
+
+    With `ahead`, whenever there is time, one is forked that waits for the next request: it has copied by then what a
+    fork copies of a large process, page by page.
+    """
+    _Server(link, child, may_fork).run(ahead=ahead)
+
+
+class _Server:
+    def __init__(
+        self, link: socket.socket, child: Callable[[str, list[int]], None], may_fork: Callable[[], bool]
+    ) -> None:
+        self._link = link
+        self._child = child
+        self._may_fork = may_fork
+        self._ahead: tuple[int, socket.socket] | None = None
+        """A pidfd of the child that waits, and where it is told what for."""
+
+    def run(self, *, ahead: bool) -> None:
+        readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writable)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        poller = select.poll()
+        poller.register(self._link, select.POLLIN)
+        poller.register(readable, select.POLLIN)
+        wanted = ahead
+        while True:
+            ready = poller.poll(IDLE_MS if wanted else None)
+            if not ready:
+                wanted = False  # whether or not that succeeds
+                self._fork_ahead()
+            for fd, _ in ready:
+                if fd == readable:
+                    os.read(readable, REQUEST_BYTES)
+                    _reap()
+                elif self._serve():
+                    wanted = ahead
+                else:
+                    self._dismiss()
+                    return
+
+    def _serve(self) -> bool:
+        request, passed = _receive(self._link)
+        if not request:
+            return False
+        pidfd = self._hand_over(request, passed) or self._fork(request, passed)
+        if pidfd:
+            socket.send_fds(self._link, [b"forked"], [pidfd])
+            os.close(pidfd)
+        for fd in passed:
+            os.close(fd)
+        return True
+
+    def _hand_over(self, request: bytes, passed: list[int]) -> int:
+        """Have the child that waits do it. Returns a pidfd of it; 0: there is none."""
+        if self._ahead is None:
+            return 0
+        (pidfd, link), self._ahead = self._ahead, None
+        with link:
+            try:
+                socket.send_fds(link, [request], passed, socket.MSG_NOSIGNAL)
+            except OSError:  # it was killed
+                os.close(pidfd)
+                return 0
+        return pidfd
+
+    def _fork(self, request: bytes, passed: list[int]) -> int:
+        """Fork a child. Returns a pidfd of it; 0: it is said why there is none."""
+        why: int | None = errno.EDEADLK
+        if self._may_fork():
+            try:
+                pid = os.fork()
+            except OSError as error:
+                why = error.errno
+            else:
+                if pid == 0:
+                    self._leave()
+                    self._child(os.fsdecode(request), passed)
+                return os.pidfd_open(pid)  # not reaped yet, so that the pid can't be anybody else's
+        self._link.send(f"error {why}".encode())
+        return 0
+
+    def _fork_ahead(self) -> None:
+        """Have a child that waits, if that may be."""
+        if self._ahead is not None or not self._may_fork():
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
                 return
+            if pid == 0:
+                ours.close()
+                self._leave()
+                shim.set_name("holdfast-ahead")
+                shim.die_with_parent(wanted=True)  # where that has ended already, nobody asks
+                request, passed = _receive(theirs)
+                theirs.close()
+                if not request:
+                    os._exit(0)
+                shim.die_with_parent(wanted=False)
+                self._child(os.fsdecode(request), passed)
+        self._ahead = os.pidfd_open(pid), ours
+
+    def _dismiss(self) -> None:
+        """End the child that waits, and see that it is gone: nobody else counts it among what is to end."""
+        if self._ahead is not None:
+            pidfd, link = self._ahead
+            link.close()
+            select.select([pidfd], [], [], GONE_WITHIN_S)
+
+    def _leave(self) -> None:
+        """In a child: be no part of this process any more."""
+        signal.set_wakeup_fd(-1)
+        self._link.close()
+        shim.detach()
 
 
-def _serve(
-    link: socket.socket, child: Callable[[str, list[int]], None], may_fork: Callable[[], bool]
-) -> bool:
+def _receive(link: socket.socket) -> tuple[bytes, list[int]]:
     request, passed, _, _ = socket.recv_fds(link, REQUEST_BYTES, 2)
-    if not request:
-        return False
     for fd in passed:
         os.set_inheritable(fd, False)  # neither is the worker's business
-    pid = _fork(link, may_fork)
-    if pid == 0:
-        signal.set_wakeup_fd(-1)
-        link.close()
-        child(os.fsdecode(request), passed)
-    if pid > 0:
-        # Not reaped yet, so that the pid can't be anybody else's.
-        pidfd = os.pidfd_open(pid)
-        socket.send_fds(link, [str(pid).encode()], [pidfd])
-        os.close(pidfd)
-    for fd in passed:
-        os.close(fd)
-    return True
-
-
-def _fork(link: socket.socket, may_fork: Callable[[], bool]) -> int:
-    why: int | None = errno.EDEADLK
-    if may_fork():
-        try:
-            return os.fork()
-        except OSError as error:
-            why = error.errno
-    link.send(f"error {why}".encode())
-    return -1
+    return request, passed
 
 
 def _reap() -> None:

@@ -69,12 +69,11 @@ def run(
 ) -> NoReturn:
     """Be the shim of the attempt in `directory`.
 
-    `report` is a pipe that learns the worker's pid and start time; `agent` a pidfd of the agent to die with, if any.
-    The lock of the directory is held by a descriptor that was inherited, and ends with this process. The worker is
-    exec'd, unless there is a `spare`, or `hatch` makes one of a fork: whatever that raises is the worker's own.
+    `report` is a pipe that learns the worker's pid and start time, and ends when the worker's end is recorded. `agent`
+    is a pidfd of the agent to die with, if any. The lock of the directory is held by a descriptor that was inherited,
+    and ends with this process. The worker is exec'd, unless there is a `spare`, or `hatch` makes one of a fork:
+    whatever that raises is the worker's own.
     """
-    if spare is None:
-        detach()
     set_name("holdfast-shim")
     found = _Shim(directory, report, agent, hatch or _exec, spare)
     try:
@@ -101,6 +100,11 @@ def detach() -> None:
 def set_subreaper(*, wanted: bool) -> None:
     """Inherit the orphans among this process's descendants, or no more."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def die_with_parent(*, wanted: bool) -> None:
+    """Be killed when this process's parent has ended, also while stopped; or no more."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if wanted else 0, 0, 0, 0)
 
 
 def set_name(name: str) -> None:
@@ -187,7 +191,6 @@ class _Shim:
         if failed:
             self._end_descendants()
             self._note_end(ended, {"code": -1, "signal": 0, "failed": failed})
-            self._tell_agent("ended")
             return
         self._note_start(started)
         self._watch(signals)
@@ -289,7 +292,6 @@ class _Shim:
     def _tell_agent(self, what: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # the agent is gone; its successor reads the files
             os.write(self._report, what.encode())
-        os.close(self._report)
 
     def _watch(self, signals: int) -> None:
         """Move output and obey signals until the worker itself is gone."""
@@ -406,6 +408,7 @@ class _Shim:
             "memory": self._memory,
         }
         record.write(how | said)
+        os.close(self._report)  # which the agent sees before this process is gone
 
 
 class _Alone:
@@ -480,7 +483,7 @@ def _kill(pid: int) -> bool:
 def leave(parent: int) -> None:
     """In a child that is to be a worker: lead a session, and die with `parent`."""
     os.setsid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent(wanted=True)
     if os.getppid() != parent:
         os._exit(1)  # it died before it could be watched
     signal.set_wakeup_fd(-1)

@@ -41,7 +41,6 @@ TAIL_BYTES = 4096
 
 def run(path: str, control: socket.socket, forks: int, agent: int | None) -> NoReturn:
     """Start the process that the plan at `path` describes, and see to it. `agent` is as a shim has it."""
-    shim.detach()
     shim.set_name("holdfast-spare")
     try:
         with open(path, "rb") as file:  # noqa: PTH123

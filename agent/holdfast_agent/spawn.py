@@ -64,7 +64,7 @@ class Nursery:
     async def spare(self, plan: Path, fds: list[int]) -> int:
         """Have a preloaded process started. Returns a pidfd of its parent. Raises SpawnError and NurseryLostError."""
         try:
-            return (await self.start().ask(nursery.SPARE, plan, fds))[1]
+            return await self.start().ask(nursery.SPARE, plan, fds)
         except BrokenPipeError as error:
             raise SpawnError("no process that forks") from error
 

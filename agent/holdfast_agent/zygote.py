@@ -12,6 +12,7 @@ A fork hands on more than an exec would. What is put right in the worker: descri
 state of numpy's random numbers. What the imports printed, each worker prints.
 """
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -130,7 +131,7 @@ class _Process:
             return
         gc.freeze()  # so that collections, in a shim too, leave the shared pages alone
         try:
-            nursery.serve(self._forks, self._fork, may_fork=_single_threaded)
+            nursery.serve(self._forks, self._fork, may_fork=_single_threaded, ahead=True)
         except _Hatched as hatched:
             forked = hatched
         else:
@@ -186,8 +187,10 @@ class _Process:
         """Close what is not the program's. Whoever started this worker learns so that it runs."""
         self.parent.detach()
         self._forks.detach()
-        for fd in set(_descriptors()) - self._kept:
-            os.close(fd)
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            if int(name) not in self._kept:
+                with contextlib.suppress(OSError):  # that of the listing itself
+                    os.close(int(name))
 
     def _say(self, what: dict[str, Any]) -> None:
         self.parent.send(json.dumps(what).encode())

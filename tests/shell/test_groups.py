@@ -111,7 +111,7 @@ async def test_the_jobs_group_goes_with_the_shim_that_outlived_its_zygote(groupe
     assert groups_of(tmp_path) != []
     grouped.kill()
     await grouped.ended()
-    assert groups_of(tmp_path) == []
+    await until(lambda: groups_of(tmp_path) == [])
 
 
 OWN_THREAD = """
@@ -214,7 +214,7 @@ async def test_a_storm_of_forks_is_ended_whole(grouped, mark, tmp_path):
     await line_of(path / "stdout.log")
     grouped.kill(force=True)
     assert (await grouped.ended())[1] == signal.SIGKILL
-    assert shims(mark) == []
+    await until(lambda: shims(mark) == [])
     assert groups_of(tmp_path) == []
 
 

@@ -39,6 +39,11 @@ def named(mark, wanted):
     return [pid for pid in marked(mark) if name(pid) == wanted]
 
 
+def left(mark):
+    """Names of what is no worker's: without shims, which go a moment after they have told of an end."""
+    return sorted(n for n in map(name, marked(mark)) if n not in ("holdfast-shim", "holdfast-ahead"))
+
+
 async def waits(house, count=1, job_id="job1"):
     """Wait until so many processes have imported; gives their pids."""
     return await until(lambda: len(pids := house.preload(job_id).pids) == count and pids)
@@ -70,6 +75,27 @@ class TestZygote:
         found = house.preload()
         assert (len(found.pids), found.started, found.forks, found.reason) == (1, 4, True, "")
         assert found.memory_bytes > 2**20
+
+    async def test_the_next_shim_waits_before_it_is_asked_for(self, house, mark):
+        await preloaded(house)
+        (ahead,) = await until(lambda: named(mark, "holdfast-ahead"))
+        house.start(*FOREVER, rank=1, preload=["colorsys"])
+        assert parent((await house.spawned()).pid) == ahead
+        (another,) = await until(lambda: named(mark, "holdfast-ahead"))
+        assert another != ahead
+
+    @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+    async def test_one_that_is_killed_or_stopped_as_it_waits_stops_no_start(
+        self, house, mark, monkeypatch, how
+    ):
+        pid, _ = await preloaded(house)
+        monkeypatch.setattr(warm, "ANSWERS_WITHIN_S", 0.5)
+        (ahead,) = await until(lambda: named(mark, "holdfast-ahead"))
+        os.kill(ahead, how)
+        house.start(*FOREVER, rank=1, preload=["colorsys"])
+        assert alive((await house.spawned()).pid)
+        await gone(ahead)
+        assert alive(pid)
 
     async def test_sigterm_and_grace_are_as_ever(self, house):
         deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(True, False, flush=True); time.sleep(99)"
@@ -147,13 +173,18 @@ class TestZygote:
         await house.ended()
         (zygote,) = house.preload().pids
         watched = (os.getpid(), zygote, parent(zygote))
-        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in watched]
+
+        def settled():
+            """The last shim is gone, and the next one waits: how many descriptors there are."""
+            rest = children(zygote) == named(mark, "holdfast-ahead") != []
+            return rest and [len(os.listdir(f"/proc/{pid}/fd")) for pid in watched]
+
+        before = await until(settled)
         for attempt in range(2, 102):
             house.start(*command, attempt=attempt, preload=["colorsys"])
             assert (await house.ended())[0] == 0
-        assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in watched] == before
+        await until(lambda: settled() == before)
         assert house.preload().pids == (zygote,)
-        await until(lambda: not children(zygote))  # the last shim is reaped just now
         assert house.preload().memory_bytes < 100 * 2**20
 
     async def test_secrets_are_on_no_command_line(self, house, mark):
@@ -199,13 +230,13 @@ class TestNobodyIsLeft:
     async def test_when_the_worker_exits(self, house, mark):
         house.start(sys.executable, "-c", self.FAMILY + "sys.exit(4)", preload=["colorsys"])
         assert (await house.ended())[0] == 4
-        assert sorted(map(name, marked(mark))) == ["holdfast-spare", PYTHON, PYTHON]
+        assert left(mark) == ["holdfast-spare", PYTHON, PYTHON]
 
     async def test_when_the_shim_is_killed(self, house, mark):
         pid, zygote = await preloaded(house, (sys.executable, "-c", self.FAMILY + "time.sleep(1000)"))
         os.kill(parent(pid), signal.SIGKILL)
         assert await house.ended() == (-1, signal.SIGKILL, "killed: its shim was killed", False)
-        assert sorted(map(name, marked(mark))) == ["holdfast-spare", PYTHON, PYTHON]
+        assert left(mark) == ["holdfast-spare", PYTHON, PYTHON]
         assert alive(zygote)
 
     async def test_when_the_job_is_over(self, house, mark):
@@ -290,7 +321,7 @@ class TestFallingBack:
             house.kill(attempt=attempt)
             await house.ended()
         assert house.preload().reason == why
-        assert marked(mark) == [pid for pid in marked(mark) if pid in children(os.getpid())]
+        await until(lambda: list(map(name, marked(mark))) == [PYTHON])  # the nursery
 
     @pytest.mark.parametrize(
         ("command", "why"),
