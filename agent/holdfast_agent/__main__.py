@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from holdfast.allocator import keep_large_blocks
 from holdfast.log_fields import carry
 from holdfast_agent.agent import Agent, AgentConfig
 from holdfast_agent.notices import Notice
@@ -30,6 +31,7 @@ async def serve(
     empty: nowhere.
     """
     carry(node=config.name)
+    keep_large_blocks()
     agent = Agent(config)
     running = asyncio.create_task(agent.run())
     stopped = asyncio.create_task(stop.wait())

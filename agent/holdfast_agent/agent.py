@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import grpc.aio
 import structlog
 
 from holdfast import __version__, heartbeat, wire
-from holdfast.v1 import agent_pb2, agent_pb2_grpc, worker_pb2
+from holdfast.v1 import agent_pb2, worker_pb2
 from holdfast_agent import asks, convert, core, groups, logs, node
 from holdfast_agent.core import Key, Phase
 from holdfast_agent.crew import Crew, Order
@@ -117,7 +118,7 @@ class Agent:
         self._working_dir = Path.cwd()
         self._pages: dict[Key, bytes] = {}
         self._preloads: agent_pb2.Preloads | None = None
-        self._pushes: agent_pb2_grpc.AgentServiceAsyncStub
+        self._pushes: grpc.aio.Channel
         self._tasks: set[asyncio.Task[None]] = set()
         self._alone: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -142,8 +143,7 @@ class Agent:
         """Work until cancelled; get ready first, unless `start` was called. Raises StateDirError."""
         if self._machine is None:
             await self.start()
-        async with wire.open_channel(self._config.coordinator) as channel:
-            self._pushes = agent_pb2_grpc.AgentServiceStub(channel)
+        async with wire.open_channel(self._config.coordinator) as self._pushes:
             beside = [
                 asyncio.create_task(each.run()) for each in (self._drainer, self._log_care, self._hang_watch)
             ]

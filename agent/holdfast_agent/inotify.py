@@ -13,6 +13,8 @@ _IN_MODIFY, _IN_CREATE, _IN_MOVED_TO = 0x2, 0x100, 0x80
 _IN_IGNORED = 0x8000
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _READ_BYTES = 64 * 1024
+PAUSE_S = 0.01
+"""Between two looks at what happened: a worker's every write is an event, and may come a few microseconds later."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -22,9 +24,13 @@ class Inotify:
     def __init__(self) -> None:
         self._fd = -1
         self._watches: dict[int, tuple[Path, set[Changes]]] = {}
+        self._pause: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
         """End all watches."""
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         if self._fd >= 0:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
@@ -34,7 +40,7 @@ class Inotify:
         """Tell `changes` about `directory` from here on. False when it is not there; raises OSError."""
         if self._fd < 0:
             self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-            asyncio.get_running_loop().add_reader(self._fd, self._on_events)
+            self._listen()
         try:
             events = _IN_MODIFY | _IN_CREATE | _IN_MOVED_TO
             watch = _checked(_libc.inotify_add_watch(self._fd, os.fsencode(directory), events))
@@ -51,7 +57,14 @@ class Inotify:
                 del self._watches[watch]
                 _libc.inotify_rm_watch(self._fd, watch)  # an error says that it is gone, with its directory
 
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._fd, self._on_events)
+
     def _on_events(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._fd)
+        self._pause = loop.call_later(PAUSE_S, self._listen)
         data = os.read(self._fd, _READ_BYTES)
         at = 0
         while at < len(data):

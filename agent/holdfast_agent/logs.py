@@ -12,15 +12,15 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2
+from holdfast.allocator import give_back
+from holdfast.log_wire import Chunk, PushCall, Pushed, open_push
+from holdfast.v1 import agent_pb2, job_pb2
 from holdfast_agent.inotify import Changes, Inotify
 from holdfast_agent.log_file import STDERR, STDOUT, LogReader
 from holdfast_agent.shim import EXIT
 
-CHUNK = 256 * 1024
+CHUNK = 2**20
 """Pushed in one message. Each costs the same three times on its way, whatever its size."""
-CHUNKS_AT_ONCE = 4
-"""Of one log, between two looks at the other: a mebibyte of memory for each reader."""
 LOOK_EVERY_S = 0.01
 """What is written at short intervals is read together; what comes after a pause, at once."""
 STREAMS = {job_pb2.LOG_STREAM_STDOUT: STDOUT, job_pb2.LOG_STREAM_STDERR: STDERR}
@@ -31,11 +31,9 @@ Place = tuple[int, int]
 """attempt, stream"""
 
 
-async def push(
-    stub: "agent_pb2_grpc.AgentServiceAsyncStub", asked: agent_pb2.OpenLog, job: Path, inotify: Inotify
-) -> None:
+async def push(channel: grpc.aio.Channel, asked: agent_pb2.OpenLog, job: Path, inotify: Inotify) -> None:
     """Push what was asked for until it is all pushed, or nobody wants it any more."""
-    call = stub.PushLogs()
+    call = open_push(channel)
     # A follower of a silent worker writes nothing, and would not notice that its reader has gone.
     writing = asyncio.create_task(_write(call, asked, job, inotify))
     try:
@@ -49,19 +47,20 @@ async def push(
         call.cancel()
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
+        give_back()
 
 
 async def _write(
-    call: "grpc.aio.StreamUnaryCall[agent_pb2.PushLogsRequest, agent_pb2.PushLogsResponse]",
+    call: PushCall,
     asked: agent_pb2.OpenLog,
     job: Path,
     inotify: Inotify,
 ) -> None:
     try:
-        await call.write(agent_pb2.PushLogsRequest(request_id=asked.request_id))
+        await call.write(Pushed(asked.request_id))
         with contextlib.closing(Reading(job, asked, inotify)) as reading:
             async for chunk in reading.chunks():
-                await call.write(agent_pb2.PushLogsRequest(chunk=chunk))
+                await call.write(Pushed(chunk=chunk))
         await call.done_writing()
     except OSError as error:
         log.warning("a log can't be read", job=asked.job_id, rank=asked.rank, why=str(error))
@@ -80,7 +79,7 @@ class Reading:
         """Attempts that have ended, and are read to their end."""
         self._first_attempt = asked.first_attempt
 
-    async def chunks(self) -> AsyncIterator[job_pb2.StreamLogsResponse]:
+    async def chunks(self) -> AsyncIterator[Chunk]:
         """Yield what is there; with `follow` also what comes, until the one attempt that was asked for has ended.
 
         One that follows all attempts ends when nobody reads it any more: there may always be another attempt. Files
@@ -150,7 +149,7 @@ class Reading:
             and number not in self._finished
         }
 
-    def _begin_at_tail(self, attempts: dict[int, Path]) -> list[job_pb2.StreamLogsResponse]:
+    def _begin_at_tail(self, attempts: dict[int, Path]) -> list[Chunk]:
         """Say of each log where its last lines begin, and begin there: what comes later is not counted again."""
         begins = []
         wanted = dict.fromkeys(STREAMS, self._asked.tail)
@@ -171,14 +170,12 @@ class Reading:
     def _since(self, log: LogReader) -> int:
         return log.since(self._asked.since.ToMilliseconds()) if self._asked.HasField("since") else 0
 
-    def _read(
-        self, path: Path, attempt: int, *, complete: bool
-    ) -> tuple[list[job_pb2.StreamLogsResponse], bool]:
+    def _read(self, path: Path, attempt: int, *, complete: bool) -> tuple[list[Chunk], bool]:
         """Read on in the logs of one attempt: some chunks, that end at line ends where there are any.
 
         Also gives whether there is more. Of each log so much is read that the other one does not wait for long.
         """
-        chunks: list[job_pb2.StreamLogsResponse] = []
+        chunks: list[Chunk] = []
         more = False
         for stream, name in STREAMS.items():
             try:
@@ -188,15 +185,12 @@ class Reading:
             with log:
                 place = (attempt, stream)
                 offset = self._offsets[place] if place in self._offsets else self._since(log)
-                for turn in range(CHUNKS_AT_ONCE):
-                    at, data = log.read(offset, CHUNK)
-                    data = data[: cut(data, complete=complete)]
-                    if not data and at == offset:
-                        break
-                    chunks.append(self._chunk(attempt, stream, at, data, at - offset))
-                    offset = at + len(data)
-                    more |= turn == CHUNKS_AT_ONCE - 1
-                self._offsets[place] = offset
+                at, data = log.read(offset, CHUNK)
+                size = cut(data, complete=complete)
+                if size or at != offset:
+                    chunks.append(self._chunk(attempt, stream, at, data, size, at - offset))
+                    more |= len(data) == CHUNK
+                self._offsets[place] = at + size
         return chunks, more
 
     def _chunk(
@@ -205,10 +199,11 @@ class Reading:
         stream: "job_pb2.LogStream.ValueType",
         offset: int,
         data: bytes = b"",
+        size: int = 0,
         skipped: int = 0,
-    ) -> job_pb2.StreamLogsResponse:
+    ) -> Chunk:
         at = job_pb2.LogCursor(rank=self._asked.rank, attempt=attempt, stream=stream, offset=offset)
-        return job_pb2.StreamLogsResponse(cursor=at, data=data, skipped=skipped)
+        return Chunk(job_pb2.StreamLogsResponse(cursor=at, skipped=skipped), data, 0, size)
 
 
 def cut(data: bytes, *, complete: bool) -> int:

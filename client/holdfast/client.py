@@ -12,10 +12,11 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -23,6 +24,7 @@ import grpc
 
 from holdfast import tracing, wire
 from holdfast.log_reading import RECONNECT_S, read_logs
+from holdfast.log_wire import AnyChunk, as_message, stream_logs
 from holdfast.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, worker_pb2
 from holdfast.watches import follow, keep_up
 
@@ -232,27 +234,26 @@ class Client:
         byte comes once; what was freed is counted in `skipped`. Of logs that have a cursor in `cursors` comes what lies
         behind it: so whoever kept them goes on where they were. Raises ValueError.
         """
+        from holdfast.log_text import Filter
+
+        try:
+            wanted = Filter(grep) if grep else None
+        except re.error as error:
+            raise ValueError(f"{grep!r} is no regular expression: {error}") from error
         request = job_pb2.StreamLogsRequest(
             job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail, cursors=cursors
         )
         if since is not None:
             request.since.FromDatetime(since)
-        async with aclosing(read_logs(self, self._jobs.StreamLogs, request)) as chunks:
-            if not grep:
-                async for chunk in chunks:
-                    yield chunk
-                return
-            from holdfast.log_text import Filter
-
-            try:
-                wanted = Filter(grep)
-            except re.error as error:
-                raise ValueError(f"{grep!r} is no regular expression: {error}") from error
+        async with aclosing(self._log_chunks(request)) as chunks:
             async for chunk in chunks:
-                for found in wanted.add(chunk):
-                    yield found
-            for found in wanted.finish():
-                yield found
+                for found in [chunk] if wanted is None else wanted.add(chunk):
+                    yield as_message(found)
+            for rest in [] if wanted is None else wanted.finish():
+                yield rest
+
+    def _log_chunks(self, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[AnyChunk, None]:
+        return read_logs(self, partial(stream_logs, self._channel), request)
 
     async def list_checkpoints(self, job_id: str) -> AsyncIterator[job_pb2.Checkpoint]:
         """Iterate over committed checkpoints, newest first."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from holdfast.log_wire import AnyChunk, span
 from holdfast.v1 import job_pb2
 
 
@@ -11,20 +12,21 @@ class Cursors:
     def __init__(self, cursors: Iterable[job_pb2.LogCursor] = ()) -> None:
         self._at = {(c.rank, c.attempt, c.stream): c.offset for c in cursors}
 
-    def take(self, chunk: job_pb2.StreamLogsResponse) -> bool:
+    def take(self, chunk: AnyChunk) -> bool:
         """Go on behind a chunk, and cut from it what was there before. False when that is all of it.
 
         What says where a log begins is no repetition, though it has no bytes.
         """
         at = chunk.cursor
         place = (at.rank, at.attempt, at.stream)
-        end = at.offset + len(chunk.data)
+        raw, start, last = span(chunk)
+        end = at.offset + last - start
         before = self._at.get(place)
         if before is not None:
             if at.offset < before:
                 if end <= before:
                     return False
-                chunk.data = chunk.data[before - at.offset :]
+                chunk.data = raw[start + before - at.offset : last]
                 at.offset = before
             chunk.skipped = at.offset - before
         self._at[place] = end

@@ -9,6 +9,7 @@ import grpc
 
 from holdfast import wire
 from holdfast.log_cursors import Cursors
+from holdfast.log_wire import AnyChunk, Chunk
 from holdfast.v1 import job_pb2
 
 RECONNECT_S = 0.5
@@ -17,10 +18,7 @@ RECONNECT_S = 0.5
 MOST_NAMED = 10
 """Attempts, in a sentence."""
 
-Call = Callable[
-    [job_pb2.StreamLogsRequest],
-    grpc.aio.UnaryStreamCall[job_pb2.StreamLogsRequest, job_pb2.StreamLogsResponse],
-]
+Call = Callable[[job_pb2.StreamLogsRequest], grpc.aio.UnaryStreamCall[job_pb2.StreamLogsRequest, Chunk]]
 
 
 class _Client(Protocol):
@@ -31,7 +29,7 @@ class _Client(Protocol):
 
 async def read_logs(
     client: _Client, call: Call, request: job_pb2.StreamLogsRequest
-) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
+) -> AsyncGenerator[AnyChunk, None]:
     """Yield what was asked for, every byte once."""
     job = await client.get_job(request.job_id)
     cursors = Cursors(request.cursors)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from holdfast.log_wire import AnyChunk, span
 from holdfast.v1 import job_pb2
 
 LONGEST_LINE = 64 * 1024
@@ -17,36 +18,38 @@ class Lines:
     def __init__(self) -> None:
         self._rests: dict[Place, tuple[int, bytes]] = {}
 
-    def add(self, chunk: job_pb2.StreamLogsResponse) -> Iterator[tuple[int, bytes]]:
+    def add(self, chunk: AnyChunk) -> Iterator[tuple[int, bytes]]:
         """Take what follows in a log; give what is whole now, with its offset, at most a piece at a time.
 
         Either are lines, and end with a line end, or one piece of a line, and have none. Pieces are small for the
         memory's sake: the allocator takes blocks that are much larger from the kernel, and gives them back, every time.
         """
-        data, at = chunk.data, 0
-        place, offset = (chunk.cursor.rank, chunk.cursor.attempt, chunk.cursor.stream), chunk.cursor.offset
+        data, at, last = span(chunk)
+        cursor = chunk.cursor
+        place = (cursor.rank, cursor.attempt, cursor.stream)
+        offset = cursor.offset - at  # of where `data` begins
         if place in self._rests:
             begun, rest = self._rests.pop(place)
-            if begun + len(rest) != offset:  # the rest of that line was freed
+            if begun + len(rest) != cursor.offset:  # the rest of that line was freed
                 yield begun, rest
             else:
-                room = LONGEST_LINE - len(rest)
-                at = data.find(b"\n", 0, room + 1) + 1 or min(room, len(data))
-                line = rest + data[:at]
-                if line.endswith(b"\n") or at < len(data):
+                begin, room = at, LONGEST_LINE - len(rest)
+                at = data.find(b"\n", begin, min(begin + room + 1, last)) + 1 or min(begin + room, last)
+                line = rest + data[begin:at]
+                if line.endswith(b"\n") or at < last:
                     yield begun, line
                 else:
                     self._rests[place] = begun, line
                     return
-        while len(data) - at > LONGEST_LINE:
-            end = data.rfind(b"\n", at, at + LONGEST_LINE + 1) + 1 or at + LONGEST_LINE
+        while last - at > LONGEST_LINE:
+            end = data.rfind(b"\n", at, min(at + LONGEST_LINE + 1, last)) + 1 or at + LONGEST_LINE
             yield offset + at, data[at:end]
             at = end
-        end = data.rfind(b"\n", at) + 1 or at
+        end = data.rfind(b"\n", at, last) + 1 or at
         if at < end:
             yield offset + at, data[at:end]
-        if end < len(data):
-            self._rests[place] = offset + end, data[end:]
+        if end < last:
+            self._rests[place] = offset + end, data[end:last]
 
     def finish(self) -> Iterator[tuple[Place, int, bytes]]:
         """Give up the lines that never got their end."""
@@ -63,7 +66,7 @@ class Filter:
         self._found = re.compile(pattern).search
         self._lines = Lines()
 
-    def add(self, chunk: job_pb2.StreamLogsResponse) -> Iterator[job_pb2.StreamLogsResponse]:
+    def add(self, chunk: AnyChunk) -> Iterator[AnyChunk]:
         """Give what matches, in chunks of lines that follow each other. What says more than its data passes."""
         at = chunk.cursor
         if chunk.HasField("away"):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import Callable
 
+from holdfast.allocator import keep_large_blocks
 from holdfast_coordinator.app import Coordinator, CoordinatorConfig
 
 
@@ -11,6 +12,7 @@ async def serve(
     config: CoordinatorConfig, *, stop: asyncio.Event, ready: Callable[[str], None] | None = None
 ) -> None:
     """Serve until `stop` is set. Raises ListenError, StoreError, and whatever ends the engine."""
+    keep_large_blocks()
     coordinator = Coordinator(config)
     try:
         target = await coordinator.start()

@@ -20,7 +20,7 @@ from holdfast_coordinator.engine import Engine
 from holdfast_coordinator.recorder import Recorder
 from holdfast_coordinator.rpc.agents import AgentService
 from holdfast_coordinator.rpc.jobs import JobService
-from holdfast_coordinator.rpc.logs import LogRelay
+from holdfast_coordinator.rpc.logs import LogRelay, pass_as_they_are
 from holdfast_coordinator.rpc.nodes import NodeService
 from holdfast_coordinator.rpc.symbols import symbols
 from holdfast_coordinator.rpc.tasks import first_of
@@ -239,9 +239,11 @@ def check_address(listen: str, *, insecure: bool) -> None:
 def _server(engine: Engine, recorder: Recorder) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(options=server_options())
     logs = LogRelay(engine)
-    job_pb2_grpc.add_JobServiceServicer_to_server(JobService(engine, logs, recorder), server)
+    jobs, agents = JobService(engine, logs, recorder), AgentService(engine, logs)
+    job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
     node_pb2_grpc.add_NodeServiceServicer_to_server(NodeService(engine), server)
-    agent_pb2_grpc.add_AgentServiceServicer_to_server(AgentService(engine, logs), server)
+    agent_pb2_grpc.add_AgentServiceServicer_to_server(agents, server)
+    pass_as_they_are(server, agents.PushLogs, jobs.StreamLogs)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

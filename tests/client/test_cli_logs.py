@@ -2,15 +2,17 @@
 """`holdfast job logs`: lines with their rank in front, and nothing that steers a terminal."""
 
 import contextlib
+import fcntl
 import gzip
 import io
+import os
 import time
 
 import pytest
 
 from holdfast.archive import Archived
 from holdfast.cli.common import printable
-from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.log_lines import LinePrinter, widen
 from holdfast.log_text import LONGEST_LINE
 from holdfast.storage.api import Bytes
 from holdfast.storage.local import LocalStorage
@@ -257,3 +259,13 @@ def test_a_write_that_is_cut_short_is_gone_on_with(monkeypatch):
     assert written.getvalue() == b"[0] a line of the log\n" * 3_000
     LinePrinter().write(chunk("naïve\n".encode() * 1_000))
     assert written.getvalue().endswith("[0] naïve\n".encode() * 1_000)
+
+
+def test_a_pipe_is_given_room_and_nothing_else_is_touched(tmp_path):
+    readable, writable = os.pipe()
+    with open(readable), open(writable, "w") as pipe:
+        widen(pipe)
+        assert fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) > 64 * 1024
+    with open(tmp_path / "file", "w") as file:
+        widen(file)
+    widen(io.StringIO())

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast.v1 import job_pb2
+from holdfast.log_wire import Chunk, Pushed
+from holdfast.v1 import agent_pb2, job_pb2
 from holdfast_coordinator.changes import Changes, Topic
 from holdfast_coordinator.core.model import JobState, NodeState
 from holdfast_coordinator.engine import NotLeadingError
@@ -224,3 +225,79 @@ async def test_since_goes_along(since):
     (opened,) = relay.asked["a"]
     assert opened.HasField("since") is since
     assert opened.since.seconds == (7 if since else 0)
+
+
+class TestFeeds:
+    """What an agent pushes, on its way into the queue of who asked."""
+
+    @pytest.fixture
+    def relay(self):
+        return logs.LogRelay(None)
+
+    @pytest.fixture
+    async def asked(self, relay):
+        """A pump that waits for the agent, and the queue that it fills."""
+        into = asyncio.Queue(1)
+        opened = agent_pb2.OpenLog(request_id="asked")
+        pump = asyncio.create_task(relay.pump(opened, SimpleNamespace(send=lambda _: None), into))
+        await asyncio.sleep(0)
+        yield pump, into
+        pump.cancel()
+        await asyncio.gather(pump, return_exceptions=True)
+
+    @staticmethod
+    async def pushes(*messages, breaks=False):
+        for message in messages:
+            yield message
+        if breaks:
+            raise ConnectionError
+
+    async def test_it_comes_in_order_and_is_complete_when_the_agent_says_so(self, relay, asked):
+        pump, into = asked
+        sent = [Pushed("asked"), *(Pushed(chunk=Chunk(chunk(b"", n))) for n in range(3))]
+        taking = asyncio.create_task(relay.take(self.pushes(*sent)))
+        assert [(await into.get()).cursor.offset for _ in range(3)] == [0, 1, 2]
+        assert await taking
+        assert await pump
+
+    async def test_a_slow_reader_holds_up_the_agent(self, relay, asked):
+        _, into = asked
+        taken = []
+
+        async def requests():
+            yield Pushed("asked")
+            for n in range(9):
+                taken.append(n)
+                yield Pushed(chunk=Chunk(chunk(b"", n)))
+
+        taking = asyncio.create_task(relay.take(requests()))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert taken == [0, 1]  # one is queued, one waits
+        for n in range(9):
+            assert (await into.get()).cursor.offset == n
+        await taking
+
+    async def test_one_that_breaks_off_is_not_complete(self, relay, asked):
+        pump, _ = asked
+        with pytest.raises(ConnectionError):
+            await relay.take(self.pushes(Pushed("asked"), breaks=True))
+        assert not await pump
+
+    async def test_one_whose_call_is_cancelled_is_not_either(self, relay, asked):
+        """As gRPC does it when the agent is killed."""
+        pump, _ = asked
+
+        async def requests():
+            yield Pushed("asked")
+            await asyncio.Event().wait()
+
+        taking = asyncio.create_task(relay.take(requests()))
+        await asyncio.sleep(0)
+        taking.cancel()
+        async with asyncio.timeout(10):
+            assert not await pump
+
+    async def test_one_that_nobody_waits_for(self, relay):
+        assert not await relay.take(self.pushes(Pushed("another")))
+        assert not await relay.take(self.pushes())

@@ -13,6 +13,7 @@ from holdfast.v1 import agent_pb2, job_pb2
 from holdfast_agent import archiver
 from holdfast_agent.core import Key
 from holdfast_agent.log_file import Log
+from holdfast_agent.logs import CHUNK
 from holdfast_agent.workdir import Attempt
 from tests.agent.fake_coordinator import key, soon, start, stop
 from tests.agent.processes import line_of, until
@@ -74,18 +75,19 @@ class TestReading:
         assert await push.chunk() is None
 
     async def test_chunks_are_bounded_and_end_with_lines(self, session, open_log):
-        await run(session, "seq 1 50000; printf unfinished")
+        await run(session, "seq 1 200000; printf unfinished")
         push = await open_log()
         data = b""
         while chunk := await push.chunk():
-            assert len(chunk.data) <= 256 * 1024
+            assert len(chunk.data) <= CHUNK
             assert chunk.data.endswith((b"\n", b"unfinished"))
             data += chunk.data
-        assert data == b"".join(b"%d\n" % n for n in range(1, 50001)) + b"unfinished"
+        assert data == b"".join(b"%d\n" % n for n in range(1, 200001)) + b"unfinished"
 
     async def test_a_line_longer_than_a_chunk(self, session, open_log):
-        await run(session, "head -c 200000 /dev/zero")
-        assert await (await open_log()).all() == {(1, OUT): bytes(200_000)}
+        size = CHUNK + 200_000
+        await run(session, f"head -c {size} /dev/zero")
+        assert await (await open_log()).all() == {(1, OUT): bytes(size)}
 
     async def test_of_who_was_never_here_there_is_nothing(self, open_log):
         assert await (await open_log(rank=5)).all() == {}

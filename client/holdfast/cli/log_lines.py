@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import select
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from holdfast.cli.common import coloured, printable
 from holdfast.cli.late import job_pb2
 
+if TYPE_CHECKING:
+    from holdfast.log_wire import AnyChunk
+
 _COLOURS = (36, 33, 32, 35, 34, 31)
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+_PIPE_BYTES = 2**20
 
 
 class LinePrinter:
@@ -30,7 +36,7 @@ class LinePrinter:
         self.away = False
         """Some of what was asked for could not be had."""
 
-    def write(self, chunk: job_pb2.StreamLogsResponse) -> None:
+    def write(self, chunk: AnyChunk) -> None:
         """Print the lines that a chunk completes."""
         if chunk.HasField("away"):
             self.away = True
@@ -56,16 +62,31 @@ class LinePrinter:
             print(f"holdfast: {sentence}", file=sys.stderr, flush=True)
 
 
+def widen(out: TextIO) -> None:
+    """Give the pipe that it is, if it is one, as much room as users may have.
+
+    Then neither its reader nor this process is woken for every 64 KiB, which costs them more than to read and to
+    write these.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if fcntl.fcntl(out, fcntl.F_GETPIPE_SZ) < _PIPE_BYTES:
+            fcntl.fcntl(out, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 def _print(rank: int, stream: int, block: bytes) -> None:
     """Print whole lines, or a piece of one, which becomes a line."""
     out: TextIO = sys.stderr if stream == job_pb2.LOG_STREAM_STDERR else sys.stdout
     head = f"\x1b[{_COLOURS[rank % len(_COLOURS)]}m[{rank}]\x1b[0m " if coloured(out) else f"[{rank}] "
-    block = block.removesuffix(b"\n")
     # All lines at once: what a job writes may be millions.
-    if block.isascii() and b"\r" not in block and not out.isatty():
+    if not out.isatty() and block.isascii() and b"\r" not in block:
         raw_head = head.encode()
-        _write(out, b"%b%b\n" % (raw_head, block.replace(b"\n", b"\n" + raw_head)))
+        with_heads = memoryview(block.replace(b"\n", b"\n" + raw_head))
+        if block.endswith(b"\n"):
+            _write(out, b"".join((raw_head, with_heads[: -len(raw_head)])))
+        else:
+            _write(out, b"".join((raw_head, with_heads, b"\n")))
         return
+    block = block.removesuffix(b"\n")
     text = block.decode(errors="replace")
     if "\r" in text:
         text = text.removesuffix("\r").replace("\r\n", "\n")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from holdfast.cli.common import asynchronous, fail, server_option
 from holdfast.cli.complete import complete_ranks, job_argument
 from holdfast.cli.exits import EXIT
-from holdfast.cli.late import api, job_pb2
-from holdfast.cli.log_lines import LinePrinter
+from holdfast.cli.late import job_pb2
+from holdfast.cli.log_lines import LinePrinter, widen
 from holdfast.patterns import TooSlowError, within
 from holdfast.units import parse_duration
+
+if TYPE_CHECKING:
+    from holdfast.log_wire import AnyChunk
 
 MATCH_WITHIN_S = 5.0
 """A piece of a log, by --grep: a pattern may need longer than the stars do."""
@@ -54,7 +59,7 @@ def _read_pattern(context: click.Context, parameter: click.Parameter, text: str)
     return text
 
 
-def _matching(chunks: Iterator[job_pb2.StreamLogsResponse], pattern: str) -> list[job_pb2.StreamLogsResponse]:
+def _matching(chunks: Iterator[AnyChunk], pattern: str) -> list[AnyChunk]:
     """What the filter gives. Ends the command when the pattern takes too long to say."""
     try:
         with within(MATCH_WITHIN_S):
@@ -119,14 +124,19 @@ async def command(
       holdfast job logs c7mk2xq9pd --follow --rank 0,3 --tail 20
       holdfast job logs c7mk2xq9pd --since 10m --grep 'loss=(nan|inf)'
     """  # noqa: D301  click reads the backspaces
+    from holdfast.allocator import keep_large_blocks
+    from holdfast.log_client import LogClient
     from holdfast.log_text import Filter
 
+    keep_large_blocks()
+    widen(sys.stdout)
     printer = LinePrinter()
     lines = Filter(grep) if grep else None
-    async with api.Client(server) as client:
-        async for chunk in client.stream_logs(
-            job_id, ranks=ranks, attempt=attempt, follow=follow, since=since, tail=tail
-        ):
+    request = job_pb2.StreamLogsRequest(job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail)
+    if since is not None:
+        request.since.FromDatetime(since)
+    async with LogClient(server) as client:
+        async for chunk in client.chunks(request):
             for found in [chunk] if lines is None else _matching(lines.add(chunk), grep):
                 printer.write(found)
     for found in [] if lines is None else _matching(lines.finish(), grep):

@@ -28,6 +28,7 @@ from holdfast.cli.exits import EXIT
 from holdfast.cli.job import code_of
 from holdfast.cli.job_options import apply_flags, explain, spec_options
 from holdfast.cli.late import api, asyncio, job_pb2, wire
+from holdfast.cli.log_lines import widen
 from holdfast.cli.resume_from import resolve_resume_from
 from holdfast.cli.run_view import View, show_summary
 
@@ -106,6 +107,10 @@ def _refuse_beside_resume(argv: tuple[str, ...], flags: Mapping[str, Any]) -> No
 async def _run(
     place: run_state.RunDir, spec: job_pb2.JobSpec | None, kill: chaos.Kill | None, logs: TextIO
 ) -> EXIT:
+    from holdfast.allocator import keep_large_blocks
+
+    keep_large_blocks()
+    widen(sys.stdout)
     view, interrupts = View(), _Interrupts()
     _set_up_logs(logs, view)
     set_up_tracing("holdfast-run")

@@ -1942,7 +1942,7 @@ class StreamLogsResponse(_message.Message):
     SKIPPED_FIELD_NUMBER: _builtins.int
     AWAY_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Raw bytes as the worker wrote them, at most 128 KiB, cut at line ends where
+    """Raw bytes as the worker wrote them, at most 1 MiB, cut at line ends where
     there are any. May be empty: the log begins here.
     """
     skipped: _builtins.int

@@ -8,6 +8,7 @@ import grpc
 import structlog
 from google.rpc import code_pb2
 
+from holdfast.log_wire import Pushed
 from holdfast.v1 import agent_pb2, agent_pb2_grpc
 from holdfast_coordinator import codec
 from holdfast_coordinator.core.events import StreamLost
@@ -69,10 +70,10 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         silent_ms = now - engine.heard_at(hello.node)
         await engine.post(StreamLost(now, hello.node, session.id, silent_ms, hello.workers_end_with_agent))
 
-    async def PushLogs(
+    async def PushLogs(  # type: ignore[override]  # its own deserializer, see rpc.logs
         self,
-        requests: AsyncIterator[agent_pb2.PushLogsRequest],
-        context: grpc.aio.ServicerContext[agent_pb2.PushLogsRequest, agent_pb2.PushLogsResponse],
+        requests: AsyncIterator[Pushed],
+        context: grpc.aio.ServicerContext[Pushed, agent_pb2.PushLogsResponse],
     ) -> agent_pb2.PushLogsResponse:
         """Take what an agent read for a StreamLogs call."""
         if not await self._logs.take(requests):

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from google.rpc import code_pb2
 
 from holdfast import tracing
+from holdfast.log_wire import AnyChunk
 from holdfast.v1 import job_pb2, job_pb2_grpc
 from holdfast_coordinator import codec, codec_metrics, codec_plan
 from holdfast_coordinator.core import story
@@ -168,9 +169,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         told = await _served(context, lambda: self._engine.history(ask))
         return job_pb2.ExplainJobResponse(story=codec.story_to_proto(summary, told))
 
-    async def StreamLogs(
+    async def StreamLogs(  # type: ignore[override]  # its own serializer, see rpc.logs
         self, request: job_pb2.StreamLogsRequest, context: Context
-    ) -> AsyncIterator[job_pb2.StreamLogsResponse]:
+    ) -> AsyncIterator[AnyChunk]:
         job = await self._job(context, request.job_id)
         beyond = [rank for rank in request.ranks if not 0 <= rank < job.spec.world_size]
         if beyond:

@@ -1,7 +1,8 @@
 """Logs: a StreamLogs call asks agents over their streams, and they answer on RPCs of their own.
 
 An agent is told to open a log (OpenLog) and answers with a PushLogs stream that names the request. Between the two
-is a small bounded queue: a reader that is slow slows the agent's reading down and nothing else.
+is a small bounded queue: a reader that is slow slows the agent's reading down and nothing else. What passes through
+is not looked into.
 
 Following goes on until the job has ended. Then whatever the followers had not read yet is read once more from
 where each of them was: a worker's log is complete on disk before its exit is reported, so nothing is missed. An agent
@@ -12,13 +13,18 @@ reader can look for it in the archive.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
+from typing import Any
 
+import grpc
 import structlog
 
+from holdfast.allocator import give_back
 from holdfast.log_cursors import Cursors
+from holdfast.log_wire import AnyChunk, Pushed
 from holdfast.v1 import agent_pb2, job_pb2
 from holdfast_coordinator.changes import Topic
 from holdfast_coordinator.core.model import TERMINAL, NodeState
@@ -33,9 +39,10 @@ BACK_WITHIN_S = 10.0
 """And one that went away while its log was read, unless its node is lost before."""
 GONE_WITHIN_S = 1.0
 """Its session ends with what it pushed, or soon after it; otherwise it was not the agent that went away."""
-CHUNKS_QUEUED = 4
+CHUNKS_QUEUED = 1
+"""They are large."""
 
-Chunks = asyncio.Queue[job_pb2.StreamLogsResponse | None]
+Chunks = asyncio.Queue[AnyChunk | None]
 
 log = structlog.get_logger(__name__)
 
@@ -43,25 +50,21 @@ log = structlog.get_logger(__name__)
 class _Feed:
     """What one agent pushes for one request."""
 
-    def __init__(self) -> None:
-        self.chunks: Chunks = asyncio.Queue(CHUNKS_QUEUED)
+    def __init__(self, into: Chunks) -> None:
+        self._into = into
         self.begun = asyncio.Event()
+        self.over = asyncio.Event()
         self.unwanted = asyncio.Event()
         self.complete = False
 
-    async def receive(
-        self, first: agent_pb2.PushLogsRequest, rest: AsyncIterator[agent_pb2.PushLogsRequest]
-    ) -> None:
-        """Queue what arrives, then None."""
-        try:
-            if first.HasField("chunk"):
-                await self.chunks.put(first.chunk)
-            async for message in rest:
-                await self.chunks.put(message.chunk)
-            self.complete = True
-        finally:
-            if not self.unwanted.is_set():
-                await self.chunks.put(None)
+    async def receive(self, first: Pushed, rest: AsyncIterator[Pushed]) -> None:
+        """Queue what arrives."""
+        if first.chunk is not None:
+            await self._into.put(first.chunk)
+        async for message in rest:
+            if message.chunk is not None:
+                await self._into.put(message.chunk)
+        self.complete = True
 
 
 class LogRelay:
@@ -71,36 +74,56 @@ class LogRelay:
         self._engine = engine
         self._feeds: dict[str, _Feed] = {}
 
-    async def take(self, requests: AsyncIterator[agent_pb2.PushLogsRequest]) -> bool:
+    async def take(self, requests: AsyncIterator[Pushed]) -> bool:
         """Serve a PushLogs stream until it ends or its reader is gone. False: nobody waits for it."""
-        first = await anext(requests, agent_pb2.PushLogsRequest())
-        feed = self._feeds.get(first.request_id)
-        if feed is None:
+        try:
+            first = await anext(requests)
+            feed = self._feeds[first.request_id]
+        except (StopAsyncIteration, KeyError):
             return False
         feed.begun.set()
-        await first_of(feed.receive(first, requests), feed.unwanted.wait())
+        try:
+            await first_of(feed.receive(first, requests), feed.unwanted.wait())
+        finally:
+            feed.over.set()
         return True
 
-    def read(self, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
+    def read(self, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[AnyChunk, None]:
         """Yield what the call asked for of a job that is there. Raises NotLeadingError, WatchOverError."""
         return _Reading(self, self._engine, request).chunks()
 
     async def pump(self, opened: agent_pb2.OpenLog, session: Session, into: Chunks) -> bool:
         """Ask an agent for a log and move what it pushes into a queue. False when it does not push all of it."""
-        feed = _Feed()
+        feed = _Feed(into)
         self._feeds[opened.request_id] = feed
         try:
             session.send(opened)
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 await feed.begun.wait()
-            while (chunk := await feed.chunks.get()) is not None:
-                await into.put(chunk)
+            await feed.over.wait()
         except TimeoutError:
             log.warning("an agent does not push a log", job=opened.job_id, rank=opened.rank)
         finally:
             feed.unwanted.set()
             del self._feeds[opened.request_id]
+            give_back()
         return feed.complete
+
+
+def pass_as_they_are(
+    server: grpc.aio.Server, push_logs: Callable[..., Any], stream_logs: Callable[..., Any]
+) -> None:
+    """Have these serve the two calls whose chunks are not parsed, in the place of what was generated for them."""
+    push: Any = grpc.stream_unary_rpc_method_handler(
+        push_logs, Pushed.FromString, agent_pb2.PushLogsResponse.SerializeToString
+    )
+    stream: Any = grpc.unary_stream_rpc_method_handler(
+        stream_logs, job_pb2.StreamLogsRequest.FromString, methodcaller("SerializeToString")
+    )
+    agents = agent_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
+    jobs = job_pb2.DESCRIPTOR.services_by_name["JobService"].full_name
+    server.add_registered_method_handlers(agents, {"PushLogs": push})
+    server.add_registered_method_handlers(jobs, {"StreamLogs": stream})
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +152,7 @@ class _Reading:
         self._chunks: Chunks = asyncio.Queue(CHUNKS_QUEUED)
         self._cursors = Cursors(request.cursors)
 
-    async def chunks(self) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
+    async def chunks(self) -> AsyncGenerator[AnyChunk, None]:
         """See `LogRelay.read`: who is told that it broke goes on where he was, who is told of its end has all."""
         producer = asyncio.create_task(self._produce())
         try:
