@@ -193,11 +193,11 @@ def _begin(number: int, size: int) -> bytes:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
+    value = 0
+    for shift in range(0, 70, 7):  # ten bytes at most: longer ones would be all the more work
         byte = raw[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-        shift += 7
+    raise ValueError("a number of protobuf has no end")
