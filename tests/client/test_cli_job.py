@@ -277,8 +277,8 @@ def test_who_hangs_and_who_is_slow_is_shown(coordinator, holdfast):
     coordinator.add_job(job)
     assert "0     running, hangs  n1" in holdfast("job", "get", JOB).stdout
     wide = holdfast("job", "get", JOB, "-o", "wide").stdout
-    assert "step for 3m, in wait (x.py:3), stopped by a signal  - (2 strikes)    loss" in wide
-    assert "4.2 (1 strikes)" in wide
+    assert "step for 3m, in wait (x.py:3), stopped by a signal  - (2 strikes)   loss" in wide
+    assert "4.2 (1 strike)" in wide
 
 
 def test_get_as_json_shows_each_worker(coordinator, holdfast):

@@ -40,6 +40,8 @@ class Incident:
     decided: str = ""
     cost: str = ""
     evidence: str = ""
+    of_rank: int | None = None
+    """Whose attempt it was, where ranks restart alone; None: that of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,12 @@ class Story:
     left_out: int = 0
 
 
-def tell(entries: Iterable[Entry], most: int) -> Story:
-    """Tell the story of one job from its entries, oldest first; of its incidents the newest `most`."""
-    teller = _Teller()
+def tell(entries: Iterable[Entry], most: int, *, alone: bool = False) -> Story:
+    """Tell the story of one job from its entries, oldest first; of its incidents the newest `most`.
+
+    `alone`: its ranks restart alone.
+    """
+    teller = _Teller(alone=alone)
     for entry in entries:
         teller.hear(entry)
     incidents = teller.incidents()
@@ -71,7 +76,8 @@ class _Teller:
     first (AttemptEnded) when all are gone; and what it cost (GangUp) when all are up again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool) -> None:
+        self._alone = alone
         self.notes: list[Entry] = []
         self._incidents: list[Incident] = []
         self._open: dict[int | None, int] = {}
@@ -101,7 +107,15 @@ class _Teller:
 
     def _begin(self, entry: Entry, attempt: int, decided: str) -> None:
         self._open[entry.rank] = len(self._incidents)
-        incident = Incident(entry.at_ms, attempt, entry.message, entry.rank, entry.node, decided=decided)
+        incident = Incident(
+            entry.at_ms,
+            attempt,
+            entry.message,
+            entry.rank,
+            entry.node,
+            decided=decided,
+            of_rank=entry.rank if self._alone else None,
+        )
         self._incidents.append(incident)
 
     def _name(self, entry: Entry) -> None:
