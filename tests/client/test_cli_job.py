@@ -171,6 +171,17 @@ def test_what_the_coordinator_refuses_is_told_beside_its_line_or_flag(
     assert "Error: --world-size: 0 is not between 1 and 100000\n" in result.stderr
 
 
+def test_a_module_that_is_refused_is_told_beside_its_line_or_flag(coordinator, holdfast, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("command: [train]\npreload:\n- numpy\n- 1x\n")
+    refused = status(code_pb2.INVALID_ARGUMENT, "", violations=[("preload.1", "is no name of a module")])
+    coordinator.fail("CreateJob", refused, refused)
+    told = holdfast("job", "submit", "-f", str(job)).stderr
+    assert told == f"Error: {job}:4: preload.1: is no name of a module\n"
+    told = holdfast("job", "submit", "--preload", "numpy,1x", "--", "train").stderr
+    assert told == "Error: --preload: is no name of a module\n"
+
+
 @pytest.mark.parametrize(
     ("ended", "code"), [(SUCCEEDED, EXIT.OK), (FAILED, EXIT.FAILED), (STOPPED, EXIT.STOPPED)]
 )
