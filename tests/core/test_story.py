@@ -49,6 +49,19 @@ def test_the_culprit_is_named_although_its_victim_was_heard_of_first():
     assert cluster.gang().cause == "rank 1 on node a: killed by signal 11"
 
 
+def test_of_a_gang_that_hung_who_differs_is_named_with_its_stack():
+    cluster = running(3, hang=HangPolicy(HangAction.RESTART))
+    for rank, where in ((1, "barrier"), (2, "load_data"), (0, "barrier")):
+        cluster.hung(key(rank), hang(where=where), evidence=f"stack of {rank}")
+    cluster.now += 500
+    fall(cluster, 1, [0, 2])
+    (incident,) = story(cluster).incidents
+    assert incident.rank == 0
+    assert incident.cause.startswith("rank 0 on node a: killed by signal 15, while it hung in section step")
+    assert incident.cause.endswith("; of those that hang, rank 2 is in load_data, most are in barrier")
+    assert incident.evidence == "rank 2:\nstack of 2\nrank 0:\nstack of 0"
+
+
 def test_ranks_that_restart_alone_have_each_their_own():
     cluster = running(2, Scope.RANK, backoff_ms=500)
     fall(cluster, 1, [])
