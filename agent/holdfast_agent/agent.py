@@ -313,7 +313,9 @@ class Agent:
                 self._crew.signal(key, how)
             case core.Fence(key):
                 after_s = self._config.stop_after_disconnect_s
-                self._crew.fence(key, f"its agent had no coordinator for {after_s:g} s")
+                why = f"its agent had no coordinator for {after_s:g} s"
+                log.warning("a worker is stopped", worker=key, why=why)
+                self._crew.fence(key, why)
             case core.TellStarted(worker):
                 self._traces.started(worker.key)
                 self._session.send(convert.started_to_proto(worker))

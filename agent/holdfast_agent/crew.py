@@ -20,7 +20,7 @@ from holdfast_agent.readable import readable
 from holdfast_agent.shim import EXIT, SHIM, start_time
 from holdfast_agent.spawn import Nursery, signal_shim
 from holdfast_agent.warm import Warm, Warmth
-from holdfast_agent.witness import Witness, never_begun
+from holdfast_agent.witness import Witness, never_begun, not_started
 from holdfast_agent.workdir import Attempt, StateDir
 
 log = structlog.get_logger(__name__)
@@ -171,7 +171,7 @@ class Crew:
             await self._adopt(self._state_dir.attempt(key))
         except (OSError, SpawnError) as error:
             log.error("a worker could not be started", worker=key, error=str(error))
-            self._report(core.WorkerEnded(key, never_begun(f"its agent could not start it: {error}")))
+            self._report(core.WorkerEnded(key, not_started(error, self._state_dir.path)))
         else:
             self._pidfds[key] = started.pidfd
             if started.pid:

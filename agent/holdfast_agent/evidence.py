@@ -25,9 +25,12 @@ PY_SPY_S = 10.0
 TRIES = 3
 """A stack that changes while it is read can't be read: other threads may run."""
 MOST_CHILDREN = 32
+MOST_PYTHONS = 4
+"""Of what a worker that is no Python itself has started, a shell for instance: so many are looked into."""
 MOST_THREADS = 48
 KERNEL_FRAMES = 4
 
+_NONE = "no Python stacks: "
 _REASON = re.compile(r"^(Error:|\d+:)\s*")
 
 
@@ -48,6 +51,8 @@ async def take(pid: int, pid_start: int, directory: Path) -> Evidence:
     At most MOST_BYTES.
     """
     where, stacks = await _stacks(pid)
+    if stacks.startswith(_NONE):
+        where, stacks = await _stacks_below(pid) or (where, stacks)
     state, native = await asyncio.to_thread(_native, pid)
     if start_time(pid) != pid_start:
         return Evidence("it ended while it was looked at", stopped=False, where="")
@@ -57,11 +62,22 @@ async def take(pid: int, pid_start: int, directory: Path) -> Evidence:
     return Evidence(text, stopped=state == "T", where=where)
 
 
+async def _stacks_below(pid: int) -> tuple[str, str] | None:
+    """The same of the Python programs that it has started; the frame is the first one's. None when there are none."""
+    found: list[tuple[str, str]] = []
+    pythons = [each for each in _descendants(pid) if _read(Path(f"/proc/{each}/comm")).startswith("python")]
+    for each in pythons[:MOST_PYTHONS]:
+        where, stacks = await _stacks(each)
+        if not stacks.startswith(_NONE):
+            found.append((where, f"started by it, process {each}:\n{stacks}"))
+    return (found[0][0], "\n".join(stacks for _, stacks in found)) if found else None
+
+
 async def _stacks(pid: int) -> tuple[str, str]:
     """The innermost frame of the main thread, and the Python stacks of all; a sentence when there are none."""
     py_spy = find_py_spy()
     if py_spy is None:
-        return "", "no Python stacks: py-spy is not installed here; it comes with holdfast[agent]"
+        return "", f"{_NONE}py-spy is not installed here; it comes with holdfast[agent]"
     said = ""
     for _ in range(TRIES):
         process = await asyncio.create_subprocess_exec(
@@ -76,7 +92,7 @@ async def _stacks(pid: int) -> tuple[str, str]:
             async with asyncio.timeout(PY_SPY_S):
                 out, err = await process.communicate()
         except TimeoutError:
-            return "", f"no Python stacks: py-spy took more than {PY_SPY_S:g} s"
+            return "", f"{_NONE}py-spy took more than {PY_SPY_S:g} s"
         finally:
             if process.returncode is None:
                 process.kill()
@@ -84,7 +100,7 @@ async def _stacks(pid: int) -> tuple[str, str]:
         if process.returncode == 0:
             return _written(json.loads(out), pid)
         said = _reason(err.decode(errors="replace"))
-    return "", f"no Python stacks: py-spy: {said}"
+    return "", f"{_NONE}py-spy: {said}"
 
 
 def _written(threads: list[dict[str, Any]], pid: int) -> tuple[str, str]:

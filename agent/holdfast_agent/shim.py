@@ -500,10 +500,10 @@ def settle_in(start: dict[str, Any], outputs: list[int]) -> bytes:
     return b""
 
 
-def failure(error: OSError | ValueError, what: str, *, cwd: bool) -> bytes:
+def failure(error: OSError | ValueError, what: str, *, cwd: bool, **more: str) -> bytes:
     """Why a worker can't be started, as it says it to its shim."""
     why = error.errno if isinstance(error, OSError) else errno.EINVAL  # a null byte in an argument
-    return json.dumps({"errno": why, "what": what, "cwd": cwd}).encode()
+    return json.dumps({"errno": why, "what": what, "cwd": cwd, **more}).encode()
 
 
 def exec_program(argv: list[str], env: dict[str, str]) -> bytes:
@@ -513,7 +513,18 @@ def exec_program(argv: list[str], env: dict[str, str]) -> bytes:
     try:
         os.execvpe(argv[0], argv, env)  # noqa: S606  argv, as the user gave it
     except (OSError, ValueError) as error:
-        return failure(error, argv[0], cwd=False)
+        return failure(error, argv[0], cwd=False, **_interpreter(argv[0], env))
+
+
+def _interpreter(program: str, env: dict[str, str]) -> dict[str, str]:
+    """What the first line of a script names that is there: when it can't be run it may be that which is missing."""
+    directories = [""] if "/" in program else os.get_exec_path(env)
+    for directory in directories:
+        with contextlib.suppress(OSError, ValueError), open(os.path.join(directory, program), "rb") as file:  # noqa: PTH118, PTH123
+            first = file.readline(256)
+            if first.startswith(b"#!"):
+                return {"interpreter": first[2:].rstrip(b"\n").strip(b" \t").decode(errors="replace")}
+    return {}
 
 
 def _exec(start: dict[str, Any], outputs: list[int], failing: int, parent: int) -> NoReturn:

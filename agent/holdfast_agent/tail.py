@@ -12,6 +12,8 @@ READ_BYTES = 64 * 1024
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _TRACEBACK = "Traceback (most recent call last):"
+_SYNTAX = ("SyntaxError:", "IndentationError:", "TabError:")
+_PLACE = re.compile(r'File "(.+)", line (\d+)$')
 _FATAL = ("Fatal Python error:", "terminate called after")
 
 
@@ -67,5 +69,15 @@ def line_that_matters(lines: list[str], *, signalled: bool) -> str:
             for line in lines[at + 1 :]:
                 said = line.removeprefix(prefix)
                 if said and not said[0].isspace() and not said.startswith(("^", "|")):
-                    return said.strip()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+                    return _placed(said.strip(), lines)
+    return _placed(next((line.strip() for line in reversed(lines) if line.strip()), ""), lines)
+
+
+def _placed(line: str, lines: list[str]) -> str:
+    """Of a file that is no Python, which and where: the error's own line has it not."""
+    if not line.startswith(_SYNTAX):
+        return line
+    before = [each.strip() for each in lines]
+    before = before[: next(at for at, each in enumerate(before) if each.endswith(line))]
+    found = next((place for each in reversed(before) if (place := _PLACE.search(each))), None)
+    return f"{line} ({found[1]}, line {found[2]})" if found else line

@@ -66,6 +66,14 @@ def plain(message: str) -> Verdict:
     return Verdict(job_pb2.EXIT_KIND_EXITED, message)
 
 
+def not_started(error: Exception, state_dir: str) -> Verdict:
+    """An agent whose state directory is `state_dir` could not start it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = f"the disk of its state directory {state_dir} is full"
+        return Verdict(job_pb2.EXIT_KIND_DISK_FULL, f"its agent could not start it: {full}")
+    return plain(f"its agent could not start it: {error}")
+
+
 def _by_kernel(found: dict[str, Any], plain: str, kernel: Callable[[], str], counted: int) -> Verdict | None:
     """Whether the kernel killed it, or something of it, for memory."""
     memory = found.get("memory") or {}
@@ -95,6 +103,8 @@ def describe(found: dict[str, Any]) -> str:
         what, why = failed["what"], os.strerror(failed["errno"])
         if failed["cwd"]:
             return f"working directory {what} can't be used: {why}"
+        if failed["errno"] == errno.ENOENT and failed.get("interpreter"):
+            return f"command {what} can't be run: its first line names {failed['interpreter']!r}, which is not there"
         if failed["errno"] == errno.ENOENT:
             return f"command not found: {what}"
         return f"command {what} can't be run: {why}"

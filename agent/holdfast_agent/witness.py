@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -13,6 +14,7 @@ import structlog
 from holdfast import heartbeat
 from holdfast_agent import cgroups, convert, log_rules, orphans, tail, verdict
 from holdfast_agent.core import Ended
+from holdfast_agent.fork_link import SpawnError
 from holdfast_agent.kernel_log import KernelLog
 from holdfast_agent.log_file import STDERR, STDOUT
 from holdfast_agent.shim import EXIT, SHIM, START
@@ -137,8 +139,17 @@ class Witness:
 
 def never_begun(why: str) -> Ended:
     """An attempt of which no process ever was."""
+    return _never_begun(verdict.plain(why))
+
+
+def not_started(error: OSError | SpawnError, state_dir: Path) -> Ended:
+    """An attempt that the agent could not start."""
+    return _never_begun(verdict.not_started(error, str(state_dir)))
+
+
+def _never_begun(said: verdict.Verdict) -> Ended:
     found = _now(0)
-    return convert.ended_from_disk(found, verdict.plain(why), heartbeat.Reading(), ended_ns=found["ended_ns"])
+    return convert.ended_from_disk(found, said, heartbeat.Reading(), ended_ns=found["ended_ns"])
 
 
 def _now(killed_by: int) -> dict[str, Any]:

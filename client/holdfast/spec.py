@@ -248,9 +248,9 @@ class SpecFile:
         """`job.yaml:3: world_size` of a field by its path in the proto; None when the file does not have it."""
         field = field.replace("memory_bytes", "memory").replace("keep_bytes", "keep")
         path: Path_ = tuple(field.split(".", 2 if field.startswith("hang.limits.") else 1))
-        if path[0] == "rules":
+        if path[0] in ("rules", "preload"):
             path = tuple(int(word) if word.isdecimal() else word for word in field.split("."))
-            path = path if path in self._lines else path[:2]
+            path = path if path in self._lines else path[: 2 if path[0] == "rules" else 1]
         if path not in self._lines:
             return None
         return f"{self._name}:{self._lines[path]}: {field}"

@@ -17,7 +17,15 @@ _RANGE = re.compile(r"(\d{1,9})\s*-\s*(\d{1,9})")
 
 def _several(value: object) -> list[Any]:
     """One is as good as a list of one."""
+    if value == []:
+        raise ValueError("is empty, and would match nothing; name one, or leave the key away")
     return value if isinstance(value, list) else [value]
+
+
+def _word(value: object) -> object:
+    if value == "":
+        raise ValueError("is empty, and would match everything; name something, or leave the key away")
+    return value
 
 
 def _codes(value: object) -> list[tuple[int, int]]:
@@ -70,8 +78,8 @@ class RulePart(BaseModel):
     exit_codes: Annotated[list[tuple[int, int]] | None, BeforeValidator(_codes)] = None
     signals: Annotated[list[int] | None, BeforeValidator(_signals)] = None
     kind: Annotated[list[str] | None, BeforeValidator(_kinds)] = None
-    log: StrictStr | None = None
-    section: StrictStr | None = None
+    log: Annotated[StrictStr | None, BeforeValidator(_word)] = None
+    section: Annotated[StrictStr | None, BeforeValidator(_word)] = None
     before_first_step: StrictBool | None = None
 
     def to_proto(self) -> job_pb2.Rule:

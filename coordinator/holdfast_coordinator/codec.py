@@ -323,6 +323,7 @@ def story_to_proto(summary: job_pb2.JobSummary, story: Story) -> job_pb2.JobStor
                 decided=each.decided,
                 cost=each.cost,
                 evidence=each.evidence,
+                of_rank=each.of_rank,
             )
             for each in story.incidents
         ],

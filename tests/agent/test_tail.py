@@ -35,7 +35,22 @@ def matters(text, *, signalled=False):
         ),
         (
             "  File \"t.py\", line 1\n    foo(\n       ^\nSyntaxError: '(' was never closed\n",
-            "SyntaxError: '(' was never closed",
+            "SyntaxError: '(' was never closed (t.py, line 1)",
+        ),
+        (
+            (
+                'Traceback (most recent call last):\n  File "t.py", line 3, in <module>\n    import u\n'
+                '  File "/a/u.py", line 7\n    x\nIndentationError: unexpected indent\n'
+            ),
+            "IndentationError: unexpected indent (/a/u.py, line 7)",
+        ),
+        ("SyntaxError: not a program\n", "SyntaxError: not a program"),
+        (
+            (
+                '[rank0]: Traceback (most recent call last):\n[rank0]:   File "t.py", line 9, in <module>\n'
+                '[rank0]:   File "u.py", line 2\n[rank0]: TabError: tabs\n[W] more\n'
+            ),
+            "TabError: tabs (u.py, line 2)",
         ),
         (
             '[rank0]: Traceback (most recent call last):\n[rank0]:   File "x"\n[rank0]: ValueError: nan\n',

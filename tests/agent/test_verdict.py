@@ -1,5 +1,6 @@
 """How a worker ended, in one word and in words; and which rules' logs are in its output."""
 
+import errno
 import os
 
 import pytest
@@ -64,10 +65,26 @@ def judge(exit_json, line="", *, kernel="", **more):
             job_pb2.EXIT_KIND_NEVER_RAN,
             "command not found: x",
         ),
+        (
+            found(failed={"errno": 2, "what": "./x", "cwd": False, "interpreter": "/bin/bash\r"}),
+            "",
+            job_pb2.EXIT_KIND_NEVER_RAN,
+            "command ./x can't be run: its first line names '/bin/bash\\r', which is not there",
+        ),
     ],
 )
 def test_from_exit_status_and_line(exit_json, line, kind, message):
     assert judge(exit_json, line) == (kind, message)
+
+
+def test_what_could_not_be_started_for_a_full_disk_says_which():
+    full = verdict.not_started(OSError(errno.ENOSPC, "No space left on device"), "/var/lib/agent")
+    assert full == (
+        FULL,
+        "its agent could not start it: the disk of its state directory /var/lib/agent is full",
+    )
+    other = verdict.not_started(OSError(errno.EMFILE, "Too many open files"), "/var/lib/agent")
+    assert other == (EXITED, "its agent could not start it: [Errno 24] Too many open files")
 
 
 class TestKernel:

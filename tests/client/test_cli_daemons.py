@@ -96,6 +96,19 @@ async def test_an_agent_joins_and_ends(start_command, client, tmp_path):
     assert (await command.ended()).code == 0
 
 
+@pytest.mark.parametrize("address", ["nohost", "10.0.0.1:http", ":7070"])
+async def test_an_agent_of_no_address_does_not_begin(holdfast, tmp_path, address):
+    done = await holdfast("agent", "--state-dir", str(tmp_path), "--coordinator", address)
+    assert done.code == EXIT.USAGE
+    assert f'"{address}" is no address; write host:port' in done.err
+
+
+async def test_a_coordinator_that_would_lose_every_node_at_once_does_not_begin(holdfast, tmp_path):
+    done = await holdfast("coordinator", "--state-dir", str(tmp_path), "--lost-after", "10ms")
+    assert done.code == EXIT.USAGE
+    assert '"10ms" is too short: an agent is heard from once a second; give 2s or more' in done.err
+
+
 async def test_an_agent_whose_directory_cannot_be(holdfast):
     done = await holdfast("agent", "--state-dir", "/proc/none")
     assert done.code == EXIT.FAILED

@@ -171,6 +171,17 @@ def test_what_the_coordinator_refuses_is_told_beside_its_line_or_flag(
     assert "Error: --world-size: 0 is not between 1 and 100000\n" in result.stderr
 
 
+def test_a_module_that_is_refused_is_told_beside_its_line_or_flag(coordinator, holdfast, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("command: [train]\npreload:\n- numpy\n- 1x\n")
+    refused = status(code_pb2.INVALID_ARGUMENT, "", violations=[("preload.1", "is no name of a module")])
+    coordinator.fail("CreateJob", refused, refused)
+    told = holdfast("job", "submit", "-f", str(job)).stderr
+    assert told == f"Error: {job}:4: preload.1: is no name of a module\n"
+    told = holdfast("job", "submit", "--preload", "numpy,1x", "--", "train").stderr
+    assert told == "Error: --preload: is no name of a module\n"
+
+
 @pytest.mark.parametrize(
     ("ended", "code"), [(SUCCEEDED, EXIT.OK), (FAILED, EXIT.FAILED), (STOPPED, EXIT.STOPPED)]
 )
@@ -277,8 +288,8 @@ def test_who_hangs_and_who_is_slow_is_shown(coordinator, holdfast):
     coordinator.add_job(job)
     assert "0     running, hangs  n1" in holdfast("job", "get", JOB).stdout
     wide = holdfast("job", "get", JOB, "-o", "wide").stdout
-    assert "step for 3m, in wait (x.py:3), stopped by a signal  - (2 strikes)    loss" in wide
-    assert "4.2 (1 strikes)" in wide
+    assert "step for 3m, in wait (x.py:3), stopped by a signal  - (2 strikes)   loss" in wide
+    assert "4.2 (1 strike)" in wide
 
 
 def test_get_as_json_shows_each_worker(coordinator, holdfast):

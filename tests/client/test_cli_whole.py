@@ -161,6 +161,9 @@ class TestLogs:
         wrong = await holdfast("job", "logs", running.id, "--rank", "9")
         assert wrong.code == EXIT.USAGE
         assert "has no rank 9; its ranks are 0 to 1" in wrong.err
+        wrong = await holdfast("job", "logs", running.id, "--rank", "1", "--attempt", "7")
+        assert wrong.code == EXIT.USAGE
+        assert f"rank 1 of job {running.id} has no attempt 7; its newest is 1" in wrong.err
 
     async def test_following_to_the_end(self, start_command, agent, running):
         agent.logs = {(0, 1, OUT): b"first\n"}

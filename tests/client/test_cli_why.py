@@ -67,6 +67,21 @@ def test_the_story_in_plain_words(coordinator, holdfast):
     )
 
 
+def test_of_ranks_that_restart_alone_it_says_whose_attempt(coordinator, holdfast):
+    coordinator.story = make_story()
+    coordinator.story.incidents[0].of_rank = 3
+    assert "22:13:20 attempt 4 of rank 3 ended\n" in holdfast("job", "why", JOB).stdout
+
+
+def test_what_a_job_that_failed_had_not_committed_is_not_said_to_be_done_again(coordinator, holdfast):
+    coordinator.story = make_story()
+    coordinator.story.left_out = 1
+    coordinator.story.summary.state = job_pb2.JOB_STATE_FAILED
+    told = holdfast("job", "why", JOB).stdout
+    assert "4 restarts, 60 steps not kept, all ranks together\n" in told
+    assert "1 older incident is left out" in told
+
+
 def test_of_a_job_to_which_nothing_happened(coordinator, holdfast):
     coordinator.story.summary.job_id, coordinator.story.summary.name = JOB, "digits"
     coordinator.story.summary.state = job_pb2.JOB_STATE_SUCCEEDED

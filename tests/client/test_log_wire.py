@@ -66,7 +66,9 @@ def test_what_has_no_data():
     assert Pushed.FromString(agent_pb2.PushLogsRequest(chunk={}).SerializeToString()).chunk.data == b""
 
 
-@pytest.mark.parametrize("raw", [b"\x12", b"\x12\x05one", b"\x80", b"\x0b", b"\x09abc", b"\x0a\x02\x08", b"\xff" * 11])
+@pytest.mark.parametrize(
+    "raw", [b"\x12", b"\x12\x05one", b"\x80", b"\x0b", b"\x09abc", b"\x0a\x02\x08", b"\xff" * 11]
+)
 def test_what_is_none(raw):
     for read in (Chunk.FromString, Pushed.FromString):
         with pytest.raises((ValueError, DecodeError)):

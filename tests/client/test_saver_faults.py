@@ -128,7 +128,8 @@ def test_a_full_disk_is_reported_and_what_comes_when_there_is_room_is_committed(
     trouble.end()
     run.checkpoint({}, wait=True)  # the last is still tried, and awaited
     assert agent.commits[None].step == 6
-    assert "the checkpoint of step 6 could not be written: [Errno 28] No space left" in capfd.readouterr().err
+    said = "the checkpoint of step 6 could not be written: [Errno 28] No space left on device, below /"
+    assert said in capfd.readouterr().err
 
 
 def test_a_process_whose_last_save_fails_ends(make_agent, start, trouble, capfd, monkeypatch):

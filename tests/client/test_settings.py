@@ -121,7 +121,13 @@ def test_every_setting_can_be_in_a_file_and_in_the_environment(tmp_path, monkeyp
         options = list(cli.get_command(None, daemon).settings())
         values = {key_of(option): option for option in options}
         assert len(values) == len(options) > 4
-        text = {"slots": "3", "label": "a=b", "notice_header": "a: b", "notice_url": "http://a"}
+        text = {
+            "slots": "3",
+            "coordinator": "a:1",
+            "label": "a=b",
+            "notice_header": "a: b",
+            "notice_url": "http://a",
+        }
         lines = [f"{daemon}:"]
         for key, option in values.items():
             value = "true" if option.is_flag else text.get(key, "7s")

@@ -132,6 +132,11 @@ WRONG = [
     ),
     ("rules:\n- action: fail\n  lgo: x", 'job.yaml:3: rules.0.lgo: unknown key; did you mean "log"?'),
     ("rules:\n- action: fail\n  before_first_step: 1", "before_first_step: 1 is neither true nor false"),
+    (
+        "rules:\n- action: fail\n  signals: []",
+        "job.yaml:3: rules.0.signals: is empty, and would match nothing",
+    ),
+    ("rules:\n- action: fail\n  log: ''", "job.yaml:3: rules.0.log: is empty, and would match everything"),
     ("a: [", "job.yaml:1: is not YAML: "),
     ("a: b\n---\nc: d", "job.yaml:2: is not YAML: "),
     ("name: \x01", "job.yaml: is not YAML: "),

@@ -93,6 +93,16 @@ def test_what_is_no_step_is_told_apart():
     assert (succeeded.stepping_ms, succeeded.kept_ms, succeeded.other_ms) == (580, 580, 170)
 
 
+def test_who_left_when_it_was_asked_to_has_lost_nothing():
+    progress = Progress(20, 20, 700, setup_ms=100)
+    stopped = Worker(
+        "j1", 0, 0, WorkerState.STOPPED, started_ms=T0, exit=ended(0, at=T0 + 1_000), progress=progress
+    )
+    account = close_attempt(stopped, 20).account
+    assert (account.steps_redone, account.stepping_ms, account.kept_ms) == (0, 700, 700)
+    assert account.other_ms == 200
+
+
 def test_not_moving_is_no_step():
     progress = Progress(20, 20, 700, setup_ms=100)
     hung = replace(ended(at=T0 + 5_000), hung_ms=4_200)

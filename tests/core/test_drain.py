@@ -30,7 +30,9 @@ def test_a_cordoned_node_takes_no_new_work_and_keeps_what_it_has():
     cluster = running(1, nodes=("a",))
     assert sent(cluster.cordon("a", "maintenance")) == []
     cluster.submit(spec(1), "j2")
-    assert cluster.job("j2").reason == "waits for room: no node is ready; start an agent (1 cordoned)"
+    assert cluster.job("j2").reason == (
+        "waits for room: no node takes work: 1 that is ready is cordoned; uncordon one, or start an agent"
+    )
     assert cluster.worker().state is WorkerState.RUNNING
     cluster.uncordon("a")
     assert cluster.worker(job="j2").state is WorkerState.STARTING

@@ -81,7 +81,7 @@ def test_a_job_of_which_all_that_is_left_waits_for_room_is_pending():
 def test_a_spent_budget_fails_the_job_and_stops_the_others():
     cluster = running(2, Scope.RANK, budget=0)
     effects = cluster.exited(key(0), 3)
-    reason = "rank 0 on node a: exit code 3; its budget of 0 restarts without progress is spent"
+    reason = "rank 0 on node a: exit code 3; its restart budget is 0"
     assert sent(effects, StopWorkers) == [StopWorkers((key(1),), force=False, reason=reason)]
     cluster.exited(key(1), 0)
     assert (cluster.job().state, cluster.job().reason) == (JobState.FAILED, reason)

@@ -51,6 +51,13 @@ class TestCorrupt:
         cluster.restart()
         assert cluster.worker().resume_step is None
 
+    @pytest.mark.parametrize(("uri", "hinted"), [("", True), ("/shared/checkpoints", False)])
+    def test_a_file_that_only_its_writer_sees_is_not_called_corrupt_without_a_hint(self, uri, hinted):
+        cluster = resumed(steps=(20,), checkpoint_uri=uri)
+        cluster.corrupt(key(0, 2), 20, "checkpoint is corrupt: /x: expected a file of 9 bytes, found no file")
+        (message,) = told(cluster, "CheckpointQuarantined")
+        assert message.endswith("Give one that all nodes see") is hinted
+
     def test_it_costs_no_restart_and_waits_for_no_backoff(self):
         cluster = resumed(budget=1)
         streak = cluster.gang().streak

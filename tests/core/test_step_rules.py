@@ -65,6 +65,33 @@ def test_kills_from_outside_end_no_job():
     assert cluster.job().ending is None
 
 
+FULL = {"kind": ExitKind.DISK_FULL, "message": "exit code 1, disk full"}
+UNSTARTED = {"message": "its agent could not start it: the disk is full"}
+
+
+@pytest.mark.parametrize(("code", "how"), [(1, FULL), (-1, UNSTARTED)])
+def test_a_node_that_can_run_nothing_is_left_where_there_is_another(code, how):
+    cluster = running(1, nodes=("a", "b"), backoff_ms=0)
+    home = cluster.where(key(0))
+    for attempt in (1, 2, 3):
+        assert cluster.where(key(0, attempt)) == home
+        cluster.restart()
+        cluster.exited(key(0, attempt), code, **how)
+    assert cluster.gang().excluded == {home: f"3 times in a row {how['message']} there, and nowhere else"}
+    assert cluster.where(key(0, 4)) != home
+
+
+@pytest.mark.parametrize(("code", "how"), [(1, FULL), (-1, UNSTARTED)])
+def test_the_only_node_is_tried_again_as_long_as_the_budget_lasts(code, how):
+    cluster = running(1, backoff_ms=0, budget=8)
+    for attempt in range(1, 9):
+        cluster.restart()
+        cluster.exited(key(0, attempt), code, **how)
+    cluster.restart()
+    cluster.exited(key(0, 9), signal=9)
+    assert "its budget of 8 restarts without progress is spent" in cluster.job().reason
+
+
 def test_in_a_gang_the_victims_decide_nothing():
     cluster = running(2, rules=(rule("ignore"),), backoff_ms=0)
     cluster.exited(key(0), 1, kind=ExitKind.ABANDONED)  # no rule is asked about it

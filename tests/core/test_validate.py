@@ -390,7 +390,7 @@ def test_rules_that_can_be(given):
             "rules.1.exit_codes",
             "0 is not within 1 to 255; code 0 is success",
         ),
-        (rule(exit_codes=(CodeRange(9, 3),)), "rules.1.exit_codes", "9-3 is not within 1 to 255"),
+        (rule(exit_codes=(CodeRange(9, 3),)), "rules.1.exit_codes", "9-3 goes down; write 3-9"),
         (rule(exit_codes=(CodeRange(3, 256),)), "rules.1.exit_codes", "3-256 is not within 1 to 255"),
         (rule(signals=(0,)), "rules.1.signals", "0 is no signal; write e.g. SIGSEGV, or 11"),
         (rule(exit_codes=(CodeRange(1, 1),), signals=(9,)), "rules.1", "no exit has both; make two rules"),

@@ -101,6 +101,16 @@ class TestWorkers:
         assert ended.exit.status.message == "command not found: no-such-program"
         assert session.count("worker_started") == 0
 
+    async def test_a_script_whose_interpreter_is_not_there_is_not_called_missing(self, session, tmp_path):
+        script = tmp_path / "train.sh"
+        script.write_bytes(b"#!/bin/sh\r\necho hello\r\n")
+        script.chmod(0o700)
+        session.say(start_workers=start(str(script)))
+        message = (await session.heard("worker_exited")).exit.status.message
+        assert message == (
+            f"command {script} can't be run: its first line names '/bin/sh\\r', which is not there"
+        )
+
     async def test_stop_gives_the_jobs_grace_and_force_none(self, session, tmp_path):
         deaf = ("sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.01; done")
         session.say(start_workers=start(*deaf, grace_ms=100))

@@ -85,6 +85,19 @@ async def test_of_a_program_that_is_not_python(house):
     assert found.where == ""
 
 
+async def test_of_a_shell_that_has_started_python(house):
+    path = house.start("sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, PROGRAM)
+    pid = (await house.spawned()).pid
+    await line_of(path / "stdout.log")
+    found = await take(pid, path)
+    await until(lambda: state_of(int(found.text.split(":")[0].split()[-1])) == "S")
+    found = await take(pid, path)
+    assert found.text.startswith("started by it, process ")
+    assert "    deep_inside (<string>:4)\n" in found.text
+    assert found.where == "deep_inside (<string>:4)"
+    assert SECRET not in found.text
+
+
 async def test_where_py_spy_is_not_it_says_so(stuck, monkeypatch):
     monkeypatch.setattr(evidence, "find_py_spy", lambda: None)
     found = await take(*stuck)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from holdfast.addresses import DEFAULT_TARGET, several
+from holdfast.addresses import DEFAULT_TARGET, check_address
 from holdfast.cli.common import fail, metrics_option, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.cli.settings import Daemon, Several
@@ -25,10 +25,9 @@ def _read_seconds(context: click.Context, parameter: click.Parameter, text: str 
 
 def _read_target(context: click.Context, parameter: click.Parameter, target: str) -> str:
     try:
-        several(target)
+        return check_address(target)
     except ValueError as error:
         raise click.BadParameter(str(error), context, parameter) from error
-    return target
 
 
 def _read_urls(context: click.Context, parameter: click.Parameter, urls: tuple[str, ...]) -> tuple[str, ...]:

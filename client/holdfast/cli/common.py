@@ -242,10 +242,20 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds:.0f}s"
 
 
-def time_shares(summary: job_pb2.JobSummary, without: str = "") -> str:
+def time_shares(summary: job_pb2.JobSummary) -> str:
     """Where the time of a job went, the largest share first: "kept 91.5%, setup 6.0%"."""
-    whole = sum(summary.time_seconds.values())
-    shares = sorted(summary.time_seconds.items(), key=lambda part: -part[1])
+    return _shares(dict(summary.time_seconds))
+
+
+def lost_shares(summary: job_pb2.JobSummary) -> str:
+    """What is missing in the goodput to 100%: of a rank's time, which ends when it has finished."""
+    needed = {name: s for name, s in summary.time_seconds.items() if name != "finished"}
+    return _shares(needed, without="kept")
+
+
+def _shares(seconds: dict[str, float], without: str = "") -> str:
+    whole = sum(seconds.values())
+    shares = sorted(seconds.items(), key=lambda part: -part[1])
     return ", ".join(
         f"{name} {s / whole:.1%}" for name, s in shares if name != without and s * 200 >= whole > 0
     )

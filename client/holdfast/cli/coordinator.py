@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from holdfast_coordinator.store.url import StoreUrl
 
 SHORTEST_LEASE_MS = 1_000
+SHORTEST_LOST_AFTER = timedelta(seconds=2)
+
+
+def _read_lost_after(context: click.Context, parameter: click.Parameter, text: str) -> timedelta | None:
+    found = read_duration(context, parameter, text)
+    if found is not None and found < SHORTEST_LOST_AFTER:
+        message = f'"{text}" is too short: an agent is heard from once a second; give 2s or more'
+        raise click.BadParameter(message, context, parameter)
+    return found
 
 
 @click.command("coordinator", cls=Daemon, secret=("store",))
@@ -46,7 +55,7 @@ SHORTEST_LEASE_MS = 1_000
     "--lost-after",
     default="10s",
     show_default=True,
-    callback=read_duration,
+    callback=_read_lost_after,
     metavar="DURATION",
     help="A node is lost after this long without a word from it.",
 )

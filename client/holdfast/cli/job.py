@@ -71,7 +71,8 @@ def hang(worker: job_pb2.Worker) -> str:
 def straggler(worker: job_pb2.Worker) -> str:
     """How slow it is, while it is, and how often it was."""
     score = f"{worker.straggler_score:.1f}" if worker.HasField("straggler_score") else "-"
-    return f"{score} ({worker.strikes} strikes)" if worker.strikes else score
+    strikes = "1 strike" if worker.strikes == 1 else f"{worker.strikes} strikes"
+    return f"{score} ({strikes})" if worker.strikes else score
 
 
 DEGRADED = (

@@ -176,7 +176,9 @@ def explain(
         if parameter is None:
             return where_in_file(field) or field
         given, flag = flags[parameter] is not None, _flag(parameter)
-        if isinstance(flags[parameter], tuple) and field != whole:  # --env, --label: was it this name?
+        if parameter == "preload":
+            given = bool(flags[parameter])
+        elif isinstance(flags[parameter], tuple) and field != whole:  # --env, --label: was it this name?
             name = field.removeprefix(f"{whole}.")
             given, flag = any(text.partition("=")[0] == name for text in flags[parameter]), f"{flag} {name}"
         return flag if given else where_in_file(field) or flag

@@ -72,6 +72,14 @@ def _matching(chunks: Iterator[AnyChunk], pattern: str) -> list[AnyChunk]:
         )
 
 
+def _refuse_one_to_come(job: job_pb2.Job, ranks: list[int], attempt: int) -> None:
+    """Say so when there is no such attempt, for nothing would look as if it had written nothing."""
+    newest = max((each.attempt for each in job.workers if not ranks or each.rank in ranks), default=0)
+    if attempt > newest:
+        whose = f"rank {ranks[0]} of job {job.id}" if len(ranks) == 1 else f"job {job.id}"
+        fail(f"{whose} has no attempt {attempt}; its newest is {newest}", EXIT.USAGE)
+
+
 @click.command("logs")
 @job_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
@@ -132,13 +140,17 @@ async def command(
     widen(sys.stdout)
     printer = LinePrinter()
     lines = Filter(grep) if grep else None
+    came = False
     request = job_pb2.StreamLogsRequest(job_id=job_id, ranks=ranks, attempt=attempt, follow=follow, tail=tail)
     if since is not None:
         request.since.FromDatetime(since)
     async with LogClient(server) as client:
         async for chunk in client.chunks(request):
+            came = True
             for found in [chunk] if lines is None else _matching(lines.add(chunk), grep):
                 printer.write(found)
+        if attempt and not came:
+            _refuse_one_to_come(await client.get_job(job_id), ranks, attempt)
     for found in [] if lines is None else _matching(lines.finish(), grep):
         printer.write(found)
     printer.finish()

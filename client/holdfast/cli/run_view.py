@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from holdfast.cli.common import coloured, printable, time_shares
+from holdfast.cli.common import coloured, lost_shares, printable
 from holdfast.cli.events import said
 from holdfast.cli.late import api, asyncio, job_pb2
 from holdfast.cli.log_lines import LinePrinter
@@ -133,7 +133,7 @@ def show_summary(summary: job_pb2.JobSummary, run: Path, checkpoints: str) -> No
     if summary.HasField("steps"):
         rows.append(("steps redone", str(summary.steps_redone)))
     if summary.HasField("goodput"):
-        lost = time_shares(summary, without="kept")
+        lost = lost_shares(summary)
         rows.append(("goodput", f"{summary.goodput:.1%}" + (f" (the rest: {lost})" if lost else "")))
     rows.append(("logs", _from_here(str(run / "agent" / "jobs" / summary.job_id))))
     if summary.HasField("last_committed_step"):

@@ -58,12 +58,12 @@ def lines(story: job_pb2.JobStory) -> Iterator[str]:
     state = enum_word(job_pb2.JobState.Name(found.state))
     yield printable(f"{found.job_id}  {found.name}  {state}: {found.reason}")
     restarts = "1 restart" if found.restarts == 1 else f"{found.restarts} restarts"
-    redone = f", {found.steps_redone} steps done again, all ranks together" if found.steps_redone else ""
-    yield f"{restarts}{redone}"
+    yield f"{restarts}{_in_vain(found)}"
     if found.HasField("goodput"):
         yield f"time went into {time_shares(found)}"
     if story.left_out:
-        yield f"\n{story.left_out} older incidents are left out; see more with --last"
+        left_out = "1 older incident is" if story.left_out == 1 else f"{story.left_out} older incidents are"
+        yield f"\n{left_out} left out; see more with --last"
     for incident in story.incidents:
         yield ""
         yield from _incident(incident)
@@ -74,8 +74,19 @@ def lines(story: job_pb2.JobStory) -> Iterator[str]:
             yield printable(f"  {_time(note.at)} {note.kind}{rank} {note.message}")
 
 
+def _in_vain(found: job_pb2.JobSummary) -> str:
+    """The steps that were done for nothing: again, or, of a job that did not succeed, lost with it."""
+    count = found.steps_redone
+    if not count:
+        return ""
+    over = found.state in (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_STOPPED)
+    steps = "1 step" if count == 1 else f"{count} steps"
+    return f", {steps} {'not kept' if over else 'done again'}, all ranks together"
+
+
 def _incident(incident: job_pb2.Incident) -> Iterator[str]:
-    yield f"{_time(incident.at)} attempt {incident.attempt} ended"
+    of_rank = f" of rank {incident.of_rank}" if incident.HasField("of_rank") else ""
+    yield f"{_time(incident.at)} attempt {incident.attempt}{of_rank} ended"
     for name, said in (
         ("why", incident.cause),
         ("with it", incident.fell),

@@ -1650,7 +1650,7 @@ class JobSummary(_message.Message):
     last_committed_step: _builtins.int
     """Absent until the first commit. In scope "rank": the lowest of all ranks."""
     steps_redone: _builtins.int
-    """Steps that were done again after restarts, all ranks together."""
+    """Steps that were done again after restarts, or lost with its end, all ranks together."""
     steps_per_second: _builtins.float
     """Steps a second, all ranks together, while they were stepping."""
     goodput: _builtins.float
@@ -2396,6 +2396,7 @@ class Incident(_message.Message):
     DECIDED_FIELD_NUMBER: _builtins.int
     COST_FIELD_NUMBER: _builtins.int
     EVIDENCE_FIELD_NUMBER: _builtins.int
+    OF_RANK_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
     """The one that ended."""
     rank: _builtins.int
@@ -2412,6 +2413,8 @@ class Incident(_message.Message):
     """Until all were up again, and steps done once more. Empty: they are not yet."""
     evidence: _builtins.str
     """The last lines of its log, its stacks."""
+    of_rank: _builtins.int
+    """Whose attempt it was, where ranks restart alone. Absent: that of all ranks."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
@@ -2428,13 +2431,19 @@ class Incident(_message.Message):
         decided: _builtins.str = ...,
         cost: _builtins.str = ...,
         evidence: _builtins.str = ...,
+        of_rank: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "rank", b"rank"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_of_rank", b"_of_rank", "_rank", b"_rank", "at", b"at", "of_rank", b"of_rank", "rank", b"rank"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rank", b"_rank", "at", b"at", "attempt", b"attempt", "cause", b"cause", "cost", b"cost", "decided", b"decided", "evidence", b"evidence", "fell", b"fell", "node", b"node", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_of_rank", b"_of_rank", "_rank", b"_rank", "at", b"at", "attempt", b"attempt", "cause", b"cause", "cost", b"cost", "decided", b"decided", "evidence", b"evidence", "fell", b"fell", "node", b"node", "of_rank", b"of_rank", "rank", b"rank"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__of_rank: _TypeAlias = _typing.Literal["of_rank"]  # noqa: Y015
+    _WhichOneofArgType__of_rank: _TypeAlias = _typing.Literal["_of_rank", b"_of_rank"]  # noqa: Y015
     _WhichOneofReturnType__rank: _TypeAlias = _typing.Literal["rank"]  # noqa: Y015
     _WhichOneofArgType__rank: _TypeAlias = _typing.Literal["_rank", b"_rank"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__of_rank) -> _WhichOneofReturnType__of_rank | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rank) -> _WhichOneofReturnType__rank | None: ...
 
 Global___Incident: _TypeAlias = Incident  # noqa: Y015

@@ -376,10 +376,13 @@ class Saver:
             committer.drained(save.step, 0)  # what was said before the shard itself has told nobody anything
 
     def _on_failed(self, save: Save, error: Exception) -> None:
-        say(f"the checkpoint of step {save.step} could not be written: {error}")
+        message = str(error)
         if not isinstance(error, OSError):
             self.last_step = save.step - 1  # it is not tried again, unless the program takes it again
-        self._open().save_failed(save.step, str(error))
+        elif self._storage.uri not in message:
+            message = f"{message}, below {self._storage.uri}"
+        say(f"the checkpoint of step {save.step} could not be written: {message}")
+        self._open().save_failed(save.step, message)
 
     def _on_drained(self, name: str) -> bool:
         """Tell of a shard that is in the storage now. False while nobody has heard of it."""

@@ -30,16 +30,17 @@ def close_attempt(worker: Worker, committed: int | None) -> Worker:
     done, kept = worker.progress.steps_done, _steps_kept(worker, committed)
     hung = min(rest, worker.exit.hung_ms)
     rest -= hung
-    succeeded = worker.state is WorkerState.SUCCEEDED
+    # Who left by itself, for a stop too, was on its way out; who did not, in a step that it did not end.
+    left = worker.state is WorkerState.SUCCEEDED or not (worker.exit.code or worker.exit.signal)
     attempt = Account(
         steps_done=done,
         steps_redone=done - kept,
         alive_ms=alive,
         setup_ms=setup,
-        stepping_ms=stepping + (0 if succeeded else rest),  # in a step that it did not end
+        stepping_ms=stepping + (0 if left else rest),
         kept_ms=stepping * kept // done if done else 0,
         checkpoint_ms=checkpoint,
-        other_ms=other + (rest if succeeded else 0),
+        other_ms=other + (rest if left else 0),
         hang_ms=hung,
     )
     return replace(worker, account=_sum([worker.account, attempt]), started_ms=0)

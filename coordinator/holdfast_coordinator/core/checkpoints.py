@@ -291,9 +291,17 @@ def _quarantine(turn: Turn, event: CheckpointReported, gang: Gang, bad: Commit) 
         supersede(turn, gang, restart.after_quarantine(gang), cause)
 
 
+_UNSEEN = (
+    "The job has no checkpoint_uri: unless its agents use S3, a node sees only the checkpoints that it wrote itself. "
+    "Give one that all nodes see"
+)
+
+
 def _tell_of_quarantine(turn: Turn, event: CheckpointReported, instead: str) -> None:
     worker = turn.state.workers[event.key.job_id, event.key.rank]
     message = f"step {event.step} failed verification: {event.message}; {instead}"
+    if "found no file" in event.message and not turn.state.jobs[worker.job_id].spec.checkpoint_uri:
+        message = f"{message}. {_UNSEEN}"
     turn.tell_worker("CheckpointQuarantined", message, worker)
 
 

@@ -85,31 +85,37 @@ def decide(turn: Turn, worker: Worker, output: Output, cause: str) -> None:
 
 def _by_default(turn: Turn, job: Job, gang: Gang, worker: Worker, cause: str, best: int) -> None:
     """The built-in rules, then the budget."""
+    exited = worker.exit
+    assert exited is not None
     hopeless = rules.cannot_start(gang, worker)
     if hopeless:
         give_up(turn, job, worker, f"{cause}; {hopeless}, and starting it again cannot help ({CANNOT_START})")
         return
     limit, repeat = job.spec.restart.no_progress_limit, gang.repeat
     if limit and repeat.times >= limit:
-        if _only_there(turn, gang):
+        if _only_there(turn, gang, exited):
             why = f"{repeat.times} times in a row {repeat.how} there, and nowhere else"
             gang = exclude(turn, replace(gang, repeat=Repeat()), worker.node, why)
             _retry(turn, job, gang, worker, cause, best, f"goes on without the node ({BAD_NODE})")
             return
-        times = f"{repeat.times} times in a row" if repeat.times > 1 else "once"
-        give_up(turn, job, worker, f"{cause}; it ended so {times} without progress ({NO_PROGRESS})")
-        return
+        if rules.own_doing(exited):
+            times = f"{repeat.times} times in a row" if repeat.times > 1 else "once"
+            give_up(turn, job, worker, f"{cause}; it ended so {times} without progress ({NO_PROGRESS})")
+            return
     _retry(turn, job, gang, worker, cause, best, "")
 
 
-def _only_there(turn: Turn, gang: Gang) -> bool:
-    """Whether one node of several is what its exits have in common, and the gang has room without it.
+def _only_there(turn: Turn, gang: Gang, exited: Exit) -> bool:
+    """Whether one node is what its exits have in common, and the gang has room without it.
 
-    Tried once: a program that fails everywhere is not to be carried around the fleet.
+    Of what the program may have done itself, one node of several that it is on. Tried once: a program that fails
+    everywhere is not to be carried around the fleet.
     """
     nodes = {worker.node for worker in turn.state.members(gang)}
     node = gang.repeat.node
-    return bool(node) and len(nodes) > 1 and not gang.excluded and fits_without(turn, gang, node)
+    if not node or gang.excluded or not (len(nodes) > 1 or rules.nodes_doing(exited)):
+        return False
+    return fits_without(turn, gang, node)
 
 
 def _retry(turn: Turn, job: Job, gang: Gang, worker: Worker, cause: str, best: int, why: str) -> None:

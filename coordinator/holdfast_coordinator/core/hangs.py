@@ -16,6 +16,9 @@ from holdfast_coordinator.core.jobspec import HangAction
 from holdfast_coordinator.core.model import LIVE, Exit, Gang, Hang, Job, Worker
 from holdfast_coordinator.core.turn import Turn
 
+OF_THOSE = "; of those that hang, "
+"""What comes before who differs from the others."""
+
 
 def worker_hung(turn: Turn, event: WorkerHung) -> None:
     """Take a hang, or its end. It is noted whatever it says: what is stale, or was said before, changes nothing."""
@@ -37,9 +40,11 @@ def worker_hung(turn: Turn, event: WorkerHung) -> None:
 
 
 def because(worker: Worker) -> str:
-    """What to add to the exit of a worker that was stopped because it hung."""
+    """What to add to the exit of a worker that hung."""
     hang = worker.hang
-    return f", stopped because it hung in section {hang.section}" if hang is not None and hang.acted else ""
+    if hang is None:
+        return ""
+    return f", {'stopped because' if hang.acted else 'while'} it hung in section {hang.section}"
 
 
 def _over(turn: Turn, worker: Worker, gang: Gang, hang: Hang) -> None:
@@ -125,4 +130,4 @@ def differing(hung: Mapping[int, Hang]) -> str:
 
 def _named(ranks: list[int], what: str, others: str) -> str:
     named = f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, sorted(ranks)))} are"
-    return f"; of those that hang, {named} {what}, {others}"
+    return f"{OF_THOSE}{named} {what}, {others}"

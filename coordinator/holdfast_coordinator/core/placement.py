@@ -7,6 +7,8 @@ from holdfast_coordinator.core.jobspec import Resources
 from holdfast_coordinator.core.model import Node, NodeState, Worker
 from holdfast_coordinator.core.state import State
 
+_NO_NODE = "no node is ready; start an agent"
+
 
 @dataclass(slots=True)
 class Room:
@@ -81,6 +83,10 @@ def rooms(state: State, avoid: Container[str] = ()) -> list[Room]:
 def waits(state: State, shortage: str) -> str:
     """Why a job waits, in one sentence."""
     cordoned = sum(node.cordon is not None for node in state.nodes.values())
+    there = sum(node.cordon is not None and node.state is NodeState.READY for node in state.nodes.values())
+    if shortage == _NO_NODE and there:
+        kept = "1 that is ready is" if there == 1 else f"{there} that are ready are"
+        return f"waits for room: no node takes work: {kept} cordoned; uncordon one, or start an agent"
     return f"waits for room: {shortage}" + (f" ({cordoned} cordoned)" if cordoned else "")
 
 
@@ -116,7 +122,7 @@ def place(ranks: Sequence[Worker], needs: Resources, rooms: Sequence[Room]) -> t
 
 def _shortage(count: int, needs: Resources, rooms: Sequence[Room]) -> str:
     if not rooms:
-        return "no node is ready; start an agent"
+        return _NO_NODE
     nodes = "1 node" if len(rooms) == 1 else f"{len(rooms)} nodes"
     wanted: list[tuple[str, float, float, str]] = [
         ("slots", count, sum(max(0, room.slots) for room in rooms), "")

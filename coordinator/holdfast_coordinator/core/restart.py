@@ -33,6 +33,8 @@ def after_exit(policy: RestartPolicy, gang: Gang, exited: Exit, cause: str, best
         return GiveUp(f"{cause}; starting it again cannot help")
     streak = () if best_step > gang.best_step else _inside(policy.window_ms, gang.streak, exited.at_ms)
     if len(streak) >= policy.budget:
+        if not policy.budget:
+            return GiveUp(f"{cause}; its restart budget is 0")
         times = "1 restart" if policy.budget == 1 else f"{policy.budget} restarts"
         return GiveUp(f"{cause}; its budget of {times} without progress is spent")
     delay = backoff_ms(policy, len(streak), f"{gang.job_id}/{gang.index}/{gang.restarts}")

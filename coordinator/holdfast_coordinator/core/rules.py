@@ -130,6 +130,13 @@ def own_doing(exited: Exit) -> bool:
     return exited.code > 0 and not of_others(exited)
 
 
+def nodes_doing(exited: Exit) -> bool:
+    """Tell whether its node could not run it: its disk was full, or its agent could not start it."""
+    if exited.kind is ExitKind.DISK_FULL:
+        return True
+    return exited.kind is ExitKind.EXITED and exited.code < 0 and not (exited.signal or exited.never_ran)
+
+
 def of_others(exited: Exit) -> bool:
     """Tell whether its last words are of somebody else who is gone."""
     return any(word in exited.line for word in _OF_OTHERS)
@@ -145,7 +152,7 @@ def count(gang: Gang, worker: Worker, *, progressed: bool) -> Repeat:
     blind = worker.progress.step is None and gang.best_step < 0
     progressed |= blind and exited.at_ms - worker.started_ms >= WORKED_MS
     before = Repeat() if progressed else gang.repeat
-    if not own_doing(exited):
+    if not (own_doing(exited) or nodes_doing(exited)):
         return before
     how = exited.message
     if how != before.how:

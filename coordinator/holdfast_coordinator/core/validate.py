@@ -225,6 +225,9 @@ def _rule(field: str, rule: Rule) -> Iterator[Violation]:
     for codes in rule.exit_codes:
         if not 1 <= codes.first <= codes.last <= 255:
             shown = str(codes.first) if codes.first == codes.last else f"{codes.first}-{codes.last}"
+            if codes.first > codes.last:
+                yield Violation(f"{field}.exit_codes", f"{shown} goes down; write {codes.last}-{codes.first}")
+                continue
             yield Violation(f"{field}.exit_codes", f"{shown} is not within 1 to 255; code 0 is success")
     for number in rule.signals:
         if not 1 <= number <= LAST_SIGNAL:

@@ -160,11 +160,13 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def ExplainJob(
         self, request: job_pb2.ExplainJobRequest, context: Context
     ) -> job_pb2.ExplainJobResponse:
+        job = await self._job(context, request.job_id, datasets=False)
         summary = await self._summary(context, request.job_id)
+        alone = job.spec.restart.scope == job_pb2.RESTART_SCOPE_RANK
         most = min(request.incidents, MOST_INCIDENTS) or INCIDENTS
 
         def ask(store: Store) -> Story:
-            return story.tell(_all_entries(store, request.job_id), most)
+            return story.tell(_all_entries(store, request.job_id), most, alone=alone)
 
         told = await _served(context, lambda: self._engine.history(ask))
         return job_pb2.ExplainJobResponse(story=codec.story_to_proto(summary, told))
