@@ -148,4 +148,6 @@ def exemption(command: Command) -> Exemption | None:
     if command.shown:
         return None
     text = re.sub(r"\s+#.*", "", command.text)
+    if text.startswith("curl ") and shutil.which("curl") is None:
+        return Exemption("curl ", "curl is not on this machine", form)
     return next((each for each in EXEMPT if re.match(each.pattern, text)), None)

@@ -181,7 +181,7 @@ class Reader:
         until = time.monotonic() + PATIENCE_S
         while not re.search(said, (done := self.type(text)).out):
             assert time.monotonic() < until, f"{text} never says {said}: {done}"
-            time.sleep(0.1)
+            time.sleep(0.3)
         return done
 
     def close(self) -> None:
@@ -241,7 +241,7 @@ class Reader:
                 del self.daemons[name]
                 return Done(code, out.read_text(), err.read_text())
             assert time.monotonic() < until, err.read_text()
-            time.sleep(0.01)
+            time.sleep(0.03)
         if name == "coordinator":
             self.server = words[words.index("--listen") + 1] if "--listen" in words else self.own
         if "gateway" in takes:

@@ -17,8 +17,9 @@ from tests.deploy.warm import PATIENCE_S, Warm
 
 pytestmark = pytest.mark.e2e
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+TRAINED = "holdfast job submit -n 4 --checkpoint-dir /checkpoints --backoff 10ms --preload numpy,holdfast"
 LIVE = (
-    "holdfast job submit -n 2 --checkpoint-dir /checkpoints -- python3 examples/plain_worker.py 1000000 0.01"
+    "holdfast job submit -n 2 --checkpoint-dir /checkpoints -- python3 examples/plain_worker.py 1000000 0.1"
 )
 TRAIN = """
 import os, signal, sys
@@ -231,11 +232,15 @@ def follow(reader, found):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_page_says_to_type(name, warm, fleet, tmp_path, monkeypatch):
+    found = commands(ROOT / name)
+    if all(map(exemption, found)):
+        follow(None, found)
+        return
     reader = Reader(warm, tmp_path / "checkout", None if name in OF_ITS_OWN else fleet)
     monkeypatch.chdir(reader.folder)
     try:
         SUPPOSED.get((name, ""), lambda _: None)(reader)
-        assert follow(reader, commands(ROOT / name)) == []
+        assert follow(reader, found) == []
     finally:
         reader.close()
 

@@ -46,7 +46,7 @@ class Warm:
         until = time.monotonic() + PATIENCE_S
         while (code := self.code(pid)) is None:
             assert time.monotonic() < until, "it does not end"
-            time.sleep(0.01)
+            time.sleep(0.03)
         return code
 
     def close(self) -> None:
