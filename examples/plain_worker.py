@@ -108,6 +108,8 @@ def parsed(data):
             value, at = _read_varint(data, at)
         elif tag & 7 == 1:
             (value,), at = struct.unpack_from("<d", data, at), at + 8
+        elif tag & 7 == 5:  # of a newer agent, perhaps
+            value, at = data[at : at + 4], at + 4
         else:
             size, at = _read_varint(data, at)
             value, at = data[at : at + size], at + size
@@ -170,6 +172,7 @@ class Link:
         self.resume = None
         self.committed = -1
         self.promised = self.stops_at = None
+        self.patience = 0
 
     def say(self, kind, content, key=None):
         """Send a message, and again on every connection until `key` is answered, if there is one."""
@@ -244,8 +247,11 @@ class Link:
                 self.unanswered.pop((at, *fields.get(2, [0])), None)
             elif kind == STOP:
                 self.promised = self.promised or step + 1
-                (self.stops_at,) = fields.get(3, [None])
-                if self.stops_at is None or self.stops_at < self.promised:
+                self.patience = min(30, fields.get(2, [0])[0] / 1000)
+                (at_step,) = fields.get(3, [None])
+                if at_step is not None and at_step >= self.promised:
+                    self.stops_at = at_step
+                else:
                     self.say(STOP_ANSWER, message((1, self.promised), (2, 1)))
 
 
@@ -412,8 +418,11 @@ def main():
             weights[i] = weight + (1 - weight) / 100
         page.step(step, loss_of(weights))
         link.listen(step)
+        until = time.monotonic() + link.patience
         while link.promised is not None and step >= link.promised and link.stops_at is None:
             link.listen(step, 0.1)  # the others are asked how far they are
+            if time.monotonic() > until:
+                link.promised = None  # training goes on, and the next request is answered anew
         last = link.stops_at is not None and step >= link.stops_at
         if step % 10 == 0 or step == steps or last:
             page.section("checkpoint")

@@ -14,6 +14,7 @@ What was built stays below .images/, for the next time. Registries are reached a
 import argparse
 import json
 import os
+import platform
 import resource
 import shutil
 import statistics
@@ -25,6 +26,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from holdfast import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / ".images"
@@ -46,6 +49,7 @@ NEEDED = {
     "curl": "curl",
 }
 UID = 65532
+LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
 PATIENCE_S = 120.0
 ROUNDS = 10
 JOB = '{"world_size": 4}'
@@ -79,7 +83,8 @@ def main() -> None:
     if unknown := set(options.parts) - set(PARTS):
         sys.exit(f"there is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     if options.inside:
-        return {"build": build, "run": run, "compose": compose}[options.parts[0]](Path(options.inside))
+        {"build": build, "run": run, "compose": compose}[options.parts[0]](Path(options.inside))
+        return
     missing = [package for name, package in NEEDED.items() if shutil.which(name) is None]
     if missing:
         sys.exit(f"images are checked with Debian's packages: apt-get install -y {' '.join(missing)}")
@@ -89,23 +94,13 @@ def main() -> None:
         print(f"== {part}", flush=True)
         with tempfile.TemporaryDirectory(prefix="holdfast-images-") as scratch:
             Path(scratch).chmod(0o755)
-            apart = [
-                "setpriv",
-                "--pdeathsig=KILL",
-                "unshare",
-                *PARTS[part],
-                "--propagation=private",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount-proc",
-            ]
+            apart = ["unshare", *PARTS[part], "--propagation=private", "--pid", "--fork", "--kill-child"]
+            dying = ["setpriv", "--pdeathsig=KILL", *apart, "--mount-proc"]
             done = subprocess.run(
-                [*apart, sys.executable, __file__, part, f"--inside={scratch}"], check=False
+                [*dying, sys.executable, __file__, part, f"--inside={scratch}"], check=False
             )
         if done.returncode:
             sys.exit(f"{part} failed")
-    return None
 
 
 def buildah(scratch: Path, *words: str, **more: Any) -> str:
@@ -130,20 +125,15 @@ def build(scratch: Path) -> None:
     if NODE not in there.split():
         steps = f"FROM {BASE}\nRUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends nodejs npm\n"
         buildah(scratch, *common, f"--tag={NODE}", "--file=-", str(scratch), input=steps)
-    sys.path.insert(0, str(ROOT / "client"))
-    from holdfast import __version__
-
-    arguments = [
-        f"--build-arg={pair}" for pair in (f"BASE={BASE}", f"NODE_IMAGE={NODE}", f"VERSION={__version__}")
-    ]
+    pairs = (f"BASE={BASE}", f"NODE_IMAGE={NODE}", f"VERSION={__version__}")
+    arguments = [f"--build-arg={pair}" for pair in pairs]
     for name in NAMES:
         began = time.monotonic()
         file = f"--file={ROOT}/Dockerfile.{name}"
-        log = buildah(scratch, *common, *arguments, f"--tag=localhost/holdfast-{name}:{TAG}", file, str(ROOT))
-        print(
-            f"holdfast-{name}: built in {time.monotonic() - began:.0f} s, {log.count('Using cache')} steps from cache"
-        )
-    (scratch / "Containerfile").write_text(MINIO_STAND_IN.format(agent=f"localhost/holdfast-agent:{TAG}"))
+        log = buildah(scratch, *common, *arguments, f"--tag={tagged(name)}", file, str(ROOT))
+        took, cached = time.monotonic() - began, log.count("Using cache")
+        print(f"holdfast-{name}: built in {took:.0f} s, {cached} steps from cache")
+    (scratch / "Containerfile").write_text(MINIO_STAND_IN.format(agent=tagged("agent")))
     buildah(scratch, *common, f"--tag={MINIO}", f"--file={scratch}/Containerfile", str(scratch))
     sizes(scratch)
 
@@ -151,22 +141,18 @@ def build(scratch: Path) -> None:
 def make_base(scratch: Path) -> None:
     """Debian with Python, and as in python:slim without its bytecode."""
     packages = "ca-certificates,python3,python3-venv,python3-pip"
-    debian = (
-        subprocess.run(["lsb_release", "-cs"], check=False, capture_output=True, text=True).stdout.strip()
-        or "bookworm"
-    )
+    debian = platform.freedesktop_os_release().get("VERSION_CODENAME", "bookworm")
     root = scratch / "base"
     subprocess.run(
         ["debootstrap", "--variant=minbase", f"--include={packages}", debian, root],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    for file in [
-        *root.glob("usr/lib/**/*.pyc"),
-        *root.glob("var/cache/apt/**/*.deb"),
-        *root.glob("var/lib/apt/lists/*"),
-    ]:
-        file.unlink() if not file.is_dir() else shutil.rmtree(file)
+    for file in [*root.glob("usr/lib/**/*.pyc"), *root.glob("var/cache/apt/**/*.deb")]:
+        file.unlink()
+    lists = root / "var/lib/apt/lists"
+    shutil.rmtree(lists)
+    lists.mkdir()
     container = buildah(scratch, "from", "scratch")
     buildah(scratch, "add", "--quiet", container, str(root), "/")
     buildah(scratch, "commit", "--quiet", "--rm", container, BASE)
@@ -179,14 +165,17 @@ def registry_settings(scratch: Path) -> list[str]:
     found = {name: told("pip", "config", "get", f"global.{name}") for name in names}
     lines = [f"{name} = {value}" for name, value in found.items() if value and "file:" not in value]
     pip.write_text("\n".join(["[global]", *lines, "cert = /etc/ssl/certs/ca-certificates.crt", ""]))
-    lines = [f"registry={told('npm', 'config', 'get', 'registry')}"] if shutil.which("npm") else []
+    registry = told("npm", "config", "get", "registry")
+    lines = [f"registry={registry}"] if registry else []
     npm.write_text("\n".join([*lines, "cafile=/etc/ssl/certs/ca-certificates.crt", ""]))
     secrets = [f"--secret=id=pip,src={pip}", f"--secret=id=npmrc,src={npm}"]
     return [*secrets, "--volume=/etc/ssl/certs:/etc/ssl/certs:ro"]
 
 
 def told(*command: str) -> str:
-    """What a command says, or nothing."""
+    """What a command says; nothing where there is none."""
+    if shutil.which(command[0]) is None:
+        return ""
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
@@ -211,7 +200,7 @@ def sizes(scratch: Path) -> None:
     print(
         "\n| image | on disk, MB | of that the base | pulled, MB | of that the base |\n| --- | --- | --- | --- | --- |"
     )
-    disk = {name: int(float(read(scratch, name)["size"])) for name in (BASE, *map(tagged, NAMES))}
+    disk = {name: on_disk(scratch, name) for name in (BASE, *map(tagged, NAMES))}
     pulled = {}
     for name in disk:
         place = scratch / "oci"
@@ -230,14 +219,18 @@ def tagged(name: str) -> str:
     return f"localhost/holdfast-{name}:{TAG}"
 
 
-def read(scratch: Path, image: str) -> dict[str, Any]:
-    """What buildah knows of an image: its configuration, as Docker has it, and its size."""
-    config = json.loads(buildah(scratch, "inspect", "--type=image", image))["Docker"]["config"]
+def configuration(scratch: Path, image: str) -> dict[str, Any]:
+    """The configuration of an image, as Docker has it."""
+    return dict(json.loads(buildah(scratch, "inspect", "--type=image", image))["Docker"]["config"])
+
+
+def on_disk(scratch: Path, image: str) -> int:
+    """How many bytes its files have."""
     container = buildah(scratch, "from", image)
-    root = Path(buildah(scratch, "mount", container))
+    root = buildah(scratch, "mount", container)
     seen = subprocess.run(["du", "-sb", root], check=True, capture_output=True, text=True).stdout
     buildah(scratch, "rm", container)
-    return {**config, "size": seen.split()[0]}
+    return int(seen.split()[0])
 
 
 # Running, without an engine.
@@ -247,9 +240,7 @@ class Image:
     """The file system of an image, mounted, and what its configuration says of how to run it."""
 
     def __init__(self, scratch: Path, name: str) -> None:
-        self.config = json.loads(buildah(scratch, "inspect", "--type=image", tagged(name)))["Docker"][
-            "config"
-        ]
+        self.config = configuration(scratch, tagged(name))
         self.root = Path(buildah(scratch, "mount", buildah(scratch, "from", tagged(name))))
         assert self.config["User"] == f"{UID}:{UID}"
         assert self.config["Entrypoint"] == ["tini", "--", "holdfast"]
@@ -427,8 +418,8 @@ def run(scratch: Path) -> None:
         assert {worker["node"] for worker in job["workers"]} == {"agent-a", "agent-b"}
         assert "test accuracy 0.9" in job["output"]
         assert "<html" in curl("localhost:8000/").lower(), "the dashboard is not there"
-        users = containers.processes()
-        assert {user for user, _ in users} == {UID}, users
+        there = containers.processes()
+        assert {user for user, _ in there} == {UID}, there
         contract(containers)
         for name in ("agent-a", "agent-b"):
             containers.stop(name)
@@ -441,13 +432,14 @@ def run(scratch: Path) -> None:
 
 def contract(containers: Containers) -> None:
     """What k8s/ and images that are built upon these rely on."""
-    assert containers.call(
-        "agent", ["sh", "-c", "stat -c %u /var/lib/holdfast/agent; command -v chown"]
-    ).split()[0] == str(UID)
+    owner = containers.call("agent", ["stat", "-c", "%u", "/var/lib/holdfast/agent"])
+    assert owner.strip() == str(UID)
+    containers.call("agent", ["chown", "--version"])  # of which k8s/ has an init container make use
     for name in NAMES:
         image = containers.images[name]
         assert not list(image.root.glob("run/secrets/*"))
-        assert not (image.root / "etc/pip.conf").exists() or not (image.root / "etc/pip.conf").read_text()
+        pip = image.root / "etc/pip.conf"  # where it was mounted an empty file may be left
+        assert not (pip.exists() and pip.read_text())
         labels = image.config["Labels"]
         assert labels["org.opencontainers.image.title"] == f"holdfast-{name}"
         assert labels["org.opencontainers.image.version"] in containers.call(name, ["holdfast", "--version"])
@@ -572,9 +564,6 @@ def podman_environment(scratch: Path) -> dict[str, str]:
     wrapper.chmod(0o755)
     # There is no systemd here whose timers run health checks.
     return {**os.environ, "CONTAINERS_CONF": str(scratch / "containers.conf"), "DISABLE_HC_SYSTEMD": "true"}
-
-
-LIMITS = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
 
 
 def podman(scratch: Path, env: Mapping[str, str], *words: str) -> str:

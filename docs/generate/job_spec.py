@@ -192,14 +192,17 @@ def _named(annotation: Any) -> str:
     raise TypeError(f"{annotation} has no name in a reference")
 
 
-def _in_proto(path: str) -> tuple[protos.Message, protos.Field]:
-    """The field that a key becomes, and its message."""
+def _in_proto(path: str) -> protos.Field:
+    """The field that a key becomes."""
+    *above, last = path.split(".")
     message = protos.messages()["JobSpec"]
-    *above, _ = path.split(".")
-    names = [*above, _OF_PROTO.get(path, path.rsplit(".", maxsplit=1)[-1])]
-    for name in names[:-1]:
-        message = protos.messages()[next(field.of for field in message.fields if field.name == name)]
-    return message, next(field for field in message.fields if field.name == names[-1])
+    for name in above:
+        message = protos.messages()[_named_in(message, name).of]
+    return _named_in(message, _OF_PROTO.get(path, last))
+
+
+def _named_in(message: protos.Message, name: str) -> protos.Field:
+    return next(field for field in message.fields if field.name == name)
 
 
 def _defaults() -> job_pb2.JobSpec:
@@ -213,7 +216,7 @@ def _default(path: str, defaults: Message) -> str:
     if top == "rules":
         return "has to be given" if path == "rules.action" else ""
     at = getattr(defaults, top) if inner else defaults
-    message, field = _in_proto(path)
+    field = _in_proto(path)
     value = getattr(at, field.name)
     if field.form.startswith(("map", "repeated")):
         return ""
@@ -224,13 +227,13 @@ def _default(path: str, defaults: Message) -> str:
         return duration(value.ToMilliseconds()) if at.HasField(field.name) else ""
     if _form(path) == "size":
         return size(value)
-    if message.name and isinstance(value, str | Message):
-        return str(value) if isinstance(value, str) else ""
-    return f"{value:g}"
+    if isinstance(value, str):
+        return value
+    return "" if isinstance(value, Message) else f"{value:g}"
 
 
 def _flag(path: str, options: Mapping[str, click.Option]) -> str:
-    _, field = _in_proto(path)
+    field = _in_proto(path)
     above = path.rpartition(".")[0]
     parameter = FLAGS.get(f"{above}.{field.name}" if above else field.name)
     return markdown.code(options[parameter].opts[-1]) if parameter else ""
@@ -244,7 +247,7 @@ def table(paths: list[str]) -> str:
     rows = []
     for path in paths:
         key = KEYS[path]
-        _, field = _in_proto(path)
+        field = _in_proto(path)
         what = "; ".join(text for text in (_form(path), key.bounds) if text)
         said = key.meaning or meaning(field.name, field.of, field.comment)
         rows.append(
@@ -264,18 +267,15 @@ def example() -> str:
     """Write a job file that has every key."""
     lines = []
     for path, part in leaves():
-        _, dot, name = path.rpartition(".")
+        above, _, name = path.rpartition(".")
         value = f" {KEYS[path].good}" if part is None else ""
-        first = path == "rules.action"
-        lines.append(
-            f"{'  - ' if first else '    ' if path.startswith('rules.') else '  ' if dot else ''}{name}:{value}"
-        )
-    return "\n".join(["```yaml", *[line for line in lines if not _left_out(line)], "```"])
-
-
-def _left_out(line: str) -> bool:
-    """No exit has both a code and a signal."""
-    return line.startswith("    signals:")
+        if path == "rules.action":
+            before = "  - "
+        else:
+            before = {"": "", "rules": "    "}.get(above, "  ")
+        if path != "rules.signals":  # no exit has both a code and a signal
+            lines.append(f"{before}{name}:{value}")
+    return "\n".join(["```yaml", *lines, "```"])
 
 
 def sections() -> str:
@@ -284,7 +284,7 @@ def sections() -> str:
     for top, part in leaves():
         if part is None:
             continue
-        message = protos.messages()[_in_proto(top)[1].of]
+        message = protos.messages()[_in_proto(top).of]
         below = [path for path, _ in leaves() if path.startswith(f"{top}.")]
         written += [f"### {top}", message.comment, table(below)]
     return "\n\n".join(written)

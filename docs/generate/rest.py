@@ -53,17 +53,13 @@ def _parameters(operation: Mapping[str, Any]) -> str:
             continue
         schema = found["schema"]
         default = schema.get("default", "")
-        several = default == []
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
         where = "" if found["in"] == "query" else f" ({found['in']})"
         rows.append(
             [
                 f"`{found['name']}`{where}",
                 _named(schema).removeprefix("list of "),
-                ""
-                if several or default == ""
-                else f"{default:g}"
-                if isinstance(default, float)
-                else str(default),
+                "" if default == [] else shown,
                 found.get("description", ""),
             ]
         )

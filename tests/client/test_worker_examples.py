@@ -105,3 +105,18 @@ def test_digits_says_what_it_needs(tmp_path):
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert "pip install scikit-learn" in run.stderr
+
+
+def test_the_plain_worker_goes_on_when_nobody_says_where_it_stops(make_agent, spawn):
+    """And is asked anew: it stops where it says then, not where it had said."""
+    agent = make_agent()
+    agent.undecided = True
+    worker = spawn(agent, ["-I", "-S", str(EXAMPLES / "plain_worker.py"), "1000000", "0.001"], 0)
+    agent.wait_for(lambda: agent.prepares)
+    agent.ask_stop(within_ms=300)
+    agent.wait_for(lambda: 0 in agent.stop_answers)
+    promised = agent.stop_answers[0].step
+    agent.wait_for(lambda: agent.prepares[-1][2] > promised)
+    agent.decide()
+    outcome(worker)
+    assert agent.prepares[-1][2] >= agent.stop_answers[0].step > promised

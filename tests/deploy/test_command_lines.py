@@ -1,36 +1,23 @@
-"""Every command line in the manifests, the units and their documents is one that holdfast takes."""
+"""Every command line in the manifests and the units is one that holdfast takes; those of documents are run."""
 
 import re
 import shlex
 import shutil
 
-import click
 import pytest
 
 from holdfast.cli import cli
 from holdfast.cli.settings import DAEMONS, key_of
+from tests.deploy.pages import parse
 from tests.deploy.rendering import OVERLAYS, ROOT, objects_of, pods_of
 
 UNITS = sorted((ROOT / "docs/deploy/systemd").glob("*.service"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 VARIABLES = {
     f"{daemon}_{key_of(option)}".upper()
     for daemon in DAEMONS
     for option in cli.get_command(None, daemon).options()
 }
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-
-
-def parse(arguments):
-    """Parse a command line as holdfast would, without running it."""
-    command, context = cli, click.Context(cli, info_name="holdfast")
-    while isinstance(command, click.Group):
-        name, arguments, found = *arguments[:1], arguments[1:], None
-        found = command.get_command(context, name)
-        assert found is not None, f"there is no command {name}"
-        command = found
-        context = click.Context(command, parent=context, info_name=name)
-    return command.make_context(command.name, list(arguments), parent=context.parent).params
 
 
 def filled(text, values):
@@ -104,57 +91,3 @@ def test_the_variables_that_units_and_pages_speak_of(monkeypatch):
                 parse([daemon.lower()])
             seen += 1
     assert seen > 10
-
-
-INTRODUCE = {"do", "then", "else", "until", "while", "if", "!", "--", "$"}
-"""Words of a shell, and of kubectl exec, behind which a command begins."""
-
-
-def commands_of(line):
-    """The commands in a line of a shell: lists of words."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    words, into_file = [], False
-    for token in lexer:
-        if set(token) <= set(";|&()"):
-            yield words
-            words = []
-        elif set(token) <= set("<>&"):
-            into_file = True
-        elif into_file:
-            into_file = False
-        elif token == "holdfast" and (not words or words[-1] in INTRODUCE):
-            words = [token]
-        else:
-            words.append(token)
-            if inner := re.search(r"\$\((.*)\)", token):
-                yield from commands_of(inner[1])
-    yield words
-
-
-def shell_lines(page):
-    """The arguments of the holdfast commands in the blocks of a page.
-
-    A block of no language may be of a shell, too: README and the quickstart have them.
-    """
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            if language in ("", "sh", "bash") and re.search(r"\bholdfast [a-z-]", line):
-                yield from (words[1:] for words in commands_of(line) if words[:1] == ["holdfast"])
-
-
-COMMANDS = {str(page.relative_to(ROOT)): lines for page in PAGES if (lines := list(shell_lines(page)))}
-
-
-@pytest.mark.parametrize("page", COMMANDS)
-def test_the_commands_of_documents(page):
-    for arguments in COMMANDS[page]:
-        try:
-            parse(arguments)
-        except click.ClickException as error:
-            pytest.fail(f"holdfast {shlex.join(arguments)}: {error.format_message()}")
-
-
-def test_the_guides_have_commands():
-    expected = {"README.md", "docs/quickstart.md", "docs/operations.md", "docs/deploy/kubernetes.md"}
-    assert expected <= COMMANDS.keys()

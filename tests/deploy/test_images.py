@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from holdfast.units import parse_duration
+from tests.deploy.pages import parse
 from tests.deploy.rendering import ROOT
-from tests.deploy.test_command_lines import parse
 
 NAMES = ("coordinator", "agent")
 PAGES = ("images.md", "compose.md")
