@@ -42,7 +42,7 @@ def programs(directory: str) -> dict[str, str]:
 
     In `directory` they are looked for before the PATH.
     """
-    path = f"{directory}:{os.environ['PATH']}" if directory else None
+    path = f"{Path(directory).resolve()}:{os.environ['PATH']}" if directory else None
     found = {name: shutil.which(name, path=path) for name in (*PROGRAMS, "kubectl", "setpriv", "openssl")}
     if missing := [name for name, where in found.items() if where is None]:
         sys.exit(

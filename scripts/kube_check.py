@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -294,6 +295,17 @@ def by_hand(check: Check) -> None:
     check.says("what an operator sees of a pod has its events", "Successfully assigned" in said)
 
 
+def apart() -> None:
+    """The same in a network and a process tree of its own, with which all that was started is gone."""
+    own = ["setpriv", "--pdeathsig=KILL", "unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
+    own += ["--mount-proc", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, *sys.argv]
+    with tempfile.TemporaryDirectory(prefix="holdfast-kube-") as name:
+        Path(name).chmod(0o755)
+        env = {**os.environ, "KUBE_CHECK_APART": "1", "TMPDIR": name}
+        code = subprocess.run(own, check=False, env=env).returncode
+    sys.exit(code)
+
+
 def main() -> None:
     """Start all, and run the parts."""
     parser = argparse.ArgumentParser(
@@ -304,9 +316,8 @@ def main() -> None:
     if unknown := set(options.parts) - set(PARTS):
         sys.exit(f"there is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # by way of what cleans up
-    if os.getuid() == 0 and "KUBE_CHECK_APART" not in os.environ:  # a network of our own
-        apart = ["unshare", "--net", "--mount", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-        os.execvpe(apart[0], [*apart, sys.executable, *sys.argv], {**os.environ, "KUBE_CHECK_APART": "1"})  # noqa: S606
+    if os.getuid() == 0 and "KUBE_CHECK_APART" not in os.environ:
+        apart()
     found = programs(os.environ.get("KUBE_BIN", ""))
     with tempfile.TemporaryDirectory(prefix="holdfast-kube-") as name:
         scratch = Path(name)

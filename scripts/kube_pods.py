@@ -160,7 +160,7 @@ class Pod(threading.Thread):
                 self.stop(process)
                 return
             if self.killed.is_set():
-                process.kill()
+                signalled(process, 9)
                 process.wait()
                 return
             if once:  # and again, until it has what it waits for
@@ -185,13 +185,12 @@ class Pod(threading.Thread):
 
     def stop(self, process: "subprocess.Popen[bytes]") -> None:
         """As a kubelet does; then the pod is gone."""
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(children[0]), 15)
+        signalled(process, 15)
         try:
             code = process.wait(self.pod["spec"]["terminationGracePeriodSeconds"])
         except subprocess.TimeoutExpired:
             self.failed.append(f"{self.container['name']} did not end in its grace period")
-            process.kill()
+            signalled(process, 9)
             code = process.wait()
         if code:
             self.failed.append(f"{self.container['name']} ended with {code} when it was told to")
@@ -349,6 +348,13 @@ class Pod(threading.Thread):
         if plural == "secrets":
             return {key: base64.b64decode(value).decode() for key, value in found.items()}
         return dict(found)
+
+
+def signalled(process: "subprocess.Popen[bytes]", number: int) -> None:
+    """Send a signal to the first process of a container, with which all of it ends."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), number)
 
 
 def rights(context: Object) -> list[str]:
