@@ -18,6 +18,7 @@ DOCKER   ?= docker
 BASE     ?= python:3.12-slim
 NODE_IMAGE ?= node:22-slim
 BUILD_FLAGS ?=
+KUBE_BIN ?=
 VERSION  ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/holdfast/__init__.py)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 TAG      ?= $(VERSION)
@@ -26,7 +27,7 @@ TAG      ?= $(VERSION)
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets images images-check wheel wheel-check sbom clean
+.PHONY: help demo test test-s3 lint lint-types lint-layers lint-style fmt proto client docs dashboard sim soak bench peers torch jax grpcurl node browser shells checkov k8s-lint k8s-secrets images images-check kube-check wheel wheel-check sbom clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +99,9 @@ images: ## build both images: DOCKER=podman, BASE=IMAGE, NODE_IMAGE=IMAGE, TAG=N
 
 images-check: $(READY) ## build both without Docker, run them and docker-compose.yaml, train in them, measure: as root, on Debian
 	$(BIN)/python scripts/images_check.py
+
+kube-check: $(READY) ## apply k8s/ to a real control plane on loopback: KUBE_BIN=DIR with kube-apiserver and the like
+	KUBE_BIN="$(KUBE_BIN)" $(BIN)/python scripts/kube_check.py
 
 fmt: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix-only .
