@@ -264,6 +264,9 @@ def _wait_frozen(directory: str) -> None:
 
 
 def _remove(directory: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)  # noqa: PTH106
+        return
     for path, _, _ in list(os.walk(directory, topdown=False)):
         with contextlib.suppress(OSError):
             os.rmdir(path)  # noqa: PTH106

@@ -131,7 +131,7 @@ def start_time(pid: int) -> int:
 
 
 class _Record:
-    """A JSON file with a name to come: it has its space on disk already, and appears whole.
+    """A JSON file with a name to come: it has its space on disk already, to which it is filled, and appears whole.
 
     Set aside before the worker runs, so that a disk that fills up can't lose what it is for.
     """
@@ -143,8 +143,7 @@ class _Record:
         os.posix_fallocate(self._fd, 0, RECORD_BYTES)
 
     def write(self, content: dict[str, Any]) -> None:
-        length = os.pwrite(self._fd, json.dumps(content).encode(), 0)
-        os.truncate(self._fd, length)
+        os.pwrite(self._fd, json.dumps(content).encode().ljust(RECORD_BYTES), 0)
         os.rename(self._hidden, self._path)  # noqa: PTH104
 
 

@@ -115,7 +115,7 @@ class _Process:
         self._printed = [_tail_of(book) for book in books]
         self._kept = ({0, 1, 2} | set(_descriptors())) - (self._fds - {0, 1, 2})
         self._changes = _changes(environment, dict(os.environ))
-        self._signals = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        self._signals = {number: signal.getsignal(number) for number in shim.CAUGHT}
         self._why = plan["spare"] or may_fork()
         if self._why and not plan["spare"]:
             _end_idle_threads()
@@ -163,9 +163,9 @@ class _Process:
     def _become(self, start: dict[str, Any]) -> None:
         """Put right what an exec would have."""
         signal.set_wakeup_fd(-1)
-        for number, handler in self._signals.items():
-            if handler is not None and signal.getsignal(number) != handler:
-                signal.signal(number, handler)
+        for caught, handler in self._signals.items():
+            if signal.getsignal(caught) != handler:
+                signal.signal(caught, handler)
         _show_environment(start["env"])
         wanted = dict(start["env"])
         for name, value in self._changes.items():
@@ -173,10 +173,11 @@ class _Process:
                 wanted.pop(name, None)
             else:
                 wanted[name] = value
-        for name in [name for name in os.environ if name not in wanted]:
+        there = dict(os.environ)
+        for name in there.keys() - wanted.keys():
             del os.environ[name]
         for name, value in wanted.items():
-            if os.environ.get(name) != value:
+            if there.get(name) != value:
                 os.environ[name] = value
         shim.set_name(self._name)
         for number, printed in enumerate(self._printed, 1):
@@ -300,7 +301,7 @@ def _changes(before: dict[str, str], after: dict[str, str]) -> dict[str, str | N
 
 def _show_environment(env: dict[str, str]) -> None:
     """Write into the room in the environment that /proc shows what it would show of a worker that was exec'd."""
-    with open("/proc/self/environ", "rb") as file:  # noqa: PTH123
+    with open("/proc/self/environ", "rb", buffering=0) as file:  # noqa: PTH123
         shown = file.read()
     at = shown.find(ROOM.encode() + b"=")
     if at < 0:
