@@ -70,7 +70,7 @@ async def _from_archive(
 
     uri, missing = job.spec.checkpoint_uri, ""
     if not uri:
-        missing = "the job has no checkpoint_uri where an archive could be"
+        missing = "the job has no checkpoint_uri by which to find an archive"
     else:
         try:
             storage = open_archive(job.id, uri, {**os.environ, **job.spec.env})

@@ -200,7 +200,7 @@ def test_what_can_not_be_had_is_told_and_not_passed_over(coordinator, holdfast):
     assert result.stdout == "[1] of another\n"
     assert result.stderr == (
         "holdfast: what rank 0 wrote on node-a can't be read: its agent is not connected, and the job has no "
-        "checkpoint_uri where an archive could be\n"
+        "checkpoint_uri by which to find an archive\n"
     )
 
 

@@ -33,8 +33,8 @@ from holdfast_coordinator.engine import Engine
 from holdfast_coordinator.rpc.tasks import first_of
 from holdfast_coordinator.session import Session
 
-ANSWER_WITHIN_S = 10.0
-"""An agent that has not begun to push by then is passed over."""
+ANSWER_WITHIN_S = 30.0
+"""An agent that has not begun to push by then is passed over: it hangs, for a loaded machine is not so slow."""
 BACK_WITHIN_S = 10.0
 """And one that went away while its log was read, unless its node is lost before."""
 GONE_WITHIN_S = 1.0
