@@ -76,6 +76,12 @@ def test_every_line_says_what_to_do(well, holdfast, tmp_path):
     assert lines[at + 1] == f"{' ' * 20}start one with `holdfast agent --coordinator {well.target}`"
 
 
+@pytest.mark.parametrize("daemon", ["COORDINATOR", "AGENT"])
+def test_the_disk_is_that_of_the_daemon_whose_settings_these_are(well, monkeypatch, tmp_path, daemon):
+    monkeypatch.setenv(f"HOLDFAST_{daemon}_STATE_DIR", str(tmp_path / daemon))
+    assert report()[1]["disk"]["found"].endswith(f" are free below {tmp_path / daemon}")
+
+
 def test_python_that_is_too_old():
     assert checks.python((3, 10, 9)).state == FAIL
     assert checks.python((3, 11, 0)).state == OK

@@ -24,7 +24,13 @@ from holdfast.cli.doctor_checks import FAIL, OK, WARN, Finding
 from holdfast.cli.exits import EXIT
 from holdfast.cli.late import api, wire
 
+PLACES = ("HOLDFAST_COORDINATOR_STATE_DIR", "HOLDFAST_AGENT_STATE_DIR")
 COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
+
+
+def _place() -> str:
+    """Where the daemon whose settings these are keeps its state; without any, what is above both."""
+    return next((os.environ[name] for name in PLACES if os.environ.get(name)), state_dir(""))
 
 
 @click.command()
@@ -32,8 +38,8 @@ COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
     "--state-dir",
     "place",
     type=click.Path(path_type=Path),
-    default=lambda: state_dir(""),
-    show_default="~/.local/state/holdfast",
+    default=_place,
+    show_default="the daemon's own setting, or ~/.local/state/holdfast",
     help="Where the coordinator or the agent of this machine keeps its state.",
 )
 @server_option
