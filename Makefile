@@ -126,8 +126,8 @@ dashboard: ## build the dashboard into the gateway, with Node.js 18 or newer
 sim: $(READY) ## simulate: SEEDS=1000 for many, SEED=n to replay one
 	$(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
-soak: $(READY) ## kill 1,000 workers and 200 agents: KILLS=n AGENTS=n
-	$(BIN)/python -m tests.soak $(if $(KILLS),--kills $(KILLS)) $(if $(AGENTS),--agents $(AGENTS))
+soak: $(READY) ## kill 1,000 workers and 200 agents: KILLS=n AGENTS=n, and PRELOAD=numpy for workers that start warm
+	$(BIN)/python -m tests.soak $(if $(KILLS),--kills $(KILLS)) $(if $(AGENTS),--agents $(AGENTS)) $(if $(PRELOAD),--preload $(PRELOAD))
 
 bench: $(READY) ## measure, and rewrite benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks

@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,13 +66,15 @@ class Size:
         return self._process.num_fds(), self._process.memory_full_info().uss
 
 
-async def start(fleet: Fleet) -> str:
-    """A job of independent ranks that trains until it is told to finish."""
+async def start(fleet: Fleet, preload: Sequence[str]) -> str:
+    """A job of independent ranks that trains until it is told to finish; its ranks start warm with `preload`."""
     # Many are killed before their first step: the backoff must not grow with them.
     policy = job_pb2.RestartPolicy(budget=1_000_000, jitter=0)
     policy.backoff_cap.FromMilliseconds(50)
     command = [sys.executable, PROGRAM, str(fleet.out)]
-    job_id = await fleet.submit_command(command, WORLD, "rank", env={"PYTHONPATH": ROOT}, restart=policy)
+    job_id = await fleet.submit_command(
+        command, WORLD, "rank", env={"PYTHONPATH": ROOT}, restart=policy, preload=preload
+    )
     await fleet.until(job_id, running)
     return job_id
 
@@ -88,9 +90,11 @@ async def finish(fleet: Fleet, job_id: str) -> job_pb2.Job:
     return job
 
 
-async def kill_workers(fleet: Fleet, count: int, seed: int, tell: Callable[[str], None]) -> Findings:
+async def kill_workers(
+    fleet: Fleet, count: int, seed: int, tell: Callable[[str], None], preload: Sequence[str] = ()
+) -> Findings:
     """SIGKILL random workers of a running job, each when it runs."""
-    job_id = await start(fleet)
+    job_id = await start(fleet, preload)
     chosen = random.Random(seed)
     killed: dict[tuple[int, int], float] = {}
     sizes: list[Size] = []
@@ -125,9 +129,11 @@ async def kill_workers(fleet: Fleet, count: int, seed: int, tell: Callable[[str]
     return findings
 
 
-async def kill_agents(fleet: Fleet, count: int, seed: int, tell: Callable[[str], None]) -> Findings:
+async def kill_agents(
+    fleet: Fleet, count: int, seed: int, tell: Callable[[str], None], preload: Sequence[str] = ()
+) -> Findings:
     """SIGKILL the agent of a running job, at random moments, and start it again."""
-    job_id = await start(fleet)
+    job_id = await start(fleet, preload)
     before = pids(await fleet.client.get_job(job_id))
     chosen, findings = random.Random(seed), Findings()
     size = Size(fleet.processes["coordinator"].pid)

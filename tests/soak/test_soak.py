@@ -18,7 +18,10 @@ async def fleet(tmp_path):
     await fleet.close()
 
 
-@pytest.mark.parametrize(("kill", "count"), [(kill_workers, 30), (kill_agents, 5)])
-async def test_kills_are_survived_and_noticed(fleet, kill, count):
-    findings = await kill(fleet, count, seed=1, tell=print)
+@pytest.mark.parametrize(
+    ("kill", "count", "preload"),
+    [(kill_workers, 30, []), (kill_workers, 20, ["numpy"]), (kill_agents, 5, [])],
+)
+async def test_kills_are_survived_and_noticed(fleet, kill, count, preload):
+    findings = await kill(fleet, count, seed=1, tell=print, preload=preload)
     assert len(findings.noticed or findings.adopted) == count
