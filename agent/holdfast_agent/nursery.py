@@ -30,7 +30,6 @@ from typing import NoReturn
 from holdfast_agent import shim, spare
 
 REQUEST_BYTES = 8192
-GONE_WITHIN_S = 1.0
 IDLE_MS = 20
 """After so long without a request there is time to prepare for the next: what was started has its imports done."""
 SHIM, SPARE = "shim", "spare"
@@ -168,7 +167,7 @@ class _Server:
         if self._ahead is not None:
             pidfd, link = self._ahead
             link.close()
-            select.select([pidfd], [], [], GONE_WITHIN_S)
+            select.select([pidfd], [], [], shim.GONE_WITHIN_S)
 
     def _leave(self) -> None:
         """In a child: be no part of this process any more."""

@@ -45,6 +45,8 @@ GATHER_MS = 2
 """After so few bytes it waits for more, so that a worker's every line is no work for all that read them."""
 ORPHAN_GRACE_S = 3.0
 """For workers of a foreground agent that is gone."""
+GONE_WITHIN_S = 1.0
+"""How long a process that is told to end is waited for."""
 LONELY_LOOK_S = 60.0
 """How often a shim that is not to be alone for ever looks whether there is an agent."""
 _NOWHERE: dict[str, Any] = {"dirs": [], "kill": "", "memory": "", "own": False, "limit": 0}

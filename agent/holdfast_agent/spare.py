@@ -64,6 +64,7 @@ class _Spare:
         self._agent = agent
         self._link, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._pid = 0
+        self._forking = False
         self._errors = -1
 
     def run(self) -> None:
@@ -169,6 +170,7 @@ class _Spare:
             if not said["why"] and shim.children(os.getpid()) != [self._pid]:
                 said["why"] = "the imports have left a process behind"
             if not said["why"]:
+                self._forking = True
                 shim.set_subreaper(wanted=False)  # the shims that it forks go on without it and us
             said["pid"] = self._pid
             with contextlib.suppress(ConnectionError):
@@ -183,6 +185,8 @@ class _Spare:
         except ConnectionError:
             return
         if not path:
+            if self._forking:
+                self._await_end()
             return
         for fd in passed:
             os.set_inheritable(fd, False)
@@ -191,6 +195,12 @@ class _Spare:
         shim.set_subreaper(wanted=True)
         spare = shim.Spare(self._pid, self._link, self._plan["cgroup"])
         shim.run(os.fsdecode(path), passed[1], self._agent, spare=spare)
+
+    def _await_end(self) -> None:
+        """Let a zygote end, which has been told to as well: it sees to the child that it has forked ahead."""
+        pidfd = os.pidfd_open(self._pid)  # not reaped yet
+        select.select([pidfd], [], [], shim.GONE_WITHIN_S)
+        os.close(pidfd)
 
 
 def _environment(env: dict[str, str], told: str) -> dict[str, str]:

@@ -181,13 +181,14 @@ class TestNobodyIsLeft:
     async def test_descriptors_stay_as_many_as_they_were(self, house):
         house.sh("exit 0")
         await house.ended()
+        await until(lambda: house.crew.watched == 0)
         before = len(os.listdir("/proc/self/fd"))
         for attempt in range(2, 12):
             house.sh("exit 0", attempt=attempt)
             await house.ended()
         house.start("no-such-program", attempt=12)
         await house.ended()
-        assert len(os.listdir("/proc/self/fd")) == before
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
 class TestOutput:
