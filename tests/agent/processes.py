@@ -62,7 +62,9 @@ def groups_of(root):
 def remove_groups(root):
     """What is left of them when shims were killed whose agent did not come back."""
     for base in groups_of(root):
-        dirs = [entry.path for entry in os.scandir(base) if entry.is_dir()]
+        dirs = []
+        with contextlib.suppress(FileNotFoundError):  # a shim that has just ended has removed it itself
+            dirs = [entry.path for entry in os.scandir(base) if entry.is_dir()]
         for path in dirs:
             cgroups.end({"dirs": [path], "kill": path, "own": False})
         with contextlib.suppress(OSError):

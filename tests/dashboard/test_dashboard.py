@@ -132,7 +132,7 @@ def test_stopping_and_restarting_ask_first(dash, browser):
     dash.run(dash.fleet.until(job_id, committed(25)))
     browser("open", hash=f"#/jobs/{job_id}")
     browser("click", 'button:text("Stop…")')
-    assert browser("focused") == "Leave it"
+    browser("see", 'button:focus:text("Leave it")')
     browser("click", 'button:text("Leave it")')
     browser("gone", "dialog")
     assert dash.run(dash.fleet.client.get_job(job_id)).desired == job_pb2.DESIRED_STATE_RUNNING
