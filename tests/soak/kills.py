@@ -25,7 +25,8 @@ WORLD = 8
 PROGRAM = str(Path(__file__).with_name("program.py"))
 ROOT = str(Path(__file__).parent.parent.parent)
 GREW_BYTES = 16 * 2**20
-GREW_DESCRIPTORS = 8
+GREW_DESCRIPTORS = 2 * WORLD
+"""Of the agent, each worker has two; they may all be down when they are counted first."""
 
 
 @dataclass
