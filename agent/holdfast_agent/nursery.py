@@ -31,7 +31,7 @@ from holdfast_agent import shim, spare
 
 REQUEST_BYTES = 8192
 IDLE_MS = 20
-"""After so long without a request there is time to prepare for the next: what was started has its imports done."""
+"""After so long without a request there is time to prepare for the next: not while a gang starts."""
 SHIM, SPARE = "shim", "spare"
 
 
