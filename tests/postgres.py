@@ -61,21 +61,25 @@ class PostgresServer:
             self.process = self._run([*command, *settings], stdout=log, stderr=log)
         ready = [self._binaries / "pg_isready", "--quiet", "-h", self.root]
         while subprocess.run(ready, check=False).returncode:
-            assert self.process.poll() is None, (self.root / "log").read_text()
+            self._assert_runs()
 
     def stop(self) -> None:
         """End it at once, with all its connections."""
         if self.process is not None:
+            self._assert_runs()
             self.process.send_signal(signal.SIGINT)
             self.process.wait()
             self.process = None
 
     def remove(self) -> None:
-        self.stop()
-        shutil.rmtree(self.root)
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.root)
 
     def make_database(self) -> StoreUrl:
         """A new one."""
+        self._assert_runs()
         self._databases += 1
         name = f"test{self._databases}"
         with self.connect("postgres") as connection:
@@ -88,6 +92,11 @@ class PostgresServer:
 
     def connect(self, database: str) -> psycopg.Connection:
         return psycopg.connect(host=str(self.root), user="holdfast", dbname=database, autocommit=True)
+
+    def _assert_runs(self) -> None:
+        """Show what it said when it has ended by itself: whoever asks next hears only that it is not there."""
+        code = self.process.poll()
+        assert code is None, f"PostgreSQL ended with {code}:\n{(self.root / 'log').read_text()}"
 
     def _find_binaries(self) -> Path:
         """Where its user may run them: in a copy, if what they lie in is root's alone."""

@@ -12,6 +12,7 @@ from holdfast.v1 import agent_pb2, agent_pb2_grpc, job_pb2, job_pb2_grpc, node_p
 from holdfast_coordinator.app import ALIVE, SERVICES, Coordinator, CoordinatorConfig
 from holdfast_coordinator.store.api import DeposedError
 from tests.ports import free_port
+from tests.postgres import PostgresServer
 
 PATIENCE = 60
 LEASE_MS, SHORT_MS = 60_000, 4_000
@@ -114,12 +115,19 @@ async def test_who_is_deposed_says_so_and_ends(start, postgres):
         assert (code, why) == (grpc.StatusCode.ABORTED, "the coordinator leads no longer")
 
 
-async def test_a_leader_without_its_database_stops_in_time(start, postgres):
-    first, at_first = await start("first", SHORT_MS)
-    async with wire.open_channel(at_first) as one:
-        await serves(one)
-    postgres.stop()
-    try:
+class TestWithoutItsDatabase:
+    @pytest.fixture
+    def postgres(self):
+        """A server of its own: it is stopped, and others need theirs."""
+        server = PostgresServer()
+        yield server
+        server.remove()
+
+    async def test_a_leader_stops_in_time(self, start, postgres):
+        first, at_first = await start("first", SHORT_MS)
+        async with wire.open_channel(at_first) as one:
+            await serves(one)
+        postgres.stop()
         with pytest.raises(DeposedError, match="its lease could not be renewed in time"):
             await first.wait()
         await first.stop()
@@ -128,6 +136,3 @@ async def test_a_leader_without_its_database_stops_in_time(start, postgres):
             assert await healths(two, "", ALIVE) == [NOT_SERVING, SERVING]
             postgres.start()
             await serves(two)
-    finally:
-        if postgres.process is None:
-            postgres.start()
