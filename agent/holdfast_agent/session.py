@@ -60,20 +60,18 @@ class Session:
 
     async def run(self) -> None:
         """Keep a session open until cancelled."""
-        failures = 0
-        async with wire.open_channel(self._target) as channel:
-            stub = agent_pb2_grpc.AgentServiceStub(channel)
-            while True:
-                why = await self._once(stub)
-                self.is_open = False
-                if self._served or not failures:
-                    log.info(
-                        "session ended" if self._served else "no session", coordinator=self._target, why=why
-                    )
-                failures = 0 if self._served else failures + 1
-                self._lost()
-                backoff = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2**failures)
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+        failures, told = 0, ""
+        while True:
+            # Anew each time: a name may lead to another coordinator since, and this one only stand by.
+            async with wire.open_channel(self._target) as channel:
+                why = await self._once(agent_pb2_grpc.AgentServiceStub(channel))
+            self.is_open = False
+            if self._served or why != told:
+                log.info("session ended" if self._served else "no session", coordinator=self._target, why=why)
+            failures, told = (0, "") if self._served else (failures + 1, why)
+            self._lost()
+            backoff = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2**failures)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
 
     def send(self, message: agent_pb2.AgentMessage) -> None:
         """Queue a message for the session that is open; what is lost with it is the core's to repeat."""

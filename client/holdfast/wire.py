@@ -28,6 +28,11 @@ C = TypeVar("C", bound=grpc.aio.RpcContext)
 
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
+CONNECTION_AGE_MS = 60_000
+"""After it a server takes no new calls on a connection, and streams go on: who is connected to a coordinator that stands
+by looks a name up again."""
+RESOLVE_AGAIN_MS = 2_000
+"""How long a name that was looked up stays so at least; gRPC's own is 30 s."""
 
 _SERVICES = ("holdfast.v1.JobService", "holdfast.v1.NodeService")
 _BOUNDS: list[tuple[str, Any]] = [
@@ -44,6 +49,7 @@ def server_options() -> list[tuple[str, Any]]:
         *_BOUNDS,
         ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
         ("grpc.so_reuseport", 0),  # a second server on the port is an error, not half of the traffic
     ]
 
@@ -78,6 +84,7 @@ def open_channel(target: str = DEFAULT_TARGET) -> grpc.aio.Channel:
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_AGAIN_MS),
         ("grpc.service_config", json.dumps(config)),
     ]
     return grpc.aio.insecure_channel(several or target, options=options, interceptors=[_Deadline()])

@@ -1,13 +1,20 @@
 """What a status means to people, and that both ends agree on the bounds."""
 
+import asyncio
+
 import grpc
+import psutil
 import pytest
 
 from holdfast import wire
+from holdfast.client import Client
 from holdfast.v1 import job_pb2, job_pb2_grpc
+from holdfast_coordinator.app import Coordinator, CoordinatorConfig
 from tests.ports import free_port
 
 pytest_plugins = ["tests.client.cli_fixtures"]
+
+PATIENCE_S = 60
 
 
 async def refused(target, call):
@@ -77,3 +84,24 @@ async def test_a_message_of_the_largest_size_arrives(house):
     spec = job_pb2.JobSpec(name="a", command=["x"], world_size=0, env={"A": "b" * (5 * 2**20)})
     error = await refused(house.target, lambda jobs: jobs.CreateJob(job_pb2.CreateJobRequest(spec=spec)))
     assert isinstance(error, wire.InvalidSpec)  # and not ResourceExhausted: gRPC's own bound is 4 MiB
+
+
+async def test_a_connection_that_is_old_is_left_and_ends_no_call(tmp_path, monkeypatch):
+    """Who is connected looks a name up again, then; and what is read over the old one is read on."""
+    monkeypatch.setattr(wire, "CONNECTION_AGE_MS", 100)
+    coordinator = Coordinator(CoordinatorConfig(f"127.0.0.1:{free_port()}", tmp_path))
+    address = await coordinator.start()
+    port = int(address.rpartition(":")[2])
+    async with Client(address) as client:
+        job = await client.create_job(job_pb2.JobSpec(name="a", command=["x"], world_size=1))
+        watched = client.watch_job(job.id)
+        assert (await anext(watched)).state == job_pb2.JOB_STATE_PENDING
+        connections = set()
+        while len(connections) < 5:
+            assert (await client.get_job(job.id)).id == job.id
+            open_now = psutil.Process().net_connections("tcp")
+            connections |= {each.laddr.port for each in open_now if each.raddr and each.raddr.port == port}
+        await client.stop_job(job.id)
+        async with asyncio.timeout(PATIENCE_S):
+            assert [job.state async for job in watched][-1] == job_pb2.JOB_STATE_STOPPED
+    await coordinator.stop()

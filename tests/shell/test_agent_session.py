@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from holdfast import framing
+from holdfast import framing, wire
 from holdfast.data.shards import DataIndex, Declared, ShardInfo, decode_declared
 from holdfast.heartbeat import Writer
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_agent.agent import Agent, AgentConfig
-from tests.agent.fake_coordinator import BEAT_MS, key, release, soon, start, stop
+from tests.agent.fake_coordinator import BEAT_MS, FakeCoordinator, key, release, soon, start, stop
 from tests.agent.processes import alive, line_of, marked, name, until
 
 FOREVER = ("sleep", "1000")
@@ -48,6 +48,17 @@ class TestHello:
         coordinator.greets = True
         await coordinator.session()
         assert session.messages == []
+
+
+    async def test_a_name_is_looked_up_for_every_session(self, session, tmp_path, monkeypatch):
+        """It may lead to another coordinator by then, and the one before answer still."""
+        other = FakeCoordinator(f"unix:{tmp_path}/other.sock")
+        await other.start()
+        look_up = wire.open_channel
+        monkeypatch.setattr(wire, "open_channel", lambda _: look_up(other.target))
+        session.end()
+        await other.session()
+        await other.stop()
 
 
 class TestWorkers:
