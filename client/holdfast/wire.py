@@ -29,8 +29,8 @@ C = TypeVar("C", bound=grpc.aio.RpcContext)
 KEEPALIVE_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 CONNECTION_AGE_MS = 60_000
-"""After it a server takes no new calls on a connection, and streams go on: who is connected to a coordinator that stands
-by looks a name up again."""
+"""After it a server takes no new calls on a connection, and streams go on: who is connected to a coordinator that
+stands by looks a name up again."""
 RESOLVE_AGAIN_MS = 2_000
 """How long a name that was looked up stays so at least; gRPC's own is 30 s."""
 
