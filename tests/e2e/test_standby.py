@@ -20,7 +20,9 @@ IN_A_MOUNT_NAMESPACE = ["unshare", "--mount", "--propagation", "private"]
 
 
 def can_mount():
-    done = subprocess.run([*IN_A_MOUNT_NAMESPACE, "mount", "--bind", "/", "/"], capture_output=True, check=False)
+    done = subprocess.run(
+        [*IN_A_MOUNT_NAMESPACE, "mount", "--bind", "/", "/"], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 
@@ -89,12 +91,20 @@ class Named(Pair):
 
     def start_agent(self, name="node-a"):
         target = f"{self.NAME}:{self.addresses[0].rpartition(':')[2]}"
-        self._start(name, "agent", "--coordinator", target, "--name", name, "--state-dir", str(self.root / name))
+        self._start(
+            name, "agent", "--coordinator", target, "--name", name, "--state-dir", str(self.root / name)
+        )
 
     def inside(self, name):
         if name in self.addresses:
             return []
-        return [*IN_A_MOUNT_NAMESPACE, "sh", "-c", f'mount --bind {self._hosts} /etc/hosts && exec "$@"', "sh"]
+        return [
+            *IN_A_MOUNT_NAMESPACE,
+            "sh",
+            "-c",
+            f'mount --bind {self._hosts} /etc/hosts && exec "$@"',
+            "sh",
+        ]
 
 
 @pytest.mark.skipif(not can_mount(), reason="this machine lets the test mount nothing")

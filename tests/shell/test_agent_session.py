@@ -49,7 +49,6 @@ class TestHello:
         await coordinator.session()
         assert session.messages == []
 
-
     async def test_a_name_is_looked_up_for_every_session(self, session, tmp_path, monkeypatch):
         """It may lead to another coordinator by then, and the one before answer still."""
         other = FakeCoordinator(f"unix:{tmp_path}/other.sock")
