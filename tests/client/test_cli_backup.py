@@ -16,6 +16,7 @@ from holdfast_coordinator.core.events import JobSubmitted, LeaderElected
 from holdfast_coordinator.core.jobspec import JobSpec
 from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.core.step import step
+from holdfast_coordinator.store.postgres import PostgresStore
 from holdfast_coordinator.store.sqlite import FILE, SqliteStore
 
 
@@ -112,3 +113,105 @@ def test_a_damaged_backup(tmp_path):
     done = run("restore", file, "--state-dir", tmp_path / "new")
     assert done.exit_code == EXIT.FAILED
     assert os.listdir(tmp_path / "new") == []
+
+
+class TestPostgres:
+    @pytest.fixture
+    def database(self, postgres):
+        """A new one, as a coordinator is told of it."""
+        url = postgres.make_database()
+        return url, f"postgresql://holdfast@/{url.url.database}?host={url.url.query['host']}"
+
+    @staticmethod
+    def state_in(url):
+        """What a coordinator finds there that comes to lead."""
+        store = PostgresStore(url, "next")
+        try:
+            assert store.take(60_000).granted
+            return store.load(Settings())
+        finally:
+            store.give_back()
+            store.close()
+
+    def test_a_state_is_moved(self, place, tmp_path, database):
+        url, written = database
+        store = submitted(place, tmp_path)
+        before = store.load(Settings())
+        done = run("move", "--state-dir", place, "--store", written)
+        assert done.exit_code == EXIT.FAILED
+        assert "another coordinator uses the state directory" in done.stderr
+        store.close()
+        done = run("move", "--state-dir", place, "--store", written)
+        assert (done.exit_code, done.stdout) == (0, f"holdfast coordinator --store '{written}'\n")
+        assert self.state_in(url) == before
+        assert FILE not in os.listdir(place)
+        with sqlite3.connect(place / f"{FILE}.moved") as kept:
+            assert kept.execute("SELECT id FROM jobs").fetchall() == [("j1",)]
+        kept.close()
+        assert run("move", "--state-dir", place, "--store", written).exit_code == EXIT.NOT_FOUND
+
+    def test_a_database_with_a_state_takes_no_other(self, place, tmp_path, database):
+        url, written = database
+        submitted(place, tmp_path).close()
+        self.state_in(url)
+        done = run("move", "--state-dir", place, "--store", written)
+        assert done.exit_code == EXIT.FAILED
+        assert "there is a state in it already" in done.stderr
+        assert FILE in os.listdir(place)
+        assert not self.state_in(url).jobs
+
+    def test_there_and_back(self, place, tmp_path, database, postgres):
+        _, written = database
+        checkpoints, file = tmp_path / "checkpoints", tmp_path / "backup.db"
+        checkpoints.mkdir()
+        submitted(place, checkpoints).close()
+        (tmp_path / "url").write_text(f"{written}\n")
+        done = run("move", "--state-dir", place, "--store-file", tmp_path / "url")
+        assert done.stdout == f"holdfast coordinator --store-file {tmp_path}/url\n"
+        assert run("create", file, "--store-file", tmp_path / "url").exit_code == 0
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert sorted(os.listdir(tmp_path)) == ["backup.db", "checkpoints", "coordinator", "url"]
+        published(checkpoints, 20, 3)
+
+        other = postgres.make_database()
+        target = f"postgresql://holdfast@/{other.url.database}?host={other.url.query['host']}"
+        assert run("restore", file, "--store", target).exit_code == 0
+        (gang,) = self.state_in(other).gangs.values()
+        assert (gang.commit.step, gang.commit.attempt) == (20, 3)
+        assert gang.attempt > 3
+
+    @pytest.mark.parametrize("what", ["create", "restore", "move"])
+    def test_a_server_that_is_not_there(self, place, tmp_path, what):
+        submitted(place, tmp_path).close()
+        file = tmp_path / "backup.db"
+        if what == "restore":
+            run("create", file, "--state-dir", place)
+        before = sorted(os.listdir(tmp_path))
+        words = {"create": [file], "restore": [file], "move": ["--state-dir", place]}[what]
+        done = run(what, *words, "--store", f"postgresql://me@/x?host={tmp_path}/no")
+        assert done.exit_code == EXIT.FAILED
+        assert "No such file or directory" in done.stderr
+        assert sorted(os.listdir(tmp_path)) == before
+        assert FILE in os.listdir(place)
+
+    def test_a_database_without_a_state(self, tmp_path, database):
+        done = run("create", tmp_path / "backup.db", "--store", database[1])
+        assert done.exit_code == EXIT.FAILED
+        assert "holds no state of a coordinator" in done.stderr
+        assert os.listdir(tmp_path) == []
+
+    def test_what_is_typed_counts_more_than_the_environment(self, place, tmp_path, database, monkeypatch):
+        submitted(place, tmp_path).close()
+        monkeypatch.setenv("HOLDFAST_COORDINATOR_STORE", database[1])
+        assert run("create", tmp_path / "backup.db", "--state-dir", place).exit_code == 0
+        assert "holds no state" in run("create", tmp_path / "other.db").stderr
+        done = run("create", tmp_path / "other.db", "--state-dir", place, "--store", database[1])
+        assert done.exit_code == EXIT.USAGE
+        assert "two places" in done.stderr
+        done = run("move", "--state-dir", place)
+        assert (done.exit_code, done.stdout) == (0, "holdfast coordinator\n"), "which has it from there, too"
+
+    def test_a_move_without_a_target(self, place):
+        done = run("move", "--state-dir", place)
+        assert done.exit_code == EXIT.USAGE
+        assert "name the database to move to" in done.stderr

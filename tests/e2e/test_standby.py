@@ -9,7 +9,7 @@ import pytest
 from holdfast.client import Client
 from holdfast.wire import Unreachable
 from tests.agent.processes import until
-from tests.e2e.fleet import PATIENCE_S, Fleet, committed, pids
+from tests.e2e.fleet import HOLDFAST, PATIENCE_S, Fleet, committed, pids
 from tests.e2e.test_survival import STEPS, assert_undisturbed
 from tests.ports import free_port
 
@@ -128,3 +128,19 @@ async def test_a_name_that_led_to_a_standby_and_then_to_the_leader(tmp_path, pos
         assert (pids(after), after.restarts) == (pids(before), 0)
     finally:
         await fleet.close()
+
+
+async def test_a_state_that_is_moved_into_the_database_while_workers_run(fleet, postgres):
+    url = postgres.make_database().url
+    store = f"postgresql://holdfast@/{url.database}?host={url.query['host']}"
+    job_id = await fleet.submit()
+    before = await fleet.until(job_id, committed(10))
+    fleet.kill("coordinator")
+    move = [HOLDFAST, "backup", "move", "--state-dir", str(fleet.root / "coordinator"), "--store", store]
+    moved = subprocess.run(move, capture_output=True, text=True, check=True)
+    assert moved.stdout == f"holdfast coordinator --store '{store}'\n"
+    fleet.start_coordinator("--store", store)
+    after = await fleet.succeeded(job_id)
+    assert (pids(after), after.restarts) == (pids(before), 0)
+    assert after.last_committed_step > before.last_committed_step
+    assert_undisturbed(fleet)

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from holdfast.addresses import DEFAULT_TARGET
 from holdfast.cli.common import fail, metrics_option, read_duration, set_up_logs, set_up_tracing, state_dir
 from holdfast.cli.late import asyncio
 from holdfast.cli.settings import Daemon
+from holdfast.cli.store_options import read_store
 
 if TYPE_CHECKING:
     from holdfast_coordinator.app import CoordinatorConfig
-    from holdfast_coordinator.store.url import StoreUrl
 
 SHORTEST_LEASE_MS = 1_000
 SHORTEST_LOST_AFTER = timedelta(seconds=2)
@@ -146,7 +145,7 @@ def command(
         gone_after_ms=_milliseconds(gone_after),
         forget_after_ms=_milliseconds(forget_after),
         metrics=metrics,
-        store=_store(store, store_file),
+        store=read_store(store, store_file),
         lease_ms=lease_ms,
     )
 
@@ -176,37 +175,6 @@ async def _run(serve: Callable[..., Any], config: CoordinatorConfig, gateway: _H
 
 def _milliseconds(duration: timedelta) -> int:
     return round(duration.total_seconds() * 1000)
-
-
-def _store(text: str | None, file: Path | None) -> StoreUrl | None:
-    """The database that is named; ends the command when it can't be. Nothing said here holds a password."""
-    from holdfast_coordinator.store.url import StoreUrlError, read_url
-
-    if text is not None and file is not None:
-        raise click.UsageError("--store and --store-file are two ways to say one thing; give one of them")
-    try:
-        if file is not None:
-            text = file.read_text()
-        if text is None:
-            return None
-        url = read_url(text.strip())
-    except OSError as error:
-        raise click.BadParameter(f"{file}: {error.strerror}", param_hint="--store-file") from error
-    except (StoreUrlError, UnicodeDecodeError) as error:
-        why = str(error) if isinstance(error, StoreUrlError) else f"{file} is no text"
-        raise click.BadParameter(why, param_hint="--store" if file is None else "--store-file") from None
-    source = click.get_current_context().get_parameter_source("store")
-    if url.has_password and file is None and source is ParameterSource.COMMANDLINE:
-        raise click.BadParameter(
-            "everyone on this machine can read a command line, and the password with it; put the URL into a file of "
-            "yours for --store-file, or the password into one that PGPASSFILE names",
-            param_hint="--store",
-        )
-    try:
-        import psycopg  # noqa: F401
-    except ImportError as error:
-        fail(f"PostgreSQL can't be used from here ({error}): pip install 'holdfast[coordinator,postgres]'")
-    return url
 
 
 class _Http:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Column, Connection, MetaData, PrimaryKeyConstraint, String, Table, inspect, select
 
 from holdfast_coordinator.store import tables
-from holdfast_coordinator.store.api import StoreTooNewError
+from holdfast_coordinator.store.api import StoreError, StoreTooNewError
 
 NEWEST = "0001"
 SCRIPTS = Path(__file__).parent
@@ -41,6 +41,17 @@ def to_newest(connection: Connection, where: str, instead: str) -> None:
         raise StoreTooNewError(
             f"{where} was written by a newer version of holdfast (revision {found}): use that version, "
             f"or {instead}"
+        )
+
+
+def must_be_newest(connection: Connection, where: str) -> None:
+    """Raises StoreError for a database without our tables, or with those of another version."""
+    found = _revision(connection)
+    if found is None:
+        raise StoreError(f"{where} holds no state of a coordinator")
+    if found != NEWEST:
+        raise StoreError(
+            f"{where} has the tables of another version of holdfast (revision {found}): use that one"
         )
 
 

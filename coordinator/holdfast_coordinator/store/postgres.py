@@ -8,7 +8,7 @@ after.
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -163,6 +163,20 @@ class PostgresStore:
     def commit_upto(self, job_id: str, gang: int, step: int) -> Commit | None:
         """The newest commit of a gang at or below a step."""
         return self._read(lambda connection: sql.read_commit_upto(connection, job_id, gang, step))
+
+    def rows(self) -> Iterator[sql.Rows]:
+        """Everything, as of one moment, whoever leads. Raises StoreError."""
+        with self._reading, self._explained(), self._reader.transaction() as connection:
+            migrate.must_be_newest(connection, self._where)
+            yield from sql.read_rows(connection)
+
+    def fill(self, rows: Iterable[sql.Rows]) -> int:
+        """Take over what another store holds, in one transaction; returns how many rows. Raises StoreError."""
+        with self._explained(), self._asker.connected() as connection:
+            self._make_tables(connection)
+        with self._explained(), self._writer.transaction() as connection:
+            connection.exec_driver_sql("LOCK TABLE leader")  # whoever would lead waits
+            return sql.write_rows(connection, rows)
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -1,6 +1,6 @@
 """Reads and writes the tables over a connection. Nothing here is of one database; what is, is handed in."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -33,12 +33,16 @@ from holdfast_coordinator.core.effects import (
 )
 from holdfast_coordinator.core.model import Commit, Entry, Gang, Job, Node, Prepared, Worker
 from holdfast_coordinator.core.state import Settings, State
-from holdfast_coordinator.store.api import fence
+from holdfast_coordinator.store.api import StoreError, fence
 from holdfast_coordinator.store.rows import TABLES, Item, from_row, key_of, to_row
-from holdfast_coordinator.store.tables import commits, entries, gangs, leader, shards
+from holdfast_coordinator.store.tables import commits, entries, gangs, leader, metadata, shards
 
 Upsert = Callable[[Table], Executable]
 """Makes the statement that inserts rows of a table or replaces those with their keys: every database has its own."""
+
+Rows = tuple[Table, list[dict[str, Any]]]
+"""Rows of a table, by column."""
+ROWS_AT_ONCE = 1_000
 
 Step = tuple[str, int, int]
 """What a gang does at a step, a commit at most: its job, index and step."""
@@ -216,6 +220,26 @@ def _statements(folded: _Folded, upsert: Upsert) -> Iterable[tuple[Executable, l
     for table, items in ((entries, folded.entries), (commits, made)):
         if items:
             yield _insert(table), [to_row(item) for item in items]
+
+
+def read_rows(connection: Connection) -> Iterator[Rows]:
+    """Everything in the database, as it is; nobody leads in what is made of it."""
+    options = {"yield_per": ROWS_AT_ONCE}
+    for table in metadata.sorted_tables:
+        for some in connection.execute(select(table), execution_options=options).mappings().partitions():
+            nobody = {"holder": None, "until_ms": None} if table is leader else {}
+            yield table, [{**row, **nobody} for row in some]
+
+
+def write_rows(connection: Connection, rows: Iterable[Rows]) -> int:
+    """Put rows into tables that have none; returns how many. Raises StoreError for a database with a state."""
+    if connection.execute(select(leader)).first() is not None:
+        raise StoreError("there is a state in it already, or a coordinator that waits for one")
+    count = 0
+    for table, some in rows:
+        connection.execute(_insert(table), some)
+        count += len(some)
+    return count
 
 
 # Statements are made once: making one costs more than a row.

@@ -5,7 +5,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
@@ -65,6 +65,25 @@ class SqliteStore:
     def commit_upto(self, job_id: str, gang: int, step: int) -> Commit | None:
         """The newest commit of a gang at or below a step."""
         return self._read(lambda connection: sql.read_commit_upto(connection, job_id, gang, step))
+
+    def rows(self) -> Iterator[sql.Rows]:
+        """Everything, as of one moment."""
+        with self._reading, explained(self._path), self._reader.begin():
+            yield from sql.read_rows(self._reader)
+
+    def fill(self, rows: Iterable[sql.Rows]) -> int:
+        """Take over what another store holds, in one transaction; returns how many rows. Raises StoreError."""
+        with explained(self._path), self._writer.begin():
+            return sql.write_rows(self._writer, rows)
+
+    def put_away(self) -> Path:
+        """Let go of the directory, in which nobody finds a state any more; returns where it is instead."""
+        away = self._path.with_name(f"{FILE}.moved")
+        with self._reading, explained(self._path), self._opened:
+            self._reader.close()
+            self._writer.close()
+            self._path.rename(away)
+        return away
 
     def close(self) -> None:
         """Let go of the directory."""
