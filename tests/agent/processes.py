@@ -43,6 +43,16 @@ def marked(mark):
     return found
 
 
+def names(mark):
+    """Names of the processes that carry a mark, by pid. What ends while one looks is not among them."""
+    found = {pid: name(pid) for pid in marked(mark)}
+    return {pid: called for pid, called in found.items() if called}
+
+
+def shims(mark):
+    return [pid for pid, called in names(mark).items() if called == "holdfast-shim"]
+
+
 def kill_all(mark):
     while found := marked(mark):
         for pid in found:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.agent import standing_agent
 from tests.agent.fake_coordinator import key, start, stop
-from tests.agent.processes import PYTHON, alive, gone, line_of, marked, name, until
+from tests.agent.processes import PYTHON, alive, gone, line_of, marked, names, shims, until
 
 FOREVER = ("sleep", "1000")
 
@@ -91,7 +91,7 @@ async def test_an_agent_that_is_told_to_end_leaves_its_workers(coordinator, laun
     said, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0
     assert "its workers go on" in said
-    assert sorted(map(name, marked(mark))) == ["holdfast-shim", "sleep"]
+    assert sorted(names(mark).values()) == ["holdfast-shim", "sleep"]
     assert alive(pid)
 
 
@@ -121,9 +121,9 @@ async def test_what_was_preloaded_goes_with_the_agent_and_warm_workers_stay(
         assert beats
     else:
         raise AssertionError("no start was warm")
-    assert "holdfast-spare" in map(name, marked(mark))
+    assert "holdfast-spare" in names(mark).values()
     await killed(agent)
-    await until(lambda: sorted(map(name, marked(mark))) == ["holdfast-shim", PYTHON])
+    await until(lambda: sorted(names(mark).values()) == ["holdfast-shim", PYTHON])
     launch()
     session = await coordinator.session()
     assert session.inventory[0, attempt].pid == pid
@@ -166,7 +166,7 @@ async def test_an_end_is_recorded_when_worker_and_agent_die_in_one_moment(
     agent = launch("foreground")
     session = await coordinator.session()
     pid = await started(session, *FOREVER)
-    (shim,) = [found for found in marked(mark) if name(found) == "holdfast-shim"]
+    (shim,) = shims(mark)
     os.kill(shim, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)
     await killed(agent)

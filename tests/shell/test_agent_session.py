@@ -14,7 +14,7 @@ from holdfast.heartbeat import Writer
 from holdfast.v1 import agent_pb2, job_pb2, worker_pb2
 from holdfast_agent.agent import Agent, AgentConfig
 from tests.agent.fake_coordinator import BEAT_MS, FakeCoordinator, key, release, soon, start, stop
-from tests.agent.processes import alive, line_of, marked, name, until
+from tests.agent.processes import alive, line_of, names, until
 
 FOREVER = ("sleep", "1000")
 
@@ -491,4 +491,4 @@ async def test_an_agent_that_ends_leaves_its_workers_and_no_socket(tmp_path, mar
     await asyncio.gather(running, return_exceptions=True)
     await agent.stop(workers=False)
     assert not agent._link.path.exists()
-    assert sorted(map(name, marked(mark))) == ["holdfast-shim", "sleep"]
+    assert sorted(names(mark).values()) == ["holdfast-shim", "sleep"]

@@ -19,15 +19,11 @@ from holdfast_agent.crew import _wake_shim
 from holdfast_agent.shim import _Alone, start_time
 from holdfast_agent.workdir import StateDir
 from tests.agent.fake_coordinator import PATIENCE_S, key, start, stop
-from tests.agent.processes import alive, gone, line_of, marked, name, until
+from tests.agent.processes import alive, gone, line_of, shims, until
 
 DEAF = "trap '' TERM; echo up; while :; do sleep 0.01; done"
 FOREVER = ("sleep", "1000")
 IMPORTS = (sys.executable, "-S", "-c", "print('out')\nimport foo")
-
-
-def shims(mark):
-    return [pid for pid in marked(mark) if name(pid) == "holdfast-shim"]
 
 
 def read(path, record):

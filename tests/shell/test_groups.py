@@ -13,7 +13,7 @@ import pytest
 from holdfast.v1 import job_pb2
 from holdfast_agent import cgroups
 from holdfast_agent.groups import Groups
-from tests.agent.processes import alive, gone, groups_of, line_of, marked, name, until
+from tests.agent.processes import alive, gone, groups_of, line_of, marked, shims, until
 from tests.shell.conftest import House
 
 MOUNTS = cgroups.find()
@@ -44,10 +44,6 @@ async def grouped(request, tmp_path, mark):
     house = House(tmp_path, cgroup=base)
     yield house
     await house.close(workers=True)
-
-
-def shims(mark):
-    return [pid for pid in marked(mark) if name(pid) == "holdfast-shim"]
 
 
 def group_of(pid, base):

@@ -13,13 +13,9 @@ import pytest
 
 from holdfast_agent import shim
 from holdfast_agent.core import Key
-from tests.agent.processes import alive, gone, line_of, marked, name, until
+from tests.agent.processes import alive, gone, line_of, marked, name, names, shims, until
 
 PYTHON = (sys.executable, "-S", "-c")
-
-
-def shims(mark):
-    return [pid for pid in marked(mark) if name(pid) == "holdfast-shim"]
 
 
 def nursery(mark):
@@ -38,7 +34,8 @@ def children(pid):
 
 def left(mark):
     """What is neither the nursery nor a shim: that is gone a moment after it has told of an end."""
-    return sorted({*marked(mark)} - {nursery(mark), *shims(mark)})
+    others = {pid for pid, called in names(mark).items() if called != "holdfast-shim"}
+    return sorted(others - {nursery(mark)})
 
 
 class TestEnds:

@@ -14,7 +14,7 @@ from holdfast.v1 import agent_pb2
 from holdfast_agent import warm
 from holdfast_agent.core import WorkerSpawned
 from tests.agent.fake_coordinator import key, start, stop
-from tests.agent.processes import PYTHON, alive, gone, line_of, marked, name, until
+from tests.agent.processes import PYTHON, alive, gone, line_of, marked, name, names, until
 
 SLEEPS = "import sys, time; print(*(m in sys.modules for m in ('colorsys', 'numpy')), flush=True); time.sleep(1000)"
 FOREVER = (sys.executable, "-c", SLEEPS)
@@ -37,12 +37,12 @@ def _is_child(pid, of):
 
 
 def named(mark, wanted):
-    return [pid for pid in marked(mark) if name(pid) == wanted]
+    return [pid for pid, called in names(mark).items() if called == wanted]
 
 
 def left(mark):
     """Names of what is no worker's: without shims, which go a moment after they have told of an end."""
-    return sorted(n for n in map(name, marked(mark)) if n not in ("holdfast-shim", "holdfast-ahead"))
+    return sorted(n for n in names(mark).values() if n not in ("holdfast-shim", "holdfast-ahead"))
 
 
 async def waits(house, count=1, job_id="job1"):
@@ -247,7 +247,7 @@ class TestNobodyIsLeft:
         await gone(zygote)
         house.kill()
         await house.ended()
-        await until(lambda: list(map(name, marked(mark))) == [PYTHON])  # the nursery
+        await until(lambda: list(names(mark).values()) == [PYTHON])  # the nursery
 
     async def test_when_the_agent_gives_up_its_workers(self, house, mark):
         for rank in range(3):
@@ -323,7 +323,7 @@ class TestFallingBack:
             house.kill(attempt=attempt)
             await house.ended()
         assert house.preload().reason == why
-        await until(lambda: list(map(name, marked(mark))) == [PYTHON])  # the nursery
+        await until(lambda: list(names(mark).values()) == [PYTHON])  # the nursery
 
     @pytest.mark.parametrize(
         ("command", "why"),
