@@ -21,6 +21,11 @@ FASTER = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "on",
 """No test cuts the power of the machine that the server is on."""
 
 
+def written(url: StoreUrl) -> str:
+    """A database as a command line names it."""
+    return f"postgresql://holdfast@/{url.url.database}?host={url.url.query['host']}"
+
+
 class PostgresServer:
     """One server, below a directory with a short name: it holds a unix socket."""
 

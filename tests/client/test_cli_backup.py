@@ -18,6 +18,7 @@ from holdfast_coordinator.core.state import Settings
 from holdfast_coordinator.core.step import step
 from holdfast_coordinator.store.postgres import PostgresStore
 from holdfast_coordinator.store.sqlite import FILE, SqliteStore
+from tests.postgres import written
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ class TestPostgres:
     def database(self, postgres):
         """A new one, as a coordinator is told of it."""
         url = postgres.make_database()
-        return url, f"postgresql://holdfast@/{url.url.database}?host={url.url.query['host']}"
+        return url, written(url)
 
     @staticmethod
     def state_in(url):
@@ -134,38 +135,38 @@ class TestPostgres:
             store.close()
 
     def test_a_state_is_moved(self, place, tmp_path, database):
-        url, written = database
+        url, named = database
         store = submitted(place, tmp_path)
         before = store.load(Settings())
-        done = run("move", "--state-dir", place, "--store", written)
+        done = run("move", "--state-dir", place, "--store", named)
         assert done.exit_code == EXIT.FAILED
         assert "another coordinator uses the state directory" in done.stderr
         store.close()
-        done = run("move", "--state-dir", place, "--store", written)
-        assert (done.exit_code, done.stdout) == (0, f"holdfast coordinator --store '{written}'\n")
+        done = run("move", "--state-dir", place, "--store", named)
+        assert (done.exit_code, done.stdout) == (0, f"holdfast coordinator --store '{named}'\n")
         assert self.state_in(url) == before
         assert FILE not in os.listdir(place)
         with sqlite3.connect(place / f"{FILE}.moved") as kept:
             assert kept.execute("SELECT id FROM jobs").fetchall() == [("j1",)]
         kept.close()
-        assert run("move", "--state-dir", place, "--store", written).exit_code == EXIT.NOT_FOUND
+        assert run("move", "--state-dir", place, "--store", named).exit_code == EXIT.NOT_FOUND
 
     def test_a_database_with_a_state_takes_no_other(self, place, tmp_path, database):
-        url, written = database
+        url, named = database
         submitted(place, tmp_path).close()
         self.state_in(url)
-        done = run("move", "--state-dir", place, "--store", written)
+        done = run("move", "--state-dir", place, "--store", named)
         assert done.exit_code == EXIT.FAILED
         assert "there is a state in it already" in done.stderr
         assert FILE in os.listdir(place)
         assert not self.state_in(url).jobs
 
     def test_there_and_back(self, place, tmp_path, database, postgres):
-        _, written = database
+        _, named = database
         checkpoints, file = tmp_path / "checkpoints", tmp_path / "backup.db"
         checkpoints.mkdir()
         submitted(place, checkpoints).close()
-        (tmp_path / "url").write_text(f"{written}\n")
+        (tmp_path / "url").write_text(f"{named}\n")
         done = run("move", "--state-dir", place, "--store-file", tmp_path / "url")
         assert done.stdout == f"holdfast coordinator --store-file {tmp_path}/url\n"
         assert run("create", file, "--store-file", tmp_path / "url").exit_code == 0
@@ -174,8 +175,7 @@ class TestPostgres:
         published(checkpoints, 20, 3)
 
         other = postgres.make_database()
-        target = f"postgresql://holdfast@/{other.url.database}?host={other.url.query['host']}"
-        assert run("restore", file, "--store", target).exit_code == 0
+        assert run("restore", file, "--store", written(other)).exit_code == 0
         (gang,) = self.state_in(other).gangs.values()
         assert (gang.commit.step, gang.commit.attempt) == (20, 3)
         assert gang.attempt > 3

@@ -12,6 +12,7 @@ from tests.agent.processes import until
 from tests.e2e.fleet import HOLDFAST, PATIENCE_S, Fleet, committed, pids
 from tests.e2e.test_survival import STEPS, assert_undisturbed
 from tests.ports import free_port
+from tests.postgres import written
 
 pytestmark = pytest.mark.e2e
 
@@ -34,7 +35,7 @@ class Pair(Fleet):
         port = free_port()
         self.addresses = [f"127.0.0.{host}:{port}" for host in (2, 3)]
         self.target = ",".join(self.addresses)
-        self._store = f"postgresql://holdfast@/{url.url.database}?host={url.url.query['host']}"
+        self._store = written(url)
 
     def start_coordinator(self, address):
         options = ["--listen", address, "--state-dir", str(self.root / f"coordinator-{address}")]
@@ -131,8 +132,7 @@ async def test_a_name_that_led_to_a_standby_and_then_to_the_leader(tmp_path, pos
 
 
 async def test_a_state_that_is_moved_into_the_database_while_workers_run(fleet, postgres):
-    url = postgres.make_database().url
-    store = f"postgresql://holdfast@/{url.database}?host={url.query['host']}"
+    store = written(postgres.make_database())
     job_id = await fleet.submit()
     before = await fleet.until(job_id, committed(10))
     fleet.kill("coordinator")
